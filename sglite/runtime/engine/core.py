@@ -1,0 +1,282 @@
+"""EngineCore: the step loop. It holds no tensor: requests come in, plans go to the executor, results come back.
+
+    sync       schedule N, submit N, masks N, collect N, update
+    overlap    schedule N+1, submit N+1  (N is running)   collect N, update, masks N+1
+
+Both give the same output. One thread runs it; whoever talks to it does so through an inbox.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from sglite.constrained.spec import ConstraintError, ConstraintRefused
+from sglite.runtime.cache.allocator import PageAllocator
+from sglite.runtime.cache.radix import RadixCache
+from sglite.runtime.engine.grammar import Compiler, GrammarState
+from sglite.runtime.engine.policy import get_policy
+from sglite.runtime.engine.request import Request, WaitReason
+from sglite.runtime.engine.scheduler import Scheduler, SchedulerLimits
+from sglite.runtime.engine.update import Updater
+from sglite.runtime.executor.base import Executor
+from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, RequestOutput
+
+
+@dataclass(frozen=True)
+class CoreConfig:
+    """Sizes and switches of an EngineCore; where the values come from is the caller's business."""
+
+    num_pages: int
+    page_size: int
+    max_context: int
+    """Longest sequence, prompt and output together."""
+    vocab_size: int
+    """Width of the logits."""
+    eos_ids: tuple[int, ...] = ()
+    state_slots: dict[str, int] = field(default_factory=dict)
+    """Recurrent-state groups and how many slots each has."""
+    limits: SchedulerLimits = field(default_factory=SchedulerLimits)
+    policy: str = "fcfs"
+    radix_cache: bool = True
+    overlap: bool = False
+    seed: int = 0
+    """Seeds of requests that bring none are drawn from it."""
+    max_waiting: int = 100_000
+
+
+class EngineCore:
+    """Requests in, outputs out, one step at a time. Not thread-safe.
+
+    Args:
+        executor: computes the steps.
+        config: sizes.
+        token_bytes: bytes of every token, for stop strings; ``None`` without a tokenizer.
+        compiler: compiles constraints off this thread; ``None`` refuses them.
+        wake: called from any thread when there may be something to do.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        config: CoreConfig,
+        token_bytes: Sequence[bytes | None] | None = None,
+        compiler: Compiler | None = None,
+        wake: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.totals = Accounting()
+        self.num_finished = 0
+        self.num_steps = 0
+        self.step_tokens = 0
+        allocator = PageAllocator(config.num_pages)
+        states = {group: PageAllocator(slots) for group, slots in config.state_slots.items()}
+        self.cache = RadixCache(allocator, config.page_size, states=states, enabled=config.radix_cache)
+        limits = replace(config.limits, look_ahead=config.overlap)
+        self._updater = Updater(config.eos_ids, token_bytes)
+        self.scheduler = Scheduler(self.cache, limits, self._updater, get_policy(config.policy), clock)
+        self._executor = executor
+        self._compiler = compiler
+        self._wake = wake
+        self._clock = clock
+        self._order = 0
+        self._in_flight: deque[int] = deque()
+        self._maskless: deque[int] = deque()
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    def add(self, wire: GenerateRequest) -> None:
+        """Take a request in. One that cannot run ends at once with an output that says why."""
+        reason = self._refusal(wire)
+        if reason is None:
+            sampling = msgspec.structs.replace(wire.sampling, max_new_tokens=self._max_new_tokens(wire))
+            wire = msgspec.structs.replace(wire, sampling=sampling)
+        self._order += 1
+        seed = wire.sampling.seed if wire.sampling.seed is not None else self._draw_seed(self._order)
+        request = Request(wire, self._order, self._clock(), seed)
+        self.scheduler.add(request)
+        if reason is None:
+            reason = self._prepare(request)
+        if reason is not None:
+            self.scheduler.end(request, FinishReason(type="error", code="invalid_request", message=reason))
+
+    def abort(self, request_id: str) -> bool:
+        """End a request; ``False`` when there is none of that name."""
+        request = self.scheduler.find(request_id)
+        if request is None:
+            return False
+        self.scheduler.end(request, FinishReason(type="abort", code="cancelled", message="aborted by the client"))
+        return True
+
+    def abort_all(self, message: str) -> None:
+        """End everything."""
+        for request in [*self.scheduler.waiting.values(), *self.scheduler.running.values()]:
+            self.scheduler.end(request, FinishReason(type="abort", code="cancelled", message=message))
+
+    def unpin(self, prefix: str) -> None:
+        """Forget the pins whose names start with ``prefix``."""
+        self.scheduler.memory.unpin(prefix)
+
+    def flush_cache(self) -> int:
+        """Drop all cached prefixes that nothing in flight uses, pinned ones too; returns the pages freed."""
+        self.scheduler.memory.unpin("")
+        return self.cache.flush()
+
+    def _refusal(self, wire: GenerateRequest) -> str | None:
+        """Why a request can never run, or ``None``."""
+        n, capacity = len(wire.token_ids), self.capacity
+        if n == 0:
+            return "input_ids is empty: give at least one token, or a prompt that is not empty"
+        if n > capacity or (n == capacity and wire.sampling.max_new_tokens != 0):
+            return f"the prompt has {n} tokens and the engine holds {capacity}, output included; {self._remedy}"
+        limit = wire.sampling.max_new_tokens
+        if limit is not None and n + limit > capacity:
+            return (
+                f"max_new_tokens={limit} with a prompt of {n} tokens exceeds the {capacity} tokens the engine holds; "
+                f"give max_new_tokens<={capacity - n}, or {self._remedy}"
+            )
+        bad = next((t for t in wire.token_ids if not 0 <= t < self.config.vocab_size), None)
+        if bad is not None:
+            return f"input_ids has {bad}, outside the vocabulary of {self.config.vocab_size} tokens"
+        if wire.logprobs is not None and wire.logprobs.start_len is not None and not 0 <= wire.logprobs.start_len <= n:
+            return f"logprob_start_len={wire.logprobs.start_len} is outside the prompt of {n} tokens"
+        if len(self.scheduler.waiting) >= self.config.max_waiting:
+            return f"the queue is full ({self.config.max_waiting} requests); try again later"
+        return None
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of the longest sequence that fits the context and the page pool."""
+        return min(self.config.max_context, self.config.num_pages * self.config.page_size)
+
+    @property
+    def _remedy(self) -> str:
+        if self.config.max_context <= self.config.num_pages * self.config.page_size:
+            return "shorten it: the model's context ends there"
+        return f"raise max_total_tokens (now {self.config.num_pages * self.config.page_size})"
+
+    def _max_new_tokens(self, wire: GenerateRequest) -> int:
+        limit = wire.sampling.max_new_tokens
+        return self.capacity - len(wire.token_ids) if limit is None else limit
+
+    def _draw_seed(self, order: int) -> int:
+        """A seed for the ``order``-th request: the engine's own, so that a run can be repeated."""
+        return int(np.random.SeedSequence([self.config.seed, order]).generate_state(1, np.uint64)[0])
+
+    def _prepare(self, request: Request) -> str | None:
+        """Stops and constraint of a new request; returns why it cannot run, or ``None``."""
+        try:
+            self._updater.prepare(request)
+        except ValueError as error:
+            return str(error)
+        spec = request.request.constraint
+        if spec is None:
+            return None
+        if self._compiler is None:
+            return f"{spec.kind} needs a tokenizer, which skip_tokenizer_init=True left out"
+        request.reasons.add(WaitReason.COMPILE)
+        request.grammar = GrammarState(self._compiler.submit(spec))
+        request.grammar.when_ready(self._wake)
+        return None
+
+    def _start_compiled(self) -> None:
+        """Let go of requests whose constraint has been compiled, or end them with what was wrong with it."""
+        for request in [r for r in self.scheduler.waiting.values() if WaitReason.COMPILE in r.reasons]:
+            assert request.grammar is not None
+            if not request.grammar.future.done():
+                continue
+            request.reasons.discard(WaitReason.COMPILE)
+            try:
+                request.grammar.start()
+            except (ConstraintRefused, ConstraintError) as error:
+                reason = FinishReason(type="error", code="constraint_refused", message=str(error))
+                self.scheduler.end(request, reason)
+            except Exception as error:
+                message = f"the constraint could not be compiled: {type(error).__name__}: {error}"
+                self.scheduler.end(request, FinishReason(type="error", code="internal", message=message))
+
+    # --- steps ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing to do until something happens outside: no step in flight, and nobody who could run."""
+        if self._in_flight or self.scheduler.running:
+            return False
+        return all(r.reasons & {WaitReason.COMPILE} for r in self.scheduler.waiting.values())
+
+    def step(self) -> list[RequestOutput]:
+        """Plan a step if there is something to compute, take in one that has finished; returns what came of it."""
+        self._start_compiled()
+        depth = 2 if self.config.overlap else 1
+        planned = self.scheduler.schedule() if len(self._in_flight) < depth else None
+        if planned is not None:
+            self._executor.submit(planned)
+            self._in_flight.append(planned.step_id)
+            self.num_steps += 1
+            self.step_tokens += planned.num_tokens
+            if any(task.constrained for task in planned.samples):
+                self._maskless.append(planned.step_id)
+        self._supply_masks()
+        if len(self._in_flight) == depth or (planned is None and self._in_flight):
+            self.scheduler.update(self._executor.collect(self._in_flight.popleft()))
+            self._supply_masks()
+        return self._outputs()
+
+    def _supply_masks(self) -> None:
+        """Fill the masks of the oldest step in flight; those of a later one depend on what it samples."""
+        if not (self._maskless and self._in_flight and self._maskless[0] == self._in_flight[0]):
+            return
+        step_id = self._maskless.popleft()
+        requests = self.scheduler.constrained(step_id)
+        masks = np.full((len(requests), -(-self.config.vocab_size // 32)), -1, dtype=np.int32)
+        for row, request in zip(masks, requests, strict=True):
+            if request is None or request.grammar is None or request.ending is not None:
+                continue
+            expected = request.samples_in_flight[0] if request.samples_in_flight else None
+            if expected is None:
+                request.grammar.fill(row)
+            else:
+                row[:] = 0
+                row[expected // 32] = np.array(1 << (expected % 32), dtype=np.uint32).view(np.int32)
+        self._executor.supply_masks(step_id, masks)
+
+    def _outputs(self) -> list[RequestOutput]:
+        outputs = self.scheduler.take_outputs()
+        for output in outputs:
+            if output.finish_reason is not None:
+                self.num_finished += 1
+                for name in Accounting.__struct_fields__:
+                    setattr(self.totals, name, getattr(self.totals, name) + getattr(output.accounting, name))
+        return outputs
+
+    def drain(self) -> list[RequestOutput]:
+        """Collect what is in flight without planning more."""
+        while self._in_flight:
+            self._supply_masks()
+            self.scheduler.update(self._executor.collect(self._in_flight.popleft()))
+        return self._outputs()
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters of the engine so far and its present load."""
+        pages = self.cache.allocator.counts()
+        return {
+            "num_running": len(self.scheduler.running),
+            "num_waiting": len(self.scheduler.waiting),
+            "num_finished": self.num_finished,
+            "num_steps": self.num_steps,
+            "step_tokens": self.step_tokens,
+            "failed_steps": self.scheduler.failed_steps,
+            "preemptions": self.scheduler.preemptions,
+            "evicted_pages": self.cache.evicted_pages,
+            "pins": len(self.scheduler.memory.pins),
+            "pages": {"free": pages.free, "held": pages.held, "cached": pages.cached, "total": pages.total},
+            "page_mismatches": self.cache.allocator.mismatches,
+            "totals": msgspec.structs.asdict(self.totals),
+        }

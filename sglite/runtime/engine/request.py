@@ -1,0 +1,186 @@
+"""A request: a few integers with an asserted order, and the objects features hang on it.
+
+    0 <= num_cached <= num_computed <= num_scheduled <= num_tokens + num_unknown
+
+``num_tokens`` are known; ``num_unknown`` (0, 1 or, between two updates, 2) are being sampled by steps in flight.
+Why a request waits is a set of reasons, not a state of its own.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from typing import TYPE_CHECKING
+
+from sglite.runtime.cache.radix import Cursor, RadixNode
+from sglite.runtime.engine.grammar import GrammarState
+from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, TokenLogprob
+
+if TYPE_CHECKING:
+    from sglite.runtime.text.stop import StopMatcher
+
+
+class RequestStatus(enum.Enum):
+    """Where a request stands: in the queue, admitted (it has a slot and a cursor), or over."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class WaitReason(enum.Enum):
+    """Why a request cannot go on just now."""
+
+    COMPILE = "compile"
+    PROMISE = "promise"
+
+
+class LogprobState:
+    """Which positions still need a score, and the rows that wait for their turn to be sent."""
+
+    __slots__ = ("output", "prompt", "prompt_sent", "prompt_start", "unscored")
+
+    def __init__(self, start_len: int | None, prompt: list[int]) -> None:
+        self.prompt_start = len(prompt) if start_len is None else min(start_len, len(prompt))
+        self.prompt: list[TokenLogprob] = []
+        self.prompt_sent = self.prompt_start == len(prompt)
+        self.unscored: deque[int] = deque()
+        """Positions of known tokens whose logprob a coming row reports, in order."""
+        self.output: dict[int, TokenLogprob] = {}
+        """By position; an output token is sent together with its row."""
+        if self.prompt_start == 0 and prompt:
+            self.prompt.append(TokenLogprob(prompt[0], None))
+        self.restart(len(prompt), len(prompt), len(prompt))
+
+    def restart(self, prompt_len: int, unsent: int, num_tokens: int) -> None:
+        """Ask again for every row that has not come in; output before position ``unsent`` has been sent."""
+        missing = [] if self.prompt_sent else [*range(self.prompt_start + len(self.prompt), prompt_len)]
+        missing += [position for position in range(unsent, num_tokens) if position not in self.output]
+        self.unscored = deque(missing)
+
+
+class Request:
+    """One sequence on its way through the engine; see the module's drawing. Only the scheduler changes it."""
+
+    __slots__ = (
+        "accounting", "blocked_on", "blocked_planned", "cursor", "emitted", "ending", "finish", "first_run",
+        "grammar", "held_pages", "in_flight", "inherited_priority", "logprobs", "num_cached", "num_computed",
+        "num_scheduled", "order", "page_table", "pages_sent", "preempting", "prompt_len", "reasons", "request",
+        "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time", "state_slots", "status",
+        "stop", "suspect", "tokens", "unsent_forced",
+    )  # fmt: skip
+
+    def __init__(self, request: GenerateRequest, order: int, now: float, seed: int) -> None:
+        self.request = request
+        self.order = order
+        self.seed = seed
+        self.tokens = list(request.token_ids)
+        self.prompt_len = len(self.tokens)
+        self.num_cached = 0
+        self.num_computed = 0
+        self.num_scheduled = 0
+        self.status = RequestStatus.WAITING
+        self.reasons: set[WaitReason] = set()
+        self.ending: FinishReason | None = None
+        """Why it will end once the logprobs of its last tokens are there."""
+        self.finish: FinishReason | None = None
+        self.in_flight = 0
+        """Steps submitted and not collected that this request takes part in."""
+        self.samples_in_flight: deque[int | None] = deque()
+        """One entry a sample not collected: the token when it is known beforehand (forced), else ``None``."""
+        self.scores_in_flight = 0
+        """Tokens whose logprobs steps in flight report."""
+        self.cursor: Cursor | None = None
+        self.slot = -1
+        self.page_table: list[int] = []
+        self.pages_sent = 0
+        self.held_pages: list[int] = []
+        """Pages for positions whose tokens nobody knows yet."""
+        self.state_slots: dict[str, int] = {}
+        self.blocked_on: RadixNode | None = None
+        self.blocked_planned = -1
+        self.inherited_priority = request.priority
+        self.preempting = False
+        self.suspect = False
+        """Took part in a step that failed: runs alone until a step succeeds."""
+        self.seen = 0
+        """Positions below have been accounted for."""
+        self.emitted = 0
+        """Output tokens sent to the client."""
+        self.accounting = Accounting(prompt_tokens=self.prompt_len)
+        self.start_time = now
+        self.first_run: float | None = None
+        self.grammar: GrammarState | None = None
+        self.stop: StopMatcher | None = None
+        self.unsent_forced: list[int] = []
+        """Forced tokens the executor has not been told of."""
+        options = request.logprobs
+        self.logprobs = None if options is None else LogprobState(options.start_len, self.tokens)
+
+    @property
+    def id(self) -> str:
+        """The client's name for it."""
+        return self.request.request_id
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens."""
+        return len(self.tokens)
+
+    @property
+    def num_output(self) -> int:
+        """Known output tokens."""
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def num_unknown(self) -> int:
+        """Tokens that steps in flight are sampling and nobody knows beforehand."""
+        return sum(token is None for token in self.samples_in_flight)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Bound on the output; the engine resolved ``None`` to what the context leaves."""
+        limit = self.request.sampling.max_new_tokens
+        assert limit is not None
+        return limit
+
+    @property
+    def priority(self) -> int:
+        """Its own, or that of the most urgent request that waits for what this one computes."""
+        return max(self.request.priority, self.inherited_priority)
+
+    @property
+    def sort_key(self) -> tuple[int, int]:
+        """Who goes first: higher priority, then earlier arrival."""
+        return (-self.priority, self.order)
+
+    def check(self) -> None:
+        """The order of the integers."""
+        known = self.num_tokens + self.num_unknown
+        assert 0 <= self.num_cached <= self.num_computed <= self.num_scheduled <= known, self
+
+    def note_start(self, depth: int) -> None:
+        """Everything below ``depth`` comes from the cache; the first time, that is where the request starts."""
+        self.account_cached(depth)
+        if self.num_scheduled == 0:
+            self.num_cached = self.num_computed = depth
+
+    def account_cached(self, upto: int) -> None:
+        """Positions below ``upto`` came from the cache, as far as they are new."""
+        fresh = min(upto, self.prompt_len) - self.seen
+        if fresh > 0:
+            self.accounting.cached_tokens += fresh
+        self.seen = max(self.seen, upto)
+
+    def account_computed(self, start: int, end: int, in_cache: int) -> None:
+        """Positions ``[start, end)`` are computed; below ``in_cache`` they had been before."""
+        self.accounting.forward_passes += 1
+        self.accounting.replayed_tokens += max(0, min(end, max(in_cache, self.seen)) - start)
+        self.accounting.computed_prompt_tokens += max(0, min(end, self.prompt_len) - max(start, self.seen))
+        self.seen = max(self.seen, end)
+
+    def __repr__(self) -> str:
+        return (
+            f"Request({self.id}, {self.status.value}, cached={self.num_cached}, computed={self.num_computed}, "
+            f"scheduled={self.num_scheduled}, tokens={self.num_tokens}, unknown={self.num_unknown})"
+        )

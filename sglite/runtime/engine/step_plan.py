@@ -1,0 +1,93 @@
+"""What a step will do, while it is put together and until its results come back.
+
+A plan is the SchedulerOutput the executor gets plus what only the scheduler needs to read the StepOutput:
+which request each sample and score belongs to, and how far each row brings its request.
+"""
+
+from __future__ import annotations
+
+from sglite.runtime.engine.request import Request
+from sglite.runtime.protocol import CopyPages, RowStep, SampleTask, SchedulerOutput, ScoreTask
+
+
+class StepPlan:
+    """A step under construction, bounded by ``token_budget`` tokens."""
+
+    def __init__(self, step_id: int, token_budget: int) -> None:
+        self.output = SchedulerOutput(step_id=step_id)
+        self.tokens_left = token_budget
+        self.computed: list[tuple[Request, int]] = []
+        """Rows: the request and the depth it is computed to afterwards."""
+        self.sampled: list[Request] = []
+        self.scored: list[Request] = []
+        self.members: list[Request] = []
+        """Everyone whose ``in_flight`` counts this step."""
+        self._row_of: dict[Request, int] = {}
+
+    @property
+    def step_id(self) -> int:
+        """Number of the step."""
+        return self.output.step_id
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing to compute and nobody waits for its end."""
+        return not self.members
+
+    def join(self, request: Request) -> None:
+        """``request`` takes part in the step."""
+        if request not in self.members[-1:]:
+            request.in_flight += 1
+            self.members.append(request)
+
+    def add_row(self, request: Request, row: RowStep, copies: list[CopyPages]) -> int:
+        """Compute ``row`` for ``request``; returns the row's index."""
+        index = len(self.output.rows)
+        self.output.rows.append(row)
+        self.output.copies.extend(copies)
+        self.tokens_left -= len(row.token_ids)
+        self._row_of[request] = index
+        self.computed.append((request, row.start + len(row.token_ids)))
+        self.join(request)
+        return index
+
+    def row_covering(self, owner: object, position: int) -> int | None:
+        """Index of the row in which ``owner`` computes ``position`` in this step."""
+        if not isinstance(owner, Request):
+            return None
+        index = self._row_of.get(owner)
+        if index is None:
+            return None
+        row = self.output.rows[index]
+        return index if row.start <= position < row.start + len(row.token_ids) else None
+
+    def add_sample(self, request: Request, row: int, position: int) -> None:
+        """Sample the token after ``position`` for ``request`` from the logits of ``row``."""
+        task = SampleTask(
+            slot=request.slot,
+            row=row,
+            position=position,
+            num_output=request.num_output + request.num_unknown,
+            constrained=request.grammar is not None,
+        )
+        self.output.samples.append(task)
+        self.sampled.append(request)
+        request.samples_in_flight.append(None)
+        self.join(request)
+
+    def add_scores(self, request: Request, row_index: int) -> None:
+        """Score the known tokens that ``request`` still wants scored and whose logits the row gives."""
+        state = request.logprobs
+        if state is None:
+            return
+        row = self.output.rows[row_index]
+        end = row.start + len(row.token_ids)
+        while state.unscored and state.unscored[0] - 1 < end:
+            first = state.unscored.popleft()
+            targets = [request.tokens[first]]
+            while state.unscored and state.unscored[0] == first + len(targets) and state.unscored[0] - 1 < end:
+                targets.append(request.tokens[state.unscored.popleft()])
+            task = ScoreTask(slot=request.slot, row=row_index, position=first - 1, targets=targets)
+            self.output.scores.append(task)
+            self.scored.append(request)
+            request.scores_in_flight += len(targets)

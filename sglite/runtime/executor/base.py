@@ -1,0 +1,114 @@
+"""The executor: takes planned steps, gives back what they computed; several may be in flight.
+
+    submit(step)            starts the step and returns at once
+    supply_masks(id, m)     the bitmasks its constrained samples wait for; call it for every step that has any
+    collect(id)             waits for the result of the oldest step in flight
+
+Steps run one after the other, in the order in which they were submitted. An exception inside a step becomes
+``StepOutput.error``: the engine decides what it means for whom.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglite.runtime.protocol import SchedulerOutput, StepOutput
+
+Masks = NDArray[np.int32]
+"""[constrained samples, words]: bit ``id % 32`` of word ``id // 32`` is set when the token is allowed."""
+
+
+class Worker(Protocol):
+    """What computes: holds the pools, the model and a little state a row. One per rank."""
+
+    def execute(self, step: SchedulerOutput, masks: Callable[[], Masks | None]) -> StepOutput:
+        """Run a step. ``masks`` waits for the bitmasks; call it after the forward pass."""
+        ...
+
+
+class Executor(Protocol):
+    """Where steps go; see the module."""
+
+    def submit(self, step: SchedulerOutput) -> None:
+        """Start ``step``."""
+        ...
+
+    def supply_masks(self, step_id: int, masks: Masks) -> None:
+        """Bitmasks for the constrained samples of a step, in task order."""
+        ...
+
+    def collect(self, step_id: int) -> StepOutput:
+        """Wait for the result of ``step_id``, the oldest step in flight."""
+        ...
+
+    def shutdown(self) -> None:
+        """Stop; nothing may be in flight."""
+        ...
+
+
+class _Job:
+    """A step on its way."""
+
+    def __init__(self, step: SchedulerOutput) -> None:
+        self.step = step
+        self.masks: Masks | None = None
+        self.masks_ready = threading.Event()
+        self.done = threading.Event()
+        self.output: StepOutput | None = None
+        if not any(task.constrained for task in step.samples):
+            self.masks_ready.set()
+
+    def wait_for_masks(self) -> Masks | None:
+        self.masks_ready.wait()
+        return self.masks
+
+
+class ThreadExecutor:
+    """One worker on a thread of this process."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._jobs: dict[int, _Job] = {}
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="sglite-worker", daemon=True)
+        self._thread.start()
+
+    def submit(self, step: SchedulerOutput) -> None:
+        """Start ``step`` after those submitted before."""
+        job = self._jobs[step.step_id] = _Job(step)
+        self._queue.put(job)
+
+    def supply_masks(self, step_id: int, masks: Masks) -> None:
+        """Let the samples of a step go ahead."""
+        job = self._jobs[step_id]
+        job.masks = masks
+        job.masks_ready.set()
+
+    def collect(self, step_id: int) -> StepOutput:
+        """The result of a step; waits for it."""
+        job = self._jobs.pop(step_id)
+        job.done.wait()
+        assert job.output is not None
+        return job.output
+
+    def shutdown(self) -> None:
+        """End the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            started = time.perf_counter()
+            try:
+                job.output = self._worker.execute(job.step, job.wait_for_masks)
+            except Exception as error:
+                job.output = StepOutput(step_id=job.step.step_id, error=f"{type(error).__name__}: {error}")
+            job.output.compute_ms = 1000 * (time.perf_counter() - started)
+            job.done.set()

@@ -1,0 +1,199 @@
+"""A worker without a model: instant, deterministic, and stricter than a real one. For tests and benchmarks.
+
+Its "keys" are fingerprints: the slot of a position holds a fingerprint of all tokens up to it, computed from the
+fingerprint that the row's page table leads to for the position before. Its next token is a function of that
+fingerprint. A page mixed up, freed too early or not copied therefore changes tokens, and output is right exactly
+when it equals ``script`` applied to the whole sequence (``reference``).
+
+A recurrent-state group works the same way with one fingerprint a slot, which must agree with the paged one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglite.runtime.executor.base import Masks
+from sglite.runtime.protocol import (
+    UNKNOWN_TOKEN,
+    GroupSpec,
+    NewRow,
+    RowStep,
+    SampledToken,
+    SampleTask,
+    SchedulerOutput,
+    ScoredTokens,
+    StepOutput,
+    TokenLogprob,
+)
+
+Script = Callable[[int], int]
+"""Fingerprint of all tokens so far -> next token."""
+
+
+def extend_fingerprint(fingerprint: int, token: int) -> int:
+    """The fingerprint of a sequence with one more token."""
+    data = fingerprint.to_bytes(8, "little") + token.to_bytes(8, "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def fingerprint_of(tokens: Sequence[int]) -> int:
+    """The fingerprint of a whole sequence."""
+    fingerprint = 0
+    for token in tokens:
+        fingerprint = extend_fingerprint(fingerprint, token)
+    return fingerprint
+
+
+class ScriptedWorker:
+    """Runs steps over fingerprints.
+
+    Args:
+        script: next token from the fingerprint; seeds and temperature are ignored.
+        num_pages, page_size: the pool, as the scheduler knows it.
+        state_groups: names of recurrent-state groups, with their number of slots.
+        step_seconds: how long a step pretends to take.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        num_pages: int,
+        page_size: int,
+        state_groups: dict[str, int] | None = None,
+        step_seconds: float = 0.0,
+    ) -> None:
+        self.script = script
+        self.page_size = page_size
+        self.slots = [-1] * (num_pages * page_size)
+        self.states = {name: [-1] * size for name, size in (state_groups or {}).items()}
+        self.groups = [GroupSpec(name="kv")] + [GroupSpec(name=name, kind="state") for name in self.states]
+        self.computed: Counter[int] = Counter()
+        """How often each fingerprint was computed and stored: no (prefix, token) more than once, that is the rule."""
+        self.replayed = 0
+        self.steps: list[SchedulerOutput] = []
+        self.fail_step: Callable[[SchedulerOutput], bool] = lambda step: False
+        self._step_seconds = step_seconds
+        self._rows: dict[int, NewRow] = {}
+        self._pages: dict[int, list[int]] = {}
+        self._last: dict[int, int] = {}
+
+    def execute(self, step: SchedulerOutput, masks: Callable[[], Masks | None]) -> StepOutput:
+        """Run a step; see ``Worker``."""
+        if self._step_seconds:
+            time.sleep(self._step_seconds)
+        self.steps.append(step)
+        self._prepare(step)
+        if self.fail_step(step):
+            raise RuntimeError("scripted failure")
+        prints = self._compute(step)
+        for copy in step.checkpoints:
+            self.states[copy.group][copy.dst] = self.states[copy.group][copy.src]
+        output = StepOutput(step_id=step.step_id)
+        output.scores = [
+            ScoredTokens(
+                slot=task.slot,
+                position=task.position,
+                logprobs=[self._logprob(prints[task.row, task.position + i], t) for i, t in enumerate(task.targets)],
+            )
+            for task in step.scores
+        ]
+        allowed = iter(masks_by_task(step.samples, masks()))
+        output.samples = [self._sample(task, prints[task.row, task.position], next(allowed)) for task in step.samples]
+        return output
+
+    def _prepare(self, step: SchedulerOutput) -> None:
+        for slot in step.released:
+            del self._rows[slot], self._pages[slot]
+        for new in step.new_rows:
+            self._rows[new.slot], self._pages[new.slot] = new, []
+        for row in step.rows:
+            self._pages[row.slot][row.pages_from :] = row.pages
+        for copy in step.copies:
+            src, dst = copy.src * self.page_size, copy.dst * self.page_size
+            self.slots[dst : dst + copy.num_tokens] = self.slots[src : src + copy.num_tokens]
+        for state in step.state_copies:
+            values = self.states[state.group]
+            values[state.dst] = 0 if state.src < 0 else values[state.src]
+
+    def _compute(self, step: SchedulerOutput) -> dict[tuple[int, int], int]:
+        """Fingerprints by (row, position). Rows are stored in the order in which they depend on each other."""
+        prints: dict[tuple[int, int], int] = {}
+        todo = list(enumerate(step.rows))
+        written = {
+            self._slot(row, p) for row in step.rows for p in range(row.store_from, row.start + len(row.token_ids))
+        }
+        while todo:
+            ready = [(i, row) for i, row in todo if row.start == 0 or self._slot(row, row.start - 1) not in written]
+            assert ready, "rows of a step wait for each other"
+            for index, row in ready:
+                self._compute_row(index, row, prints, written)
+            todo = [item for item in todo if item not in ready]
+        return prints
+
+    def _compute_row(
+        self, index: int, row: RowStep, prints: dict[tuple[int, int], int], written: set[int]
+    ) -> None:
+        before = self.slots[self._slot(row, row.start - 1)] if row.start else 0
+        for name, slot in row.state_slots.items():
+            assert self.states[name][slot] == before, f"state of row {index} does not stand at position {row.start}"
+        for offset, token in enumerate(row.token_ids):
+            position = row.start + offset
+            before = extend_fingerprint(before, self._last[row.slot] if token == UNKNOWN_TOKEN else token)
+            prints[index, position] = before
+            slot = self._slot(row, position)
+            if position >= row.store_from:
+                self.slots[slot] = before
+                self.computed[before] += 1
+                written.discard(slot)
+            else:
+                self.replayed += 1
+                assert slot in written or self.slots[slot] == before, f"position {position} is not in the cache"
+        for name, slot in row.state_slots.items():
+            self.states[name][slot] = before
+
+    def _slot(self, row: RowStep, position: int) -> int:
+        return self._pages[row.slot][position // self.page_size] * self.page_size + position % self.page_size
+
+    def _sample(self, task: SampleTask, fingerprint: int, allowed: Callable[[int], bool]) -> SampledToken:
+        new = self._rows[task.slot]
+        token = self.script(fingerprint)
+        tries = 0
+        banned = new.banned_until_min if task.num_output < new.sampling.min_new_tokens else ()
+        while not allowed(token) or token in banned:
+            token, tries = (token + 1) % 65536, tries + 1
+            if tries > 65536:
+                return SampledToken(slot=task.slot, token_ids=[], error="every token is masked")
+        self._last[task.slot] = token
+        logprobs = [] if new.logprobs is None else [self._logprob(fingerprint, token)]
+        return SampledToken(slot=task.slot, token_ids=[token], logprobs=logprobs)
+
+    def _logprob(self, fingerprint: int, token: int) -> TokenLogprob:
+        """A number that only this prefix and token give."""
+        return TokenLogprob(token, -(extend_fingerprint(fingerprint, token) % 10**6) / 10**5)
+
+
+def masks_by_task(tasks: Sequence[SampleTask], masks: Masks | None) -> list[Callable[[int], bool]]:
+    """For every task, whether a token is allowed."""
+    rows = iter(() if masks is None else masks)
+    return [partial(_allowed, next(rows) if task.constrained else None) for task in tasks]
+
+
+def _allowed(row: NDArray[np.int32] | None, token: int) -> bool:
+    return row is None or (token // 32 < len(row) and bool(row[token // 32] >> (token % 32) & 1))
+
+
+def reference(script: Script, prompt: Sequence[int], n: int) -> list[int]:
+    """What ``n`` tokens after ``prompt`` must be."""
+    tokens = list(prompt)
+    fingerprint = fingerprint_of(tokens)
+    for _ in range(n):
+        tokens.append(script(fingerprint))
+        fingerprint = extend_fingerprint(fingerprint, tokens[-1])
+    return tokens[len(prompt) :]

@@ -1,0 +1,207 @@
+"""The worker: turns a planned step into one ragged batch, runs the model, samples. Owns model, pool and row state.
+
+What it keeps between steps is one ``RowState`` a slot: the page table, the last sampled token (a row may be planned
+before anybody knows that token) and what penalties need. Everything else comes with the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sglite.runtime.backend.base import Backend, BatchLayout, ForwardContext
+from sglite.runtime.cache.pool import KVPool
+from sglite.runtime.executor.base import Masks
+from sglite.runtime.protocol import (
+    UNKNOWN_TOKEN,
+    NewRow,
+    RowStep,
+    SampledToken,
+    SampleTask,
+    SchedulerOutput,
+    ScoredTokens,
+    ScoreTask,
+    StepOutput,
+)
+from sglite.runtime.sample.logprobs import LogitsNotFinite
+from sglite.runtime.sample.penalties import TokenCounts
+from sglite.runtime.sample.sampler import Sampler, SampleResult, SampleRow
+
+
+class Model(Protocol):
+    """What the worker needs of a model."""
+
+    def forward(self, input_ids: Tensor, positions: Tensor, context: ForwardContext) -> Tensor:
+        """[T] ids and positions to [T, hidden]."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] to [n, vocab] in float32."""
+        ...
+
+
+@dataclass
+class RowState:
+    """What a slot stands for while its request runs."""
+
+    new: NewRow
+    counts: TokenCounts | None
+    pages: list[int] = field(default_factory=list)
+    last_token: int = UNKNOWN_TOKEN
+
+
+class ModelWorker:
+    """Runs steps of a model on a backend.
+
+    Args:
+        model: the network.
+        backend: the device.
+        pool: keys and values; its page numbers are the scheduler's.
+    """
+
+    def __init__(self, model: Model, backend: Backend, pool: KVPool) -> None:
+        self._model = model
+        self._backend = backend
+        self._pool = pool
+        self._sampler = Sampler()
+        self._rows: dict[int, RowState] = {}
+
+    @torch.inference_mode()
+    def execute(self, step: SchedulerOutput, masks: Callable[[], Masks | None]) -> StepOutput:
+        """Run a step; see ``Worker``."""
+        self._prepare(step)
+        logits, index = self._forward(step)
+        output = StepOutput(step_id=step.step_id)
+        output.scores = [self._score(task, logits, index) for task in step.scores]
+        output.samples = self._sample(step.samples, logits, index, masks())
+        return output
+
+    def _prepare(self, step: SchedulerOutput) -> None:
+        """Bring the row states up to date and copy pages."""
+        for slot in step.released:
+            self._rows.pop(slot, None)
+        for new in step.new_rows:
+            sampling = new.sampling
+            penalties = sampling.frequency_penalty, sampling.presence_penalty, sampling.repetition_penalty
+            counts = None if penalties == (0.0, 0.0, 1.0) else TokenCounts(new.prompt_ids, new.output_ids)
+            self._rows[new.slot] = RowState(new, counts)
+        for row in step.rows:
+            self._rows[row.slot].pages[row.pages_from :] = row.pages
+        for slot, tokens in step.appended.items():
+            counts = self._rows[slot].counts
+            if counts is not None:
+                counts.add(tokens)
+        if step.state_copies or step.checkpoints:
+            raise ValueError("this model has no recurrent state, and the step copies some")
+        self._backend.copy_pages(self._pool, step.copies)
+
+    def _forward(self, step: SchedulerOutput) -> tuple[Tensor, dict[tuple[int, int], int]]:
+        """Run the model; logits [n, vocab] and where (row, position) stands among them."""
+        layout, token_ids, first = self._layout(step.rows)
+        wanted: dict[tuple[int, int], int] = {}
+        for score in step.scores:
+            for offset in range(len(score.targets)):
+                wanted.setdefault((score.row, score.position + offset), len(wanted))
+        for sample in step.samples:
+            wanted.setdefault((sample.row, sample.position), len(wanted))
+        if not token_ids:
+            return torch.empty(0), wanted
+        device = self._backend.device
+        context = ForwardContext(self._backend, self._backend.plan(layout), self._pool)
+        ids = torch.tensor(token_ids, device=device)
+        hidden = self._model.forward(ids, torch.tensor(layout.positions, device=device), context)
+        if not wanted:
+            return torch.empty(0), wanted
+        picked = [first[row] + position - step.rows[row].start for row, position in wanted]
+        return self._model.logits(hidden[torch.tensor(picked, device=device)]), wanted
+
+    def _layout(self, rows: list[RowStep]) -> tuple[BatchLayout, list[int], list[int]]:
+        """The batch in plain integers, its token ids, and the index of each row's first token."""
+        size = self._pool.page_size
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        starts = [0]
+        for row in rows:
+            state = self._rows[row.slot]
+            ids = row.token_ids
+            if ids[-1] == UNKNOWN_TOKEN:
+                ids = [*ids[:-1], state.last_token]
+            token_ids.extend(ids)
+            end = row.start + len(ids)
+            positions.extend(range(row.start, end))
+            slots.extend([-1] * (row.store_from - row.start))
+            slots.extend(state.pages[p // size] * size + p % size for p in range(row.store_from, end))
+            starts.append(len(token_ids))
+        layout = BatchLayout(
+            query_starts=starts,
+            starts=[row.start for row in rows],
+            seq_lens=[row.start + len(row.token_ids) for row in rows],
+            positions=positions,
+            slot_mapping=slots,
+            page_tables=[self._rows[row.slot].pages for row in rows],
+            page_size=size,
+        )
+        return layout, token_ids, starts
+
+    def _score(self, task: ScoreTask, logits: Tensor, index: dict[tuple[int, int], int]) -> ScoredTokens:
+        """Logprobs of known tokens."""
+        options = self._rows[task.slot].new.logprobs
+        assert options is not None
+        rows = [index[task.row, task.position + offset] for offset in range(len(task.targets))]
+        try:
+            logprobs = self._sampler.score(logits[torch.tensor(rows, device=logits.device)], task.targets, options)
+        except LogitsNotFinite as error:
+            return ScoredTokens(slot=task.slot, position=task.position, logprobs=[], error=str(error))
+        return ScoredTokens(slot=task.slot, position=task.position, logprobs=logprobs)
+
+    def _sample(
+        self, tasks: list[SampleTask], logits: Tensor, index: dict[tuple[int, int], int], masks: Masks | None
+    ) -> list[SampledToken]:
+        """One token a task."""
+        if not tasks:
+            return []
+        rows = [self._sample_row(task) for task in tasks]
+        picked = [index[task.row, task.position] for task in tasks]
+        if picked != list(range(len(logits))):
+            logits = logits[torch.tensor(picked, device=logits.device)]
+        results = self._sampler.sample(logits, rows, _full_mask(tasks, masks))
+        return [self._note(task, result) for task, result in zip(tasks, results, strict=True)]
+
+    def _sample_row(self, task: SampleTask) -> SampleRow:
+        state = self._rows[task.slot]
+        return SampleRow(
+            params=state.new.sampling,
+            seed=state.new.seed,
+            position=task.position,
+            attempt=task.attempt,
+            num_output=task.num_output,
+            banned_until_min=state.new.banned_until_min,
+            counts=state.counts,
+            logprobs=state.new.logprobs,
+        )
+
+    def _note(self, task: SampleTask, result: SampleResult) -> SampledToken:
+        """Remember a sampled token for the rows and penalties that follow."""
+        if result.error is not None:
+            return SampledToken(slot=task.slot, token_ids=[], error=result.error)
+        state = self._rows[task.slot]
+        state.last_token = result.token_id
+        if state.counts is not None:
+            state.counts.add([result.token_id])
+        logprobs = [] if result.logprob is None else [result.logprob]
+        return SampledToken(slot=task.slot, token_ids=[result.token_id], logprobs=logprobs)
+
+
+def _full_mask(tasks: list[SampleTask], masks: Masks | None) -> Tensor | None:
+    """Bitmasks for all tasks: those supplied, and all ones for tasks without a constraint."""
+    if masks is None or len(masks) == 0:
+        return None
+    full = np.full((len(tasks), masks.shape[1]), -1, dtype=np.int32)
+    full[[i for i, task in enumerate(tasks) if task.constrained]] = masks
+    return torch.from_numpy(full)

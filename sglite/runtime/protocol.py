@@ -1,0 +1,274 @@
+"""What crosses a border of the runtime: between client, EngineCore and Executor, whatever process each lives in.
+
+Plain data only (msgspec structs of integers, floats, strings and lists): no tensor, no callable, no torch.
+
+    client --GenerateRequest--> EngineCore --SchedulerOutput--> Executor
+    client <--RequestOutput---- EngineCore <--StepOutput------- Executor
+
+Positions count tokens of a sequence from 0. A *slot* of a request is the small integer under which the executor
+keeps its row state. A *page* holds ``page_size`` consecutive positions; a page table lists pages by position.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from sglite.constrained.spec import ConstraintSpec
+from sglite.runtime.sample.params import SamplingParams
+
+UNKNOWN_TOKEN = -1
+"""A token id that an earlier step, still in flight, is about to sample; the executor knows it in time."""
+
+
+class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What one group of layers keeps per sequence.
+
+    ``paged`` groups keep one entry per position (attention keys and values), in pages. ``state`` groups keep one
+    entry per sequence (recurrent state); a prefix of theirs can be restored only where a checkpoint was saved.
+    """
+
+    name: str
+    kind: Literal["paged", "state"] = "paged"
+    layout: Literal["mha", "mla", "recurrent"] = "mha"
+    num_layers: int = 1
+    num_kv_heads: int = 1
+    head_dim: int = 1
+    v_head_dim: int = 1
+    dtype: str = "float32"
+    bytes_per_token: int = 0
+    """Paged groups: bytes of one position over all layers."""
+    bytes_per_state: int = 0
+    """State groups: bytes of one sequence's state over all layers."""
+
+
+class LogprobOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Which log probabilities a request wants: of its output always, of its prompt from ``start_len`` on."""
+
+    start_len: int | None = None
+    """First prompt position to report; ``None``: no prompt logprobs."""
+    top_n: int = 0
+    token_ids: tuple[int, ...] = ()
+    """Given ids whose logprobs are reported at every position."""
+
+
+class ProgramRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Where in a program's graph a request stands: what the scheduler may use to order and keep its prefix."""
+
+    program_id: str
+    node_id: str = ""
+    parent_id: str = ""
+    group_id: str = ""
+    group_size: int = 1
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True):
+    """One sequence to extend: known tokens, then up to ``sampling.max_new_tokens`` new ones (0: prefill only)."""
+
+    request_id: str
+    token_ids: list[int]
+    sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
+    constraint: ConstraintSpec | None = None
+    logprobs: LogprobOptions | None = None
+    priority: int = 0
+    """Higher runs earlier and is preempted later."""
+    namespace: str = ""
+    """Prefixes are shared only inside one namespace (cache salt, adapter, tenant)."""
+    program: ProgramRef | None = None
+    pin: str = ""
+    """Name under which the prefix stays locked after the end, in place of what was pinned so before; a hint."""
+    queue_timeout_s: float | None = None
+    """Aborted when it has not run by then."""
+    timeout_s: float | None = None
+    """Aborted when it has not finished by then."""
+
+
+class FinishReason(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request ended. ``matched``: the stop string, pattern or token id. ``message``: for abort and error."""
+
+    type: Literal["stop", "length", "abort", "error"]
+    matched: str | int | None = None
+    message: str | None = None
+    code: str | None = None
+    """Error class for the client: ``timeout``, ``cancelled``, ``constraint``, ``nan``, ``internal`` ..."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The shape of SGLang's ``meta_info["finish_reason"]``: only the fields that say something."""
+        return {k: v for k, v in msgspec.structs.asdict(self).items() if v is not None}
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """Log probability of one token and, when asked for, of the most likely and of the given ones there.
+
+    ``logprob`` is ``None`` for the first token of a sequence, which nothing precedes.
+    """
+
+    token_id: int
+    logprob: float | None
+    top: list[tuple[int, float]] = msgspec.field(default_factory=list)
+    given: list[tuple[int, float]] = msgspec.field(default_factory=list)
+
+
+class Accounting(msgspec.Struct, kw_only=True):
+    """What a request cost. ``prompt_tokens == cached_tokens + computed_prompt_tokens`` once the prompt is done."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_prompt_tokens: int = 0
+    completion_tokens: int = 0
+    forced_tokens: int = 0
+    forward_passes: int = 0
+    """Steps in which the request computed anything."""
+    replayed_tokens: int = 0
+    """Positions computed again on purpose: last token of a full hit, a logprob start, after preemption."""
+    preemptions: int = 0
+    queue_ms: float = 0.0
+    compute_ms: float = 0.0
+    e2e_ms: float = 0.0
+
+
+class RequestOutput(msgspec.Struct, kw_only=True):
+    """What became of a request in one step; exactly one output per request has ``finish_reason`` set."""
+
+    request_id: str
+    new_token_ids: list[int] = msgspec.field(default_factory=list)
+    logprobs: list[TokenLogprob] = msgspec.field(default_factory=list)
+    """One per new token, when logprobs were asked for."""
+    prompt_logprobs: list[TokenLogprob] = msgspec.field(default_factory=list)
+    """All at once, on the first output after the prompt was computed; one per position from ``start_len``."""
+    finish_reason: FinishReason | None = None
+    constraint_complete: bool | None = None
+    """Set at the end of constrained requests: whether the text is a member of the language."""
+    accounting: Accounting = msgspec.field(default_factory=Accounting)
+
+
+# --- EngineCore <-> Executor -----------------------------------------------------------------------------------
+
+
+class NewRow(msgspec.Struct, kw_only=True):
+    """What the executor must know of a request before its first step, and again after a preemption."""
+
+    slot: int
+    request_id: str
+    sampling: SamplingParams
+    seed: int
+    banned_until_min: tuple[int, ...] = ()
+    """Ids that end a sequence: not sampled before ``sampling.min_new_tokens`` output tokens."""
+    logprobs: LogprobOptions | None = None
+    prompt_ids: list[int] = msgspec.field(default_factory=list)
+    """Sent only when a penalty needs it."""
+    output_ids: list[int] = msgspec.field(default_factory=list)
+    """Output so far (after a preemption), sent only when a penalty needs it."""
+
+
+class RowStep(msgspec.Struct, kw_only=True):
+    """One row of a step: compute ``token_ids`` at positions ``start ...``.
+
+    With ``parents`` the row's last ``len(parents)`` tokens are a draft tree: draft i sits in the KV slot of position
+    ``start + len(token_ids) - len(parents) + i``, continues draft ``parents[i]`` (-1: the last known token), and sees
+    only its ancestors; its position is that of its depth.
+    """
+
+    slot: int
+    start: int
+    token_ids: list[int]
+    """``UNKNOWN_TOKEN`` only as last element: the token the row's previous step samples."""
+    store_from: int = 0
+    """Positions below are already in the cache: computed again, not stored."""
+    pages_from: int = 0
+    pages: list[int] = msgspec.field(default_factory=list)
+    """New part of the row's page table: replaces entries from index ``pages_from`` on."""
+    parents: list[int] | None = None
+    state_slots: dict[str, int] = msgspec.field(default_factory=dict)
+    """State groups: the slot that holds the row's running state."""
+
+
+class SampleTask(msgspec.Struct, kw_only=True):
+    """Sample for ``slot`` from the logits of row ``row`` at sequence position ``position``."""
+
+    slot: int
+    row: int
+    position: int
+    num_output: int
+    """Output tokens before this one."""
+    attempt: int = 0
+    constrained: bool = False
+    """Wait for a bitmask (``Executor.supply_masks``) before sampling."""
+
+
+class ScoreTask(msgspec.Struct, kw_only=True):
+    """Report, for ``slot``, logprobs of known tokens: logits at ``position + i`` score ``targets[i]``."""
+
+    slot: int
+    row: int
+    position: int
+    targets: list[int]
+
+
+class CopyPages(msgspec.Struct, frozen=True):
+    """Copy the first ``num_tokens`` positions of page ``src`` to page ``dst``, in every paged group."""
+
+    src: int
+    dst: int
+    num_tokens: int
+
+
+class CopyState(msgspec.Struct, frozen=True):
+    """Copy one state slot of ``group`` to another; ``src`` -1 clears ``dst``."""
+
+    group: str
+    src: int
+    dst: int
+
+
+class SchedulerOutput(msgspec.Struct, kw_only=True):
+    """One step: apply ``released``, ``new_rows``, copies; store, attend and compute ``rows``; then samples, scores,
+    and last the state copies of ``checkpoints``. Steps are executed in the order in which they were submitted."""
+
+    step_id: int
+    rows: list[RowStep] = msgspec.field(default_factory=list)
+    samples: list[SampleTask] = msgspec.field(default_factory=list)
+    scores: list[ScoreTask] = msgspec.field(default_factory=list)
+    new_rows: list[NewRow] = msgspec.field(default_factory=list)
+    appended: dict[int, list[int]] = msgspec.field(default_factory=dict)
+    """slot -> output tokens the executor did not sample (forced ones), for penalties."""
+    released: list[int] = msgspec.field(default_factory=list)
+    """Slots whose requests are gone."""
+    copies: list[CopyPages] = msgspec.field(default_factory=list)
+    state_copies: list[CopyState] = msgspec.field(default_factory=list)
+    checkpoints: list[CopyState] = msgspec.field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the step computes."""
+        return sum(len(row.token_ids) for row in self.rows)
+
+
+class SampledToken(msgspec.Struct, kw_only=True):
+    """What a SampleTask gave, in task order. Draft rows may give several tokens: the accepted path and one more."""
+
+    slot: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] = msgspec.field(default_factory=list)
+    error: str | None = None
+    """Why nothing could be sampled: logits not finite, every token masked."""
+
+
+class ScoredTokens(msgspec.Struct, kw_only=True):
+    """What a ScoreTask gave, in task order."""
+
+    slot: int
+    position: int
+    logprobs: list[TokenLogprob]
+    error: str | None = None
+
+
+class StepOutput(msgspec.Struct, kw_only=True):
+    """What a step computed; ``error`` when the whole step failed (then nothing of it counts as computed)."""
+
+    step_id: int
+    samples: list[SampledToken] = msgspec.field(default_factory=list)
+    scores: list[ScoredTokens] = msgspec.field(default_factory=list)
+    compute_ms: float = 0.0
+    error: str | None = None
