@@ -371,6 +371,11 @@ class RadixCache:
         node.wants_checkpoint = False
         self._checkpoints[node] = None
 
+    def drop_checkpoints(self, since: int) -> None:
+        """Forget the checkpoints that steps from ``since`` on were to write."""
+        for node in [node for node in self._checkpoints if node.checkpoint_step >= since]:
+            self._drop_checkpoint(node)
+
     def restorable(self, node: RadixNode, limit: int) -> RadixNode:
         """The deepest node on the path, ending at ``limit`` or above, whose recurrent state is kept; else the root."""
         while node.parent is not None and not (node.checkpoint and node.end <= limit):
@@ -379,12 +384,16 @@ class RadixCache:
             self._checkpoints.move_to_end(node)
         return node
 
-    def take_state_slots(self) -> dict[str, int] | None:
-        """One held slot of every state group, giving up the oldest checkpoints if need be; ``None``: all in use."""
+    def take_state_slots(self, step: int) -> dict[str, int] | None:
+        """One held slot of every state group for ``step``; ``None``: all in use.
+
+        Gives up the least recently used checkpoints if need be, but none that ``step`` itself is going to write.
+        """
         while any(states.num_free == 0 for states in self.states.values()):
-            if not self._checkpoints:
+            oldest = next((node for node in self._checkpoints if node.checkpoint_step < step), None)
+            if oldest is None:
                 return None
-            self._drop_checkpoint(next(iter(self._checkpoints)))
+            self._drop_checkpoint(oldest)
         return {group: states.allocate(1)[0] for group, states in self.states.items()}
 
     # --- giving up --------------------------------------------------------------------------------------------

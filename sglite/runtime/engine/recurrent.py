@@ -20,9 +20,9 @@ class StatePlanner:
     def __init__(self, cache: RadixCache) -> None:
         self.cache = cache
 
-    def take(self, request: Request) -> bool:
+    def take(self, request: Request, plan: StepPlan) -> bool:
         """Slots for the running state of a request being admitted; ``False``: none to be had."""
-        slots = self.cache.take_state_slots() if self.cache.states else {}
+        slots = self.cache.take_state_slots(plan.step_id) if self.cache.states else {}
         if slots is None:
             return False
         request.state_slots = slots
@@ -52,9 +52,19 @@ class StatePlanner:
         node = self.cache.restorable(request.cursor.node, limit)
         while node.parent is not None and node.checkpoint_step >= plan.step_id:
             node = self.cache.restorable(node.parent, limit)
+        return node.end
+
+    def restore(self, request: Request, start: int, plan: StepPlan) -> None:
+        """Before the first row of ``request``, bring its running state to ``start``, where ``start()`` said."""
+        if not request.state_slots or request.num_scheduled > 0:
+            return
+        assert request.cursor is not None
+        node = request.cursor.node
+        while node.end > start:
+            assert node.parent is not None
+            node = node.parent
         for group, slot in request.state_slots.items():
             plan.output.state_copies.append(CopyState(group, node.checkpoint.get(group, -1), slot))
-        return node.end
 
     def cut(self, request: Request, start: int, end: int) -> int:
         """Where a row from ``start`` must stop, at or before ``end``, so that a checkpoint can be saved."""
@@ -77,7 +87,7 @@ class StatePlanner:
             return
         if end != request.prompt_len and not node.wants_checkpoint:
             return
-        slots = self.cache.take_state_slots()
+        slots = self.cache.take_state_slots(plan.step_id)
         if slots is None:
             return
         for group, slot in slots.items():
@@ -91,7 +101,7 @@ class StatePlanner:
             return
         assert request.cursor is not None
         node = request.cursor.node
-        exact = node.parent is not None and node.end == node.ready == request.num_scheduled and self.cache.enabled
+        exact = node.parent is not None and node.end == node.ready == request.state_at and self.cache.enabled
         if exact and not node.checkpoint:
             self.cache.save_checkpoint(node, slots, -1)
             return

@@ -66,8 +66,8 @@ class Request:
         "accounting", "blocked_on", "blocked_planned", "cursor", "emitted", "ending", "finish", "first_run",
         "grammar", "held_pages", "in_flight", "inherited_priority", "logprobs", "num_cached", "num_computed",
         "num_scheduled", "order", "page_table", "pages_sent", "preempting", "prompt_len", "reasons", "request",
-        "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time", "state_slots", "status",
-        "stop", "suspect", "tokens", "unsent_forced",
+        "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time", "state_at", "state_slots",
+        "status", "stop", "suspect", "tokens", "unsent_forced",
     )  # fmt: skip
 
     def __init__(self, request: GenerateRequest, order: int, now: float, seed: int) -> None:
@@ -97,6 +97,8 @@ class Request:
         self.held_pages: list[int] = []
         """Pages for positions whose tokens nobody knows yet."""
         self.state_slots: dict[str, int] = {}
+        self.state_at = 0
+        """Position at which the running recurrent state will stand after the steps planned so far."""
         self.blocked_on: RadixNode | None = None
         self.blocked_planned = -1
         self.inherited_priority = request.priority

@@ -83,6 +83,9 @@ class Scheduler:
         self._policy = policy
         self._clock = clock
         self._timed: dict[str, Request] = {}
+        self._requeued = 0
+        self._starved = False
+        """A request alone lacked pages: its own prefix, shared page by page, fills the pool. Start from nothing."""
         self._steps = 0
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
         self._released_slots: list[int] = []
@@ -127,15 +130,20 @@ class Scheduler:
         if self._poisoned:
             return None
         self._expire()
+        if self._starved and not self.running:
+            self.cache.flush()
+            self._starved = False
         plan = StepPlan(self._steps, self.limits.max_step_tokens)
         suspect = min((r for r in self.running.values() if r.suspect), key=lambda r: r.sort_key, default=None)
         if suspect is not None:
             self._extend(suspect, plan)
         else:
+            requeued = self._requeued
             for request in sorted(self.running.values(), key=lambda r: r.sort_key):
                 if plan.tokens_left > 0 and request.status is RequestStatus.RUNNING:
-                    self._extend(request, plan)
-            self._admit(plan)
+                    self._extend_or_requeue(request, plan)
+            if requeued == self._requeued:  # who had to give way must not come back before those it made room for
+                self._admit(plan)
         if plan.is_empty:
             return None
         self._steps += 1
@@ -168,7 +176,7 @@ class Scheduler:
 
     def _start(self, request: Request, plan: StepPlan) -> bool:
         """Give a request a slot and a place in the tree and plan its first row; ``False``: no memory for it now."""
-        if not self._states.take(request):
+        if not self._states.take(request, plan):
             return False
         request.slot = self._free_slots.pop()
         request.cursor = self.cache.open(request.request.namespace)
@@ -176,10 +184,7 @@ class Scheduler:
         del self.waiting[request.id]
         self.running[request.id] = request
         self._new_rows[request.slot] = self._new_row(request)
-        if not self._extend(request, plan, reserve=len(self.running) - 1):
-            self._back_to_queue(request)
-            if plan.is_empty and not self.running:
-                self.cache.flush()
+        if not self._extend_or_requeue(request, plan, reserve=len(self.running) - 1):
             return False
         if request.first_run is None:
             request.first_run = self._clock()
@@ -223,6 +228,14 @@ class Scheduler:
             start = request.num_tokens - 1
         return self._plan_row(request, plan, start, planned, reserve)
 
+    def _extend_or_requeue(self, request: Request, plan: StepPlan, reserve: int = 0) -> bool:
+        """``_extend``; a request that cannot even start goes back to the queue. ``False``: it did."""
+        if self._extend(request, plan, reserve):
+            return True
+        self._back_to_queue(request)
+        self._starved |= plan.is_empty and not self.running
+        return False
+
     def _claim(self, request: Request) -> bool:
         """Move to the end of the known tokens, through the tree and past it; ``False``: somebody else is at it."""
         cursor = request.cursor
@@ -252,6 +265,7 @@ class Scheduler:
                 return False
             plan.add_sample(request, row, end - 1)
         plan.join(request)
+        plan.computed.append((request, end))
         request.note_start(end)
         request.num_scheduled = end
         return True
@@ -269,6 +283,7 @@ class Scheduler:
         while (end := self.memory.fit(request, start, wanted, reserve)) == start:
             if not self._make_room(request, plan):
                 return request.num_scheduled > 0 or request.status is not RequestStatus.RUNNING
+        self._states.restore(request, start, plan)
         copies = self.memory.attach(request, end)
         self.cache.plan(node, end, plan.step_id)
         request.note_start(start)
@@ -299,6 +314,7 @@ class Scheduler:
         request.pages_sent = len(request.page_table)
         request.account_computed(start, end, store_from)
         request.num_scheduled = max(request.num_scheduled, end)
+        request.state_at = end
         index = plan.add_row(request, row, copies)
         plan.add_scores(request, index)
         if request.unsent_forced:
@@ -373,14 +389,13 @@ class Scheduler:
         """
         newcomer = request.num_scheduled == 0
         others = [r for r in self.running.values() if r is not request and r.finish is None and not r.preempting]
-        victim = max(others, key=lambda r: r.sort_key, default=None)
+        victim = max(others, key=lambda r: (r.num_scheduled == 0, r.sort_key), default=None)
         if newcomer:
             return victim is not None and victim.priority < request.priority and self._preempt(victim)
-        if victim is not None and victim.sort_key > request.sort_key:
+        if victim is not None and (victim.num_scheduled == 0 or victim.sort_key > request.sort_key):
             return self._preempt(victim)
+        self._starved |= victim is None
         self._preempt(request)
-        if victim is None and len(self.running) == 0:
-            self.cache.flush()
         return False
 
     def _preempt(self, request: Request) -> bool:
@@ -406,6 +421,7 @@ class Scheduler:
 
     def _back_to_queue(self, request: Request) -> None:
         self._release(request)
+        self._requeued += 1
         request.preempting = False
         request.num_cached = request.num_computed = request.num_scheduled = 0
         request.samples_in_flight.clear()
@@ -513,7 +529,9 @@ class Scheduler:
                     message = f"the step that computed this request failed: {error}"
                     self.end(request, FinishReason(type="error", code="internal", message=message))
         self._poisoned = len(self._in_flight)
+        self.cache.drop_checkpoints(plan.step_id)
         for request in [*self.running.values()]:
+            request.state_at = -1
             if request.cursor is not None and request.cursor.node.lookahead is request:
                 request.cursor.node.lookahead = None
             request.preempting = True

@@ -17,7 +17,7 @@ class StepPlan:
         self.output = SchedulerOutput(step_id=step_id)
         self.tokens_left = token_budget
         self.computed: list[tuple[Request, int]] = []
-        """Rows: the request and the depth it is computed to afterwards."""
+        """Who is computed to which depth afterwards, by a row of its own or by somebody else's."""
         self.sampled: list[Request] = []
         self.scored: list[Request] = []
         self.members: list[Request] = []
