@@ -37,7 +37,8 @@ class RadixNode:
 
     __slots__ = (
         "checkpoint", "checkpoint_step", "children", "continues", "cursors", "end", "last_access", "locks", "lookahead",
-        "namespace", "owner", "pages", "parent", "planned", "planned_step", "ready", "start", "tokens", "wants_checkpoint",
+        "namespace", "owner", "pages", "parent", "planned", "planned_step", "ready", "start", "tokens",
+        "wants_checkpoint",
     )  # fmt: skip
 
     def __init__(self, parent: RadixNode | None, tokens: list[int], start: int) -> None:

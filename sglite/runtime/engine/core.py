@@ -211,6 +211,11 @@ class EngineCore:
             return False
         return all(r.reasons & {WaitReason.COMPILE} for r in self.scheduler.waiting.values())
 
+    @property
+    def has_steps_in_flight(self) -> bool:
+        """Something is being computed."""
+        return bool(self._in_flight)
+
     def step(self) -> list[RequestOutput]:
         """Plan a step if there is something to compute, take in one that has finished; returns what came of it."""
         self._start_compiled()
@@ -262,6 +267,12 @@ class EngineCore:
             self._supply_masks()
             self.scheduler.update(self._executor.collect(self._in_flight.popleft()))
         return self._outputs()
+
+    def close(self) -> None:
+        """Stop the executor and the compiler; nothing may be in flight."""
+        self._executor.shutdown()
+        if self._compiler is not None:
+            self._compiler.close()
 
     def statistics(self) -> dict[str, Any]:
         """Counters of the engine so far and its present load."""

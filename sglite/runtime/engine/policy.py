@@ -1,8 +1,8 @@
 """In which order waiting requests are considered. Priority always comes first; a policy orders equals.
 
-    fcfs         arrival
-    lpm          longest prefix already in the tree first
-    dfs-weight   depth-first through the tree, heaviest subtree first: requests that share a prefix run together
+fcfs         arrival
+lpm          longest prefix already in the tree first
+dfs-weight   depth-first through the tree, heaviest subtree first: requests that share a prefix run together
 """
 
 from __future__ import annotations

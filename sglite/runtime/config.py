@@ -1,0 +1,201 @@
+"""The engine's configuration: what a caller may say, and what comes of it once the model and the machine are known.
+
+``EngineArgs`` are the caller's words. ``resolve`` turns them, once, into an ``EngineConfig`` in which every value is
+final and knows its origin: default, argument, model or hardware. Nothing is changed afterwards.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
+
+Origin = Literal["default", "argument", "model", "hardware"]
+
+DEFAULT_POOL_TOKENS = 65_536
+"""Tokens the cache holds unless memory or the caller say otherwise."""
+MEMORY_SHARE = 0.5
+"""Share of the memory left after loading that the default pool may take."""
+CPU_STEP_TOKENS = 2048
+
+
+class ConfigError(ValueError):
+    """An argument that cannot be used: its name, the value, what to give instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineArgs:
+    """What ``Engine(...)`` takes; names as in SGLang's server arguments."""
+
+    model_path: str | None = None
+    """Folder or hub name; ``None``: the bundled model."""
+    tokenizer_path: str | None = None
+    revision: str | None = None
+    download_dir: str | None = None
+    offline: bool = False
+    load_format: Literal["auto", "dummy"] = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    num_threads: int | None = None
+    context_length: int | None = None
+    max_total_tokens: int | None = None
+    """Tokens the KV cache holds."""
+    page_size: int = 16
+    max_running_requests: int = 64
+    max_queued_requests: int = 100_000
+    max_prefill_tokens: int = CPU_STEP_TOKENS
+    """Tokens computed a step, decoding rows included."""
+    chunked_prefill_size: int | None = None
+    """Tokens of one request a step; ``None``: whatever the step leaves."""
+    schedule_policy: str = "fcfs"
+    disable_radix_cache: bool = False
+    disable_overlap_schedule: bool = False
+    skip_tokenizer_init: bool = False
+    random_seed: int = 0
+    grammar_timeout_s: float = 10.0
+    """A constraint that takes longer to compile is refused."""
+    trust_remote_code: bool = False
+    show_progress: bool | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> EngineArgs:
+        """From keyword arguments; an unknown one is refused with the nearest name."""
+        known = [item.name for item in fields(cls)]
+        for name, value in given.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+                raise ConfigError(f"Engine has no argument {name} (given {value!r}); {hint}")
+        return cls(**given)
+
+    def __post_init__(self) -> None:
+        for name in ("page_size", "max_running_requests", "max_prefill_tokens", "max_queued_requests"):
+            self._positive(name)
+        for name in ("context_length", "max_total_tokens", "chunked_prefill_size", "num_threads"):
+            if getattr(self, name) is not None:
+                self._positive(name)
+        if self.device not in ("auto", "cpu"):
+            raise ConfigError(f"device={self.device!r} is not available; use device='cpu'")
+        if self.trust_remote_code:
+            raise ConfigError("trust_remote_code=True: sglite runs no code from checkpoints; leave it out")
+        if self.grammar_timeout_s <= 0:
+            raise ConfigError(f"grammar_timeout_s must be positive, got {self.grammar_timeout_s}")
+
+    def _positive(self, name: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name} must be a positive integer, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known once the model is loaded."""
+
+    max_context: int
+    vocab_size: int
+    bytes_per_token: int
+    free_memory: int | None
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Final values."""
+
+    args: EngineArgs
+    context_length: int
+    num_pages: int
+    page_size: int
+    max_step_tokens: int
+    max_running: int
+    chunk_size: int | None
+    overlap: bool
+    dtype: str
+    device: str
+    vocab_size: int
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    """Where each value comes from, by field name."""
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Tokens the KV cache holds."""
+        return self.num_pages * self.page_size
+
+    def describe(self) -> dict[str, Any]:
+        """Values with their origins, for a report."""
+        names = [item.name for item in fields(self) if item.name not in ("args", "origins")]
+        return {name: {"value": getattr(self, name), "origin": self.origins[name]} for name in names}
+
+
+def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
+    """Settle everything. Raises ``ConfigError`` where the caller's words and the facts exclude each other."""
+    defaults = {item.name: item.default for item in fields(EngineArgs) if item.default is not MISSING}
+
+    def origin(name: str) -> Origin:
+        return "default" if getattr(args, name) == defaults[name] else "argument"
+
+    context, context_origin = _context(args, facts)
+    pages, pages_origin = _pages(args, facts, context)
+    if facts.dtype == "bfloat16" and args.dtype == "auto":
+        dtype_origin: Origin = "model"
+    else:
+        dtype_origin = "model" if args.dtype == "auto" else "argument"
+    return EngineConfig(
+        args=args,
+        context_length=context,
+        num_pages=pages,
+        page_size=args.page_size,
+        max_step_tokens=args.max_prefill_tokens,
+        max_running=args.max_running_requests,
+        chunk_size=args.chunked_prefill_size,
+        overlap=not args.disable_overlap_schedule,
+        dtype=facts.dtype,
+        device=facts.device,
+        vocab_size=facts.vocab_size,
+        origins={
+            "context_length": context_origin,
+            "num_pages": pages_origin,
+            "page_size": origin("page_size"),
+            "max_step_tokens": origin("max_prefill_tokens"),
+            "max_running": origin("max_running_requests"),
+            "chunk_size": origin("chunked_prefill_size"),
+            "overlap": origin("disable_overlap_schedule"),
+            "dtype": dtype_origin,
+            "device": "hardware" if args.device == "auto" else "argument",
+            "vocab_size": "model",
+        },
+    )
+
+
+def _context(args: EngineArgs, facts: Facts) -> tuple[int, Origin]:
+    if args.context_length is None:
+        return facts.max_context, "model"
+    if args.context_length > facts.max_context:
+        raise ConfigError(
+            f"context_length={args.context_length} exceeds the {facts.max_context} positions of the model; "
+            f"give context_length<={facts.max_context}"
+        )
+    return args.context_length, "argument"
+
+
+def _pages(args: EngineArgs, facts: Facts, context: int) -> tuple[int, Origin]:
+    """Pages of the pool: as asked, else enough for many requests, within the memory there is."""
+    affordable = None
+    if facts.free_memory is not None:
+        affordable = int(facts.free_memory * MEMORY_SHARE) // max(1, facts.bytes_per_token)
+    if args.max_total_tokens is not None:
+        hard = None if facts.free_memory is None else facts.free_memory // max(1, facts.bytes_per_token)
+        if hard is not None and args.max_total_tokens > hard:
+            raise ConfigError(
+                f"max_total_tokens={args.max_total_tokens} needs {args.max_total_tokens * facts.bytes_per_token:,} "
+                f"bytes and {facts.free_memory:,} are free; give max_total_tokens<={hard}"
+            )
+        return -(-args.max_total_tokens // args.page_size), "argument"
+    wanted = max(DEFAULT_POOL_TOKENS, 2 * context)
+    if affordable is not None and affordable < wanted:
+        if affordable < args.page_size:
+            raise ConfigError(f"{facts.free_memory:,} bytes are free, too few for any KV cache; free some memory")
+        return affordable // args.page_size, "hardware"
+    return -(-wanted // args.page_size), "default"

@@ -1,0 +1,401 @@
+"""The in-process engine, in the shape of SGLang's offline engine: load a model, generate, shut down.
+
+    with Engine("Qwen/Qwen3-0.6B") as engine:
+        engine.generate("The capital of France is", {"temperature": 0, "max_new_tokens": 8})["text"]
+
+The step loop runs on a thread. Tokenising and presenting text happen in the calling thread and on the loop's way out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Sequence as Items
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sglite.runtime.config import EngineArgs
+from sglite.runtime.engine.client import EngineThread
+from sglite.runtime.engine.core import CoreConfig, EngineCore
+from sglite.runtime.engine.generation import EngineError, Generation, RequestRefused
+from sglite.runtime.engine.presenter import LogprobLayout, Presenter
+from sglite.runtime.engine.scheduler import SchedulerLimits
+from sglite.runtime.engine.sequence import Sequence
+from sglite.runtime.protocol import GenerateRequest, LogprobOptions, ProgramRef
+from sglite.runtime.sample.params import InvalidParameter, parse_sampling_params, validate
+from sglite.runtime.text.chat_template import ChatTemplate
+from sglite.runtime.text.tokenizer import Tokenizer, load_tokenizer
+from sglite.runtime.text.turns import TemplateError
+
+__all__ = ["Engine", "EngineError", "RequestRefused"]
+
+BUNDLED_MODEL = "sglite-demo"
+
+
+class Engine:
+    """A model, loaded and ready.
+
+    Args:
+        model_path: a folder in Hugging Face layout or a hub name; ``None``: the bundled model.
+        arguments: see ``EngineArgs``.
+
+    Raises ``ModelError``, ``TokenizerError`` or ``ConfigError`` (all ``ValueError``), in one line, when the model or
+    an argument cannot be used.
+    """
+
+    def __init__(self, model_path: str | Path | None = None, **arguments: Any) -> None:
+        from sglite.runtime.executor.build import build
+
+        self.args = EngineArgs.of({"model_path": None if model_path is None else str(model_path), **arguments})
+        folder = _find_model(self.args)
+        self.tokenizer: Tokenizer | None = None
+        self.chat_template: ChatTemplate | None = None
+        if not self.args.skip_tokenizer_init:
+            text_folder = Path(self.args.tokenizer_path) if self.args.tokenizer_path is not None else folder
+            self.tokenizer = load_tokenizer(text_folder)
+            self.chat_template = ChatTemplate.load(text_folder)
+        built = build(self.args, folder)
+        self.config = built.config
+        self.model_path = self.args.model_path or BUNDLED_MODEL
+        eos = built.eos_ids if self.tokenizer is None else (*built.eos_ids, *self.tokenizer.eos_token_ids)
+        self._eos_ids = tuple(dict.fromkeys(i for i in eos if i < built.config.vocab_size))
+        self._weight_bytes = built.weight_bytes
+        self._names = itertools.count(1)
+        self._thread = EngineThread(lambda wake: self._make_core(built.executor, wake))
+        self._finalizer = weakref.finalize(self, self._thread.close)
+
+    def _make_core(self, executor: Any, wake: Callable[[], None]) -> EngineCore:
+        config = CoreConfig(
+            num_pages=self.config.num_pages,
+            page_size=self.config.page_size,
+            max_context=self.config.context_length,
+            vocab_size=self.config.vocab_size,
+            eos_ids=self._eos_ids,
+            limits=SchedulerLimits(
+                max_step_tokens=self.config.max_step_tokens,
+                max_running=self.config.max_running,
+                chunk_size=self.config.chunk_size,
+            ),
+            policy=self.args.schedule_policy,
+            radix_cache=not self.args.disable_radix_cache,
+            overlap=self.config.overlap,
+            seed=self.args.random_seed,
+            max_waiting=self.args.max_queued_requests,
+        )
+        if self.tokenizer is None:
+            return EngineCore(executor, config, wake=wake)
+        from sglite.constrained.compiler import ConstraintCompiler
+        from sglite.constrained.vocab import Vocabulary
+
+        token_bytes = self.tokenizer.token_bytes()[: self.config.vocab_size]
+        compiler = None
+        if self._eos_ids:
+            vocabulary = Vocabulary(token_bytes, self._eos_ids, self.tokenizer.encode, self.config.vocab_size)
+            compiler = ConstraintCompiler(vocabulary, deadline_s=self.args.grammar_timeout_s)
+        return EngineCore(executor, config, token_bytes, compiler, wake)
+
+    # --- SGLang's offline API ---------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: Mapping[str, Any] | list[Mapping[str, Any]] | None = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        return_logprob: bool | list[bool] = False,
+        logprob_start_len: int | list[int] | None = None,
+        top_logprobs_num: int | list[int] | None = None,
+        token_ids_logprob: list[int] | list[list[int]] | None = None,
+        stream: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Generate from one prompt or a batch, given as text or as ids.
+
+        ``sampling_params``: a dict, or one a prompt; see ``SamplingParams``. Returns
+        ``{"text", "output_ids", "meta_info"}``, a list of them for a batch or ``n > 1``; with ``stream`` an iterator
+        of such dicts with cumulative contents, and ``index`` for a batch. ``options``: ``rid``, ``priority``,
+        ``return_text_in_logprobs``, ``cache_salt``, ``extra_key``, ``timeout_s``, ``queue_timeout_s``.
+
+        Raises ``ValueError`` (``InvalidParameter``, ``RequestRefused``) naming the field for what cannot be run and
+        ``EngineError`` for what failed.
+        """
+        generation = self._start(
+            prompt, sampling_params, input_ids,
+            return_logprob=return_logprob, logprob_start_len=logprob_start_len,
+            top_logprobs_num=top_logprobs_num, token_ids_logprob=token_ids_logprob, **options,
+        )  # fmt: skip
+        if stream:
+            return _stream(generation)
+        try:
+            return generation.result()
+        except BaseException:
+            generation.abort()
+            raise
+
+    async def async_generate(self, *args: Any, stream: bool = False, **fields: Any) -> Any:
+        """``generate`` for an event loop: awaits the result, or returns an async iterator with ``stream``."""
+        generation = self._start(*args, **fields)
+        if stream:
+            return _astream(generation)
+        try:
+            return await generation.wait()
+        except BaseException:
+            generation.abort()
+            raise
+
+    def flush_cache(self) -> bool:
+        """Forget every cached prefix that no request in flight uses."""
+        self._thread.call(lambda core: core.flush_cache()).result()
+        return True
+
+    def get_server_info(self) -> dict[str, Any]:
+        """Configuration with origins, counters, present load."""
+        return {
+            "model_path": self.model_path,
+            "version": _version(),
+            "max_total_num_tokens": self.config.max_total_tokens,
+            "context_length": self.config.context_length,
+            "weight_bytes": self._weight_bytes,
+            "config": self.config.describe(),
+            **self._thread.call(lambda core: core.statistics()).result(),
+        }
+
+    def shutdown(self) -> None:
+        """Abort what is open and stop the threads; safe to call twice."""
+        self._finalizer()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    # --- programs ---------------------------------------------------------------------------------------------
+
+    def open_sequence(self, program_id: str = "", token_ids: Items[int] = ()) -> Sequence:
+        """An append-only sequence of a program; see ``Sequence``. Never blocks."""
+        program = ProgramRef(program_id=program_id) if program_id else None
+        return Sequence(self, f"{program_id}/{next(self._names)}/", program, token_ids)
+
+    def unpin(self, prefix: str) -> None:
+        """Release pins by the beginning of their names."""
+        try:
+            self._thread.call(lambda core: core.unpin(prefix))
+        except RuntimeError:
+            return  # shut down: there is nothing pinned any more
+
+    def turn(self, role: str, first: bool) -> tuple[str, str]:
+        """Text that opens and closes a turn of ``role``, from the checkpoint's chat template."""
+        if self.chat_template is None:
+            raise TemplateError(f"{self.model_path} has no chat template, so there are no roles; append plain text")
+        return self.chat_template.turn(role, first=first)
+
+    @property
+    def default_system(self) -> str | None:
+        """System text that the chat template puts in front of a conversation that has none."""
+        return None if self.chat_template is None else self.chat_template.default_system
+
+    def submit(
+        self,
+        input_ids: list[int],
+        sampling_params: Mapping[str, Any] | None = None,
+        *,
+        return_logprob: bool = False,
+        logprob_start_len: int | None = None,
+        top_logprobs_num: int | None = None,
+        token_ids_logprob: list[int] | None = None,
+        return_text_in_logprobs: bool = False,
+        rid: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        extra_key: str | None = None,
+        timeout_s: float | None = None,
+        queue_timeout_s: float | None = None,
+        pin: str = "",
+        program: ProgramRef | None = None,
+        on_finished: Callable[[Items[Presenter]], None] | None = None,
+    ) -> Generation:
+        """Start ``n`` requests for one prompt; returns at once. The building block of everything above."""
+        sampling, constraint = parse_sampling_params(sampling_params or {})
+        validate(sampling, self.config.vocab_size, self._eos_ids)
+        rid = rid or uuid.uuid4().hex
+        ids = [rid] if sampling.n == 1 else [f"{rid}-{i}" for i in range(sampling.n)]
+        layout, options = _logprobs(
+            len(input_ids), return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
+            return_text_in_logprobs, self.config.vocab_size,
+        )  # fmt: skip
+        presenters = [Presenter(request_id, sampling, self.tokenizer, layout) for request_id in ids]
+        generation = Generation(presenters, self._thread.abort, on_finished=on_finished)
+        for index, request_id in enumerate(ids):
+            seed = None if sampling.seed is None else sampling.seed + index
+            request = GenerateRequest(
+                request_id=request_id,
+                token_ids=list(input_ids),
+                sampling=msgspec.structs.replace(sampling, seed=seed, n=1),
+                constraint=constraint,
+                logprobs=options,
+                priority=priority,
+                namespace="\x00".join(filter(None, (cache_salt, extra_key))),
+                program=program,
+                pin=pin if index == 0 else "",
+                timeout_s=timeout_s,
+                queue_timeout_s=queue_timeout_s,
+            )
+            self._thread.submit(request, generation.push)
+        return generation
+
+    def _start(
+        self,
+        prompt: str | list[str] | None = None,
+        sampling_params: Mapping[str, Any] | list[Mapping[str, Any]] | None = None,
+        input_ids: list[int] | list[list[int]] | None = None,
+        **options: Any,
+    ) -> _Batch:
+        """Submit one request or a batch."""
+        rows, many = self._prompt_ids(prompt, input_ids)
+        batch = _Batch(many)
+        for index, row in enumerate(rows):
+            fields = {name: _pick(value, index, len(rows), name, many) for name, value in options.items()}
+            sampling = _pick(sampling_params, index, len(rows), "sampling_params", many)
+            batch.checked.append((row, sampling, {k: v for k, v in fields.items() if v is not None}))
+        for _, sampling, _ in batch.checked:
+            parse_sampling_params(sampling or {})
+        batch.generations = [self.submit(row, sampling, **fields) for row, sampling, fields in batch.checked]
+        return batch
+
+    def _prompt_ids(
+        self, prompt: str | list[str] | None, input_ids: list[int] | list[list[int]] | None
+    ) -> tuple[list[list[int]], bool]:
+        """Prompts as ids, and whether they came as a batch."""
+        if (prompt is None) == (input_ids is None):
+            raise InvalidParameter("prompt", prompt, "give either prompt or input_ids, and not both")
+        if input_ids is not None:
+            many = bool(input_ids) and isinstance(input_ids[0], (list, tuple))
+            rows: list[Any] = input_ids if many else [input_ids]
+            for row in rows:
+                if not isinstance(row, (list, tuple)) or any(type(token) is not int for token in row):
+                    message = "input_ids must be a list of token ids, or a list of such lists"
+                    raise InvalidParameter("input_ids", row, message)
+            return [list(row) for row in rows], many
+        if self.tokenizer is None:
+            raise InvalidParameter("prompt", prompt, "skip_tokenizer_init=True leaves only input_ids; give those")
+        texts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InvalidParameter("prompt", text, f"prompt[{index}] must be text, got {type(text).__name__}")
+            if not text:
+                raise InvalidParameter("prompt", text, "prompt is empty: give at least one character")
+        return [self.tokenizer.encode(text, add_bos=True) for text in texts], not isinstance(prompt, str)
+
+
+class _Batch:
+    """The generations of one ``generate`` call, seen as one."""
+
+    def __init__(self, many: bool) -> None:
+        self.many = many
+        self.checked: list[tuple[list[int], Mapping[str, Any] | None, dict[str, Any]]] = []
+        self.generations: list[Generation] = []
+
+    def result(self) -> Any:
+        """All final events; lists of ``n > 1`` are joined."""
+        return self._join([generation.result() for generation in self.generations])
+
+    async def wait(self) -> Any:
+        """``result`` for an event loop."""
+        return self._join([await generation.wait() for generation in self.generations])
+
+    def abort(self) -> None:
+        """End all of it."""
+        for generation in self.generations:
+            generation.abort()
+
+    def _join(self, events: list[Any]) -> Any:
+        if not self.many:
+            return events[0]
+        return [part for event in events for part in (event if isinstance(event, list) else [event])]
+
+
+def _stream(batch: _Batch) -> Iterator[dict[str, Any]]:
+    """Events of a batch; those of one request in order, requests as they progress."""
+    try:
+        if not batch.many and len(batch.generations) == 1:
+            yield from batch.generations[0]
+            return
+        iterators = {index: iter(generation) for index, generation in enumerate(batch.generations)}
+        while iterators:
+            for index, events in list(iterators.items()):
+                event = next(events, None)
+                if event is None:
+                    del iterators[index]
+                else:
+                    yield {**event, "index": index}
+    finally:
+        batch.abort()
+
+
+async def _astream(batch: _Batch) -> AsyncIterator[dict[str, Any]]:
+    try:
+        if not batch.many and len(batch.generations) == 1:
+            async for event in batch.generations[0]:
+                yield event
+            return
+        for index, generation in enumerate(batch.generations):
+            async for event in generation:
+                yield {**event, "index": index}
+    finally:
+        batch.abort()
+
+
+def _pick(value: Any, index: int, count: int, name: str, many: bool) -> Any:
+    """The value for one prompt of a batch: its own when a list was given, else the common one."""
+    if not many or not isinstance(value, list) or (name == "token_ids_logprob" and value and isinstance(value[0], int)):
+        return value
+    if len(value) != count:
+        raise InvalidParameter(name, value, f"{name} has {len(value)} entries for {count} prompts; give one each")
+    return value[index]
+
+
+def _logprobs(
+    num_prompt: int,
+    wanted: bool,
+    start_len: int | None,
+    top_n: int | None,
+    given: list[int] | None,
+    text: bool,
+    vocab_size: int,
+) -> tuple[LogprobLayout | None, LogprobOptions | None]:
+    """The caller's words on logprobs, checked; ``logprob_start_len`` -1 or ``None`` asks for no prompt logprobs."""
+    if not wanted:
+        return None, None
+    start = None if start_len is None or start_len < 0 else start_len
+    if start is not None and start > num_prompt:
+        message = f"logprob_start_len={start} is beyond the prompt of {num_prompt} tokens"
+        raise InvalidParameter("logprob_start_len", start, message)
+    if top_n is not None and not 0 <= top_n <= vocab_size:
+        message = f"top_logprobs_num must be in [0, {vocab_size}], got {top_n}"
+        raise InvalidParameter("top_logprobs_num", top_n, message)
+    bad = next((token for token in given or [] if not 0 <= token < vocab_size), None)
+    if bad is not None:
+        message = f"token_ids_logprob has {bad}, outside the vocabulary of {vocab_size} tokens"
+        raise InvalidParameter("token_ids_logprob", given, message)
+    layout = LogprobLayout(prompt_start=start, top_n=top_n or 0, given=bool(given), text=text)
+    return layout, LogprobOptions(start_len=start, top_n=top_n or 0, token_ids=tuple(given or ()))
+
+
+def _find_model(args: EngineArgs) -> Path:
+    """The folder of the model asked for, or of the bundled one."""
+    if args.model_path is None:
+        return Path(str(resources.files("sglite") / "bundled" / BUNDLED_MODEL))
+    from sglite.runtime.model.hub import resolve
+
+    return resolve(args.model_path, args.revision, args.download_dir, args.offline)
+
+
+def _version() -> str:
+    from sglite.version import __version__
+
+    return __version__

@@ -1,0 +1,186 @@
+"""Outputs of the engine as a client sees them: text, ids and ``meta_info`` in the shape of SGLang's native API.
+
+Runs on the caller's side of the engine. Text that may still turn out to be the beginning of a stop string is held
+back; a stop found is cut off unless ``no_stop_trim``. ``state_ids`` is what a program's sequence keeps: the ids of
+exactly the text that was presented, so that the next literal continues it.
+"""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sglite.runtime.protocol import Accounting, FinishReason, RequestOutput, TokenLogprob
+from sglite.runtime.sample.params import SamplingParams
+from sglite.runtime.text.stop import StopMatcher
+from sglite.runtime.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogprobLayout:
+    """Which logprob lists ``meta_info`` gets."""
+
+    prompt_start: int | None = None
+    top_n: int = 0
+    given: bool = False
+    text: bool = False
+
+
+class Presenter:
+    """One request's outputs, accumulated.
+
+    Args:
+        request_id: reported as ``meta_info["id"]``.
+        sampling: decides how stops and special tokens are shown.
+        tokenizer: ``None`` leaves ``text`` empty.
+        logprobs: ``None`` when none were asked for.
+    """
+
+    def __init__(
+        self, request_id: str, sampling: SamplingParams, tokenizer: Tokenizer | None, logprobs: LogprobLayout | None
+    ) -> None:
+        self.request_id = request_id
+        self.output_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self._sampling = sampling
+        self._tokenizer = tokenizer
+        self._layout = logprobs
+        self._rows: list[TokenLogprob] = []
+        self._prompt_rows: list[TokenLogprob] = []
+        self._accounting = Accounting()
+        self._constraint_complete: bool | None = None
+        self._bytes = bytearray()
+        self._ends: list[int] = []
+        """Bytes of text after each output token."""
+        self._cut: int | None = None
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoded = 0
+        self._text = ""
+        self._stop = StopMatcher(sampling.stop, sampling.stop_regex) if sampling.stop or sampling.stop_regex else None
+        self._special_bytes = 0
+
+    def add(self, output: RequestOutput) -> None:
+        """Take in what the engine sent."""
+        for token in output.new_token_ids:
+            self._add_token(token)
+        self._rows.extend(output.logprobs)
+        self._prompt_rows.extend(output.prompt_logprobs)
+        self._accounting = output.accounting
+        if output.finish_reason is not None:
+            self.finish_reason = output.finish_reason
+            self._constraint_complete = output.constraint_complete
+            self._finish_text(output.finish_reason)
+
+    def event(self) -> dict[str, Any]:
+        """The outputs so far: ``text`` (cumulative), ``output_ids``, ``meta_info``."""
+        return {"text": self._shown(), "output_ids": list(self.output_ids), "meta_info": self._meta()}
+
+    def state_ids(self) -> list[int]:
+        """Ids of the presented text: the output without the token or text that ended it."""
+        reason = self.finish_reason
+        if reason is None or reason.type != "stop" or reason.matched is None:
+            return list(self.output_ids)
+        if isinstance(reason.matched, int):
+            return self.output_ids[:-1]
+        if self._cut is None or self._tokenizer is None:
+            return list(self.output_ids)
+        kept = next((i for i, end in enumerate(self._ends) if end > self._cut), len(self._ends))
+        rest = bytes(self._bytes[self._ends[kept - 1] if kept else 0 : self._cut]).decode("utf-8", "replace")
+        return self.output_ids[:kept] + (self._tokenizer.encode(rest, parse_special=False) if rest else [])
+
+    # --- text -------------------------------------------------------------------------------------------------
+
+    def _add_token(self, token: int) -> None:
+        self.output_ids.append(token)
+        if self._tokenizer is None:
+            return
+        skip = self._sampling.skip_special_tokens
+        data, _ = self._tokenizer.join([token], skip_special_tokens=skip, at_start=False)
+        self._bytes += data
+        self._ends.append(len(self._bytes))
+        if self._stop is None or self._cut is not None:
+            return
+        special = token in self._tokenizer.special_token_ids
+        if special:
+            self._special_bytes += len(data)
+        hit = self._stop.push(b"" if special else data)
+        if hit is not None and len(self.output_ids) >= self._sampling.min_new_tokens:
+            at = hit.end if self._sampling.no_stop_trim else hit.start
+            self._cut = min(len(self._bytes), at + self._special_bytes)
+
+    def _finish_text(self, reason: FinishReason) -> None:
+        """Decide where the text ends once the request has."""
+        ended_by_id = reason.type == "stop" and isinstance(reason.matched, int)
+        if ended_by_id and self._ends and not self._sampling.no_stop_trim:
+            self._cut = self._ends[-2] if len(self._ends) > 1 else 0
+        elif reason.type != "stop" or not isinstance(reason.matched, str):
+            self._cut = None
+
+    def _shown(self) -> str:
+        """Text that is safe to show: no partial character, nothing that may become a stop."""
+        over = self.finish_reason is not None
+        if self._cut is not None:
+            end = self._cut
+        else:
+            end = len(self._bytes) - (0 if over or self._stop is None else self._stop.holdback())
+        if over:
+            return bytes(self._bytes[:end]).decode("utf-8", "replace")
+        if end > self._decoded:
+            self._text += self._utf8.decode(bytes(self._bytes[self._decoded : end]))
+            self._decoded = end
+        return self._text
+
+    # --- meta_info --------------------------------------------------------------------------------------------
+
+    def _meta(self) -> dict[str, Any]:
+        accounting = msgspec.structs.asdict(self._accounting)
+        accounting["completion_tokens"] = len(self.output_ids)
+        meta: dict[str, Any] = {
+            "id": self.request_id,
+            "finish_reason": self._finish_dict(),
+            **accounting,
+            "e2e_latency": self._accounting.e2e_ms / 1000,
+            "weight_version": "default",
+        }
+        if self._constraint_complete is not None:
+            meta["constraint_complete"] = self._constraint_complete
+        if self._layout is not None:
+            meta.update(self._logprob_lists(self._layout))
+        return meta
+
+    def _finish_dict(self) -> dict[str, Any] | None:
+        if self.finish_reason is None:
+            return None
+        reason = self.finish_reason.to_dict()
+        if self.finish_reason.type == "length":
+            reason["length"] = len(self.output_ids)
+        return reason
+
+    def _logprob_lists(self, layout: LogprobLayout) -> dict[str, Any]:
+        lists: dict[str, Any] = {
+            "input_token_logprobs": [self._row(row.token_id, row.logprob) for row in self._prompt_rows],
+            "output_token_logprobs": [self._row(row.token_id, row.logprob) for row in self._rows],
+        }
+        if layout.top_n:
+            lists["input_top_logprobs"] = self._nested([row.top for row in self._prompt_rows], self._prompt_rows)
+            lists["output_top_logprobs"] = self._nested([row.top for row in self._rows], self._rows)
+        if layout.given:
+            lists["input_token_ids_logprobs"] = self._nested([r.given for r in self._prompt_rows], self._prompt_rows)
+            lists["output_token_ids_logprobs"] = self._nested([row.given for row in self._rows], self._rows)
+        return lists
+
+    def _nested(self, found: list[list[tuple[int, float]]], rows: list[TokenLogprob]) -> list[list[list[Any]] | None]:
+        """Per position the alternatives; ``None`` where nothing precedes."""
+        return [
+            None if row.logprob is None else [self._row(token, logprob) for token, logprob in pairs]
+            for pairs, row in zip(found, rows, strict=True)
+        ]
+
+    def _row(self, token: int, logprob: float | None) -> list[Any]:
+        text = None
+        if self._layout is not None and self._layout.text and self._tokenizer is not None:
+            text = self._tokenizer.token_text(token)
+        return [logprob, token, text]
