@@ -27,6 +27,7 @@ from sglite.runtime.engine.scheduler import Scheduler, SchedulerLimits
 from sglite.runtime.engine.update import Updater
 from sglite.runtime.executor.base import Executor
 from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, RequestOutput
+from sglite.runtime.spec.base import Proposer
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class EngineCore:
         token_bytes: bytes of every token, for stop strings; ``None`` without a tokenizer.
         compiler: compiles constraints off this thread; ``None`` refuses them.
         wake: called from any thread when there may be something to do.
+        proposer: guesses tokens for speculative decoding.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class EngineCore:
         compiler: Compiler | None = None,
         wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        proposer: Proposer | None = None,
     ) -> None:
         self.config = config
         self.totals = Accounting()
@@ -81,7 +84,7 @@ class EngineCore:
         self.cache = RadixCache(allocator, config.page_size, states=states, enabled=config.radix_cache)
         limits = replace(config.limits, look_ahead=config.overlap)
         self._updater = Updater(config.eos_ids, token_bytes)
-        self.scheduler = Scheduler(self.cache, limits, self._updater, get_policy(config.policy), clock)
+        self.scheduler = Scheduler(self.cache, limits, self._updater, get_policy(config.policy), clock, proposer)
         self._executor = executor
         self._compiler = compiler
         self._wake = wake

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sglite.runtime.cache.radix import Cursor, RadixNode
 from sglite.runtime.engine.grammar import GrammarState
 from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, TokenLogprob
+from sglite.runtime.spec.base import Draft
 
 if TYPE_CHECKING:
     from sglite.runtime.text.stop import StopMatcher
@@ -63,7 +64,7 @@ class Request:
     """One sequence on its way through the engine; see the module's drawing. Only the scheduler changes it."""
 
     __slots__ = (
-        "accounting", "blocked_on", "blocked_planned", "cursor", "emitted", "ending", "finish", "first_run",
+        "accounting", "blocked_on", "blocked_planned", "cursor", "draft", "emitted", "ending", "finish", "first_run",
         "grammar", "held_pages", "in_flight", "inherited_priority", "logprobs", "num_cached", "num_computed",
         "num_scheduled", "order", "page_table", "pages_sent", "preempting", "prompt_len", "reasons", "request",
         "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time", "state_at", "state_slots",
@@ -96,6 +97,8 @@ class Request:
         self.pages_sent = 0
         self.held_pages: list[int] = []
         """Pages for positions whose tokens nobody knows yet."""
+        self.draft: Draft | None = None
+        """Guesses that a row in flight verifies."""
         self.state_slots: dict[str, int] = {}
         self.state_at = 0
         """Position at which the running recurrent state will stand after the steps planned so far."""

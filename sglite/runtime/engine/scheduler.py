@@ -36,6 +36,7 @@ from sglite.runtime.protocol import (
     SchedulerOutput,
     StepOutput,
 )
+from sglite.runtime.spec.base import Draft, Proposer
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Scheduler:
         updater: applies results to one request (stops, constraint, length).
         policy: order of the waiting requests, see ``policy.py``.
         clock: seconds, monotonic; a test may pass its own.
+        proposer: guesses tokens that a row verifies along with computing the known ones.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Scheduler:
         updater: Updater,
         policy: Policy = fcfs,
         clock: Callable[[], float] = time.monotonic,
+        proposer: Proposer | None = None,
     ) -> None:
         self.cache = cache
         self.limits = limits
@@ -82,6 +85,7 @@ class Scheduler:
         self._updater = updater
         self._policy = policy
         self._clock = clock
+        self._proposer = proposer
         self._timed: dict[str, Request] = {}
         self._requeued = 0
         self._starved = False
@@ -302,35 +306,68 @@ class Scheduler:
     ) -> None:
         """Put a row into the plan, with the scores it gives and, at the end of what is known, a sample."""
         end = start + len(tokens)
+        samples = request.ending is None and end >= request.num_tokens
+        samples = samples and request.num_output + request.num_unknown < request.max_new_tokens
+        draft = self._draft(request, plan, len(tokens)) if samples and tokens[-1] != UNKNOWN_TOKEN else None
         row = RowStep(
             slot=request.slot,
             start=start,
-            token_ids=tokens,
+            token_ids=tokens + (draft.tokens if draft is not None else []),
             store_from=store_from,
             pages_from=request.pages_sent,
             pages=request.page_table[request.pages_sent :],
+            parents=draft.parents if draft is not None else None,
             state_slots=request.state_slots,
         )
         request.pages_sent = len(request.page_table)
         request.account_computed(start, end, store_from)
         request.num_scheduled = max(request.num_scheduled, end)
         request.state_at = end
-        index = plan.add_row(request, row, copies)
+        index = plan.add_row(request, row, end, copies)
         plan.add_scores(request, index)
         if request.unsent_forced:
             plan.output.appended[request.slot] = request.unsent_forced
             request.unsent_forced = []
-        if request.ending is not None:
-            return
-        if end >= request.num_tokens and request.num_output + request.num_unknown < request.max_new_tokens:
+        if samples:
             plan.add_sample(request, index, end - 1)
+
+    def _draft(self, request: Request, plan: StepPlan, num_known: int) -> Draft | None:
+        """A guess to verify behind the known tokens, with pages of its own; ``None`` where there cannot be one.
+
+        Drafts lie behind the commit point, in pages nobody else sees; constraints, penalties and recurrent state
+        would have to follow every branch, so such requests go without.
+        """
+        if self._proposer is None or request.grammar is not None or request.state_slots:
+            return None
+        cursor = request.cursor
+        assert cursor is not None
+        room = min(request.max_new_tokens - request.num_output - 1, plan.tokens_left - num_known)
+        free = self._is_alone(cursor.node) and cursor.depth == request.num_tokens
+        if room < 1 or not free or request.request.sampling.has_penalties:
+            return None
+        draft = self._proposer.propose(request.tokens, room)
+        if draft is None or not 0 < len(draft.tokens) <= room:
+            return None
+        size = self.cache.page_size
+        pages = self.memory.take(-(-(request.num_tokens + len(draft.tokens)) // size) - len(request.page_table))
+        if pages is None:
+            return None
+        request.held_pages = pages
+        request.page_table.extend(pages)
+        request.draft = draft
+        cursor.node.lookahead = request
+        return draft
+
+    def _is_alone(self, node: RadixNode) -> bool:
+        """Nobody but its user can come to compute, or be computing, what follows ``node``."""
+        return node.cursors == 1 and not node.children and node.lookahead is None and node.parent is not None
 
     def _look_ahead(self, request: Request, plan: StepPlan) -> None:
         """Plan the token that the step in flight is sampling, where nobody else could be computing the same."""
         cursor = request.cursor
         assert cursor is not None
         node, position = cursor.node, request.num_tokens
-        alone = node.cursors == 1 and not node.children and node.lookahead is None and node.parent is not None
+        alone = self._is_alone(node)
         wanted = request.ending is None and request.num_unknown == 1 and request.num_output + 1 < request.max_new_tokens
         if not (self.limits.look_ahead and alone and wanted) or cursor.depth != position:
             return
@@ -425,6 +462,7 @@ class Scheduler:
         request.preempting = False
         request.num_cached = request.num_computed = request.num_scheduled = 0
         request.samples_in_flight.clear()
+        request.draft = None
         request.scores_in_flight = 0
         if request.logprobs is not None:
             unsent = request.prompt_len + request.emitted
@@ -501,19 +539,39 @@ class Scheduler:
             self._outbox.append(output)
 
     def _publish_ahead(self, request: Request) -> None:
-        """The token of a row in flight has become known: the row's place in the tree can be named."""
+        """Tokens of rows in flight, or of drafts, have become known: their place in the tree can be named."""
         cursor = request.cursor
-        if cursor is None or cursor.node.lookahead is not request:
+        if cursor is None or cursor.node.lookahead is not request or request.num_tokens == cursor.depth:
             return
-        node, depth = cursor.node, cursor.depth + 1
-        if request.num_tokens < depth:
-            return
-        node.lookahead = None
-        self.cache.claim(cursor, request.tokens[:depth], request)
+        depth = cursor.depth + (1 if request.draft is None else self._drafts_kept(request, cursor.depth))
+        cursor.node.lookahead = None
         held, request.held_pages = request.held_pages, []
-        self.cache.add_pages(cursor.node, held, depth, request.page_table)
-        self.cache.plan(cursor.node, depth, self._steps - 1)
+        if depth > cursor.depth:
+            self.cache.claim(cursor, request.tokens[:depth], request)
+            used = self.cache.pages_missing(cursor.node, depth)
+            self.cache.add_pages(cursor.node, held[:used], depth, request.page_table)
+            self.cache.plan(cursor.node, depth, self._steps - 1)
+            held = held[used:]
+        if request.draft is not None:
+            self.cache.allocator.free(held)
+            del request.page_table[-(-depth // self.cache.page_size) :]
+            request.pages_sent = min(request.pages_sent, len(request.page_table))
+            request.num_scheduled = request.num_computed = depth
+            request.draft = None
         self.cache.finish(cursor.node, request.num_computed)
+
+    def _drafts_kept(self, request: Request, depth: int) -> int:
+        """How many accepted drafts lie in the very slots where they belong; the rest is computed again."""
+        draft = request.draft
+        assert draft is not None
+        known = request.tokens[depth:]
+        pairs = zip(draft.tokens, draft.parents, known, strict=False)
+        kept = 0
+        for index, (guess, parent, token) in enumerate(pairs):
+            if guess != token or parent != index - 1:
+                break
+            kept += 1
+        return kept
 
     def _fail(self, plan: StepPlan, error: str | None) -> None:
         """A step failed: nothing of it and of the steps after it counts. Everybody starts over, its members alone.
@@ -522,6 +580,9 @@ class Scheduler:
         """
         if error is not None and not self._poisoned:
             self.failed_steps += 1
+            self.cache.drop_checkpoints(plan.step_id)
+            for request in self.running.values():
+                request.state_at = -1
             culprit = len(plan.members) == 1 or all(request.suspect for request in plan.members)
             for request in plan.members:
                 request.suspect = True
@@ -529,9 +590,7 @@ class Scheduler:
                     message = f"the step that computed this request failed: {error}"
                     self.end(request, FinishReason(type="error", code="internal", message=message))
         self._poisoned = len(self._in_flight)
-        self.cache.drop_checkpoints(plan.step_id)
         for request in [*self.running.values()]:
-            request.state_at = -1
             if request.cursor is not None and request.cursor.node.lookahead is request:
                 request.cursor.node.lookahead = None
             request.preempting = True

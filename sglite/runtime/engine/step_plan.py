@@ -40,14 +40,14 @@ class StepPlan:
             request.in_flight += 1
             self.members.append(request)
 
-    def add_row(self, request: Request, row: RowStep, copies: list[CopyPages]) -> int:
-        """Compute ``row`` for ``request``; returns the row's index."""
+    def add_row(self, request: Request, row: RowStep, depth: int, copies: list[CopyPages]) -> int:
+        """Compute ``row``, which brings ``request`` to ``depth`` (drafts not counted); returns the row's index."""
         index = len(self.output.rows)
         self.output.rows.append(row)
         self.output.copies.extend(copies)
         self.tokens_left -= len(row.token_ids)
         self._row_of[request] = index
-        self.computed.append((request, row.start + len(row.token_ids)))
+        self.computed.append((request, depth))
         self.join(request)
         return index
 

@@ -32,6 +32,9 @@ from sglite.runtime.protocol import (
     StepOutput,
     TokenLogprob,
 )
+from sglite.runtime.spec.base import accept_path, draft_depths
+
+MAX_TOKEN = 65536
 
 Script = Callable[[int], int]
 """Fingerprint of all tokens so far -> next token."""
@@ -107,7 +110,7 @@ class ScriptedWorker:
             for task in step.scores
         ]
         allowed = iter(masks_by_task(step.samples, masks()))
-        output.samples = [self._sample(task, prints[task.row, task.position], next(allowed)) for task in step.samples]
+        output.samples = [self._sample(task, step.rows[task.row], prints, next(allowed)) for task in step.samples]
         return output
 
     def _prepare(self, step: SchedulerOutput) -> None:
@@ -150,14 +153,18 @@ class ScriptedWorker:
         for name, slot in row.state_slots.items():
             right = self.states[name][slot] == before
             assert self._in_order(right, step_id), f"state of row {index} does not stand at position {row.start}"
+        parents = row.parents or []
+        known = len(row.token_ids) - len(parents)
         for offset, token in enumerate(row.token_ids):
             position = row.start + offset
+            if offset > known:
+                before = prints[index, row.start + known + parents[offset - known]]
             before = extend_fingerprint(before, self._last.get(row.slot, -2) if token == UNKNOWN_TOKEN else token)
             prints[index, position] = before
             slot = self._slot(row, position)
             if position >= row.store_from:
                 self.slots[slot] = before
-                self.computed[before] += 1
+                self.computed[before] += offset < known
                 written.discard(slot)
             else:
                 self.replayed += 1
@@ -169,18 +176,35 @@ class ScriptedWorker:
     def _slot(self, row: RowStep, position: int) -> int:
         return self._pages[row.slot][position // self.page_size] * self.page_size + position % self.page_size
 
-    def _sample(self, task: SampleTask, fingerprint: int, allowed: Callable[[int], bool]) -> SampledToken:
+    def _sample(
+        self, task: SampleTask, row: RowStep, prints: dict[tuple[int, int], int], allowed: Callable[[int], bool]
+    ) -> SampledToken:
+        """One token, or with drafts the accepted path."""
+        parents = (row.parents or []) if task.slot == row.slot else []
         new = self._rows[task.slot]
+        fingerprints = [prints[task.row, task.position + i] for i in range(len(parents) + 1)]
+        depths = [0, *draft_depths(parents)]
+        sampled = [
+            self._choose(new, task.num_output + d, f, allowed) for f, d in zip(fingerprints, depths, strict=True)
+        ]
+        drafts = row.token_ids[len(row.token_ids) - len(parents) :] if parents else []
+        path = accept_path(drafts, parents, sampled)
+        tokens = [sampled[i] for i in path]
+        if tokens[0] < 0:
+            return SampledToken(slot=task.slot, token_ids=[], error="every token is masked")
+        self._last[task.slot] = tokens[-1]
+        logprobs = [] if new.logprobs is None else [self._logprob(fingerprints[i], sampled[i]) for i in path]
+        return SampledToken(slot=task.slot, token_ids=tokens, logprobs=logprobs)
+
+    def _choose(self, new: NewRow, num_output: int, fingerprint: int, allowed: Callable[[int], bool]) -> int:
+        """The scripted token, or the next allowed one; -1: none is."""
         token = self.script(fingerprint)
-        tries = 0
-        banned = new.banned_until_min if task.num_output < new.sampling.min_new_tokens else ()
-        while not allowed(token) or token in banned:
-            token, tries = (token + 1) % 65536, tries + 1
-            if tries > 65536:
-                return SampledToken(slot=task.slot, token_ids=[], error="every token is masked")
-        self._last[task.slot] = token
-        logprobs = [] if new.logprobs is None else [self._logprob(fingerprint, token)]
-        return SampledToken(slot=task.slot, token_ids=[token], logprobs=logprobs)
+        banned = new.banned_until_min if num_output < new.sampling.min_new_tokens else ()
+        for _ in range(MAX_TOKEN):
+            if allowed(token) and token not in banned:
+                return token
+            token = (token + 1) % MAX_TOKEN
+        return -1
 
     def _logprob(self, fingerprint: int, token: int) -> TokenLogprob:
         """A number that only this prefix and token give."""

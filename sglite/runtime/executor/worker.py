@@ -6,7 +6,7 @@ before anybody knows that token) and what penalties need. Everything else comes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,6 +31,7 @@ from sglite.runtime.protocol import (
 from sglite.runtime.sample.logprobs import LogitsNotFinite
 from sglite.runtime.sample.penalties import TokenCounts
 from sglite.runtime.sample.sampler import Sampler, SampleResult, SampleRow
+from sglite.runtime.spec.base import accept_path, draft_depths
 
 
 class Model(Protocol):
@@ -78,7 +79,7 @@ class ModelWorker:
         logits, index = self._forward(step)
         output = StepOutput(step_id=step.step_id)
         output.scores = [self._score(task, logits, index) for task in step.scores]
-        output.samples = self._sample(step.samples, logits, index, masks())
+        output.samples = self._sample(step, logits, index, masks())
         return output
 
     def _prepare(self, step: SchedulerOutput) -> None:
@@ -108,7 +109,8 @@ class ModelWorker:
             for offset in range(len(score.targets)):
                 wanted.setdefault((score.row, score.position + offset), len(wanted))
         for sample in step.samples:
-            wanted.setdefault((sample.row, sample.position), len(wanted))
+            for node in range(len(_drafts(sample, step.rows)) + 1):
+                wanted.setdefault((sample.row, sample.position + node), len(wanted))
         if not token_ids:
             return torch.empty(0), wanted
         device = self._backend.device
@@ -134,7 +136,9 @@ class ModelWorker:
                 ids = [*ids[:-1], state.last_token]
             token_ids.extend(ids)
             end = row.start + len(ids)
-            positions.extend(range(row.start, end))
+            known = end - len(row.parents or [])
+            positions.extend(range(row.start, known))
+            positions.extend(known - 1 + depth for depth in draft_depths(row.parents or []))
             slots.extend([-1] * (row.store_from - row.start))
             slots.extend(state.pages[p // size] * size + p % size for p in range(row.store_from, end))
             starts.append(len(token_ids))
@@ -146,6 +150,7 @@ class ModelWorker:
             slot_mapping=slots,
             page_tables=[self._rows[row.slot].pages for row in rows],
             page_size=size,
+            parents=[row.parents for row in rows],
         )
         return layout, token_ids, starts
 
@@ -161,47 +166,65 @@ class ModelWorker:
         return ScoredTokens(slot=task.slot, position=task.position, logprobs=logprobs)
 
     def _sample(
-        self, tasks: list[SampleTask], logits: Tensor, index: dict[tuple[int, int], int], masks: Masks | None
+        self, step: SchedulerOutput, logits: Tensor, index: dict[tuple[int, int], int], masks: Masks | None
     ) -> list[SampledToken]:
-        """One token a task."""
-        if not tasks:
+        """One token a task, or with drafts the accepted path: every node of the tree is sampled at once."""
+        if not step.samples:
             return []
-        rows = [self._sample_row(task) for task in tasks]
-        picked = [index[task.row, task.position] for task in tasks]
+        rows: list[SampleRow] = []
+        owners: list[SampleTask] = []
+        picked: list[int] = []
+        for task in step.samples:
+            for node, depth in enumerate([0, *draft_depths(_drafts(task, step.rows))]):
+                rows.append(self._sample_row(task, depth))
+                owners.append(task)
+                picked.append(index[task.row, task.position + node])
         if picked != list(range(len(logits))):
             logits = logits[torch.tensor(picked, device=logits.device)]
-        results = self._sampler.sample(logits, rows, _full_mask(tasks, masks))
-        return [self._note(task, result) for task, result in zip(tasks, results, strict=True)]
+        results = iter(self._sampler.sample(logits, rows, _full_mask(owners, masks)))
+        return [self._note(task, step.rows, results) for task in step.samples]
 
-    def _sample_row(self, task: SampleTask) -> SampleRow:
+    def _sample_row(self, task: SampleTask, depth: int) -> SampleRow:
         state = self._rows[task.slot]
         return SampleRow(
             params=state.new.sampling,
             seed=state.new.seed,
-            position=task.position,
+            position=task.position + depth,
             attempt=task.attempt,
-            num_output=task.num_output,
+            num_output=task.num_output + depth,
             banned_until_min=state.new.banned_until_min,
             counts=state.counts,
             logprobs=state.new.logprobs,
         )
 
-    def _note(self, task: SampleTask, result: SampleResult) -> SampledToken:
-        """Remember a sampled token for the rows and penalties that follow."""
-        if result.error is not None:
-            return SampledToken(slot=task.slot, token_ids=[], error=result.error)
+    def _note(self, task: SampleTask, rows: list[RowStep], results: Iterator[SampleResult]) -> SampledToken:
+        """Take a task's results, keep the accepted path, remember its end for the rows and penalties that follow."""
+        parents, row = _drafts(task, rows), rows[task.row]
+        tree = [next(results) for _ in range(len(parents) + 1)]
+        drafts = row.token_ids[len(row.token_ids) - len(parents) :] if parents else []
+        accepted = [tree[node] for node in accept_path(drafts, parents, [result.token_id for result in tree])]
+        error = next((result.error for result in accepted if result.error is not None), None)
+        if error is not None:
+            return SampledToken(slot=task.slot, token_ids=[], error=error)
+        tokens = [result.token_id for result in accepted]
         state = self._rows[task.slot]
-        state.last_token = result.token_id
+        state.last_token = tokens[-1]
         if state.counts is not None:
-            state.counts.add([result.token_id])
-        logprobs = [] if result.logprob is None else [result.logprob]
-        return SampledToken(slot=task.slot, token_ids=[result.token_id], logprobs=logprobs)
+            state.counts.add(tokens)
+        logprobs = [result.logprob for result in accepted if result.logprob is not None]
+        return SampledToken(slot=task.slot, token_ids=tokens, logprobs=logprobs)
 
 
-def _full_mask(tasks: list[SampleTask], masks: Masks | None) -> Tensor | None:
-    """Bitmasks for all tasks: those supplied, and all ones for tasks without a constraint."""
+def _drafts(task: SampleTask, rows: list[RowStep]) -> list[int]:
+    """Parents of the drafts that a task verifies: those of its own row."""
+    row = rows[task.row]
+    return row.parents if row.parents is not None and row.slot == task.slot else []
+
+
+def _full_mask(owners: list[SampleTask], masks: Masks | None) -> Tensor | None:
+    """Bitmasks for all rows of logits, given whose they are: those supplied, all ones where there is no constraint."""
     if masks is None or len(masks) == 0:
         return None
-    full = np.full((len(tasks), masks.shape[1]), -1, dtype=np.int32)
-    full[[i for i, task in enumerate(tasks) if task.constrained]] = masks
+    full = np.full((len(owners), masks.shape[1]), -1, dtype=np.int32)
+    full[[i for i, task in enumerate(owners) if task.constrained]] = masks
     return torch.from_numpy(full)

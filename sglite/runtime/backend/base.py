@@ -1,0 +1,155 @@
+"""The device seam: every call the runtime makes on a device, with its contract.
+
+``plan`` is host code that runs once a step and turns plain integers into whatever the device wants; the other calls
+run once a layer or once a step and never wait for the device. The plain-torch implementation in ``cpu.py`` is the
+specification: a faster one is right when it gives the same numbers.
+
+    layout   = BatchLayout(...)              plain lists, made by the worker
+    meta     = backend.plan(layout)          once a step
+    forward    for each layer:  store_kv of all rows, then attention of all rows
+
+How a row's tokens, KV slots and pages relate (page size 4, a row at start 5 that computes 4 tokens, the last 2 drafts):
+
+    slot index i     0 1 2 3 | 4 5 6 7 | 8
+    page_tables[r]   page 12 | page 3  | page 9       pool row of slot 6 = 3 * 4 + 2
+    computed now               . x x d   d            query j sits in slot start + j
+    seq_lens[r]      9 = start + 4: the slots that exist once this step is stored
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sglite.runtime.cache.pool import KVPool
+from sglite.runtime.protocol import CopyPages, GroupSpec
+
+
+class BackendError(ValueError):
+    """A call that a backend cannot serve: what was asked, the value, what it can do."""
+
+
+@dataclass(frozen=True)
+class Guarantees:
+    """What a backend promises about its results and accepts as input."""
+
+    batch_invariant: bool
+    """A row's numbers are bit-equal whatever else is in the batch."""
+    dtypes: tuple[torch.dtype, ...]
+    """Weight, activation and KV types it computes with."""
+    page_sizes: tuple[int, ...] | None = None
+    """Page sizes it can run; ``None``: any from 1."""
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """One ragged batch in plain integers: R rows, T tokens, row after row."""
+
+    query_starts: Sequence[int]
+    """[R + 1] from 0 to T: row r computes tokens ``query_starts[r]`` up to ``query_starts[r + 1]``."""
+    starts: Sequence[int]
+    """[R] slot index of each row's first token in this step."""
+    seq_lens: Sequence[int]
+    """[R] KV slots of the row once this step is stored: ``starts[r]`` plus its token count."""
+    positions: Sequence[int]
+    """[T] position of each token (rotary); differs from the slot index only in draft trees."""
+    slot_mapping: Sequence[int]
+    """[T] pool row (``page * page_size + offset``) where the token's keys and values go; -1: not stored."""
+    page_tables: Sequence[Sequence[int]]
+    """[R] pages by slot index; at least ``ceil(seq_lens[r] / page_size)`` entries, more are not read."""
+    page_size: int
+    parents: Sequence[Sequence[int] | None] | None = None
+    """[R] draft trees: the last ``len(parents[r])`` tokens are drafts, see ``RowStep.parents``."""
+
+    def __post_init__(self) -> None:
+        rows, tokens = len(self.starts), len(self.positions)
+        if not (len(self.query_starts) == rows + 1 and len(self.seq_lens) == len(self.page_tables) == rows):
+            raise BackendError(
+                f"batch layout: {rows} starts, {len(self.query_starts)} query_starts, {len(self.seq_lens)} seq_lens, "
+                f"{len(self.page_tables)} page_tables; give R, R + 1, R and R"
+            )
+        if self.query_starts[0] != 0 or self.query_starts[-1] != tokens or len(self.slot_mapping) != tokens:
+            raise BackendError(
+                f"batch layout: query_starts {self.query_starts[0]}..{self.query_starts[-1]}, {tokens} positions, "
+                f"{len(self.slot_mapping)} slots; all must cover the same tokens from 0"
+            )
+        if self.parents is not None and len(self.parents) != rows:
+            raise BackendError(f"batch layout: {len(self.parents)} parents for {rows} rows; give one entry a row")
+
+
+@dataclass(frozen=True)
+class AttentionMetadata:
+    """A planned batch. Each backend returns its own subclass and accepts no other's."""
+
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class ForwardContext:
+    """What layers need besides activations: whom to ask, the planned batch and where keys and values live."""
+
+    backend: Backend
+    meta: AttentionMetadata
+    pool: KVPool
+
+
+class Backend(Protocol):
+    """One device. Tensors given and returned live on ``device``; nothing above this seam names it."""
+
+    @property
+    def name(self) -> str:
+        """Short name for logs and reports, such as ``cpu``."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights, activations and pools live."""
+
+    @property
+    def guarantees(self) -> Guarantees:
+        """What results can be relied on and which dtypes and page sizes are accepted."""
+
+    def available_memory(self) -> int | None:
+        """Bytes that can be allocated now without swapping or being killed; ``None`` when the system does not say."""
+
+    def allocate_pool(self, groups: Sequence[GroupSpec], *, num_pages: int, page_size: int) -> KVPool:
+        """Make zeroed storage for ``num_pages`` pages of every group.
+
+        Raises BackendError for a group kind, layout, dtype or page size that the backend does not serve.
+        """
+
+    def plan(self, layout: BatchLayout) -> AttentionMetadata:
+        """Turn a layout into device metadata, once a step. Reads the layout, keeps none of its lists."""
+
+    def store_kv(self, pool: KVPool, layer: int, k: Tensor, v: Tensor, meta: AttentionMetadata) -> None:
+        """Write this step's keys and values of one layer to the slots of the layout; tokens with slot -1 are skipped.
+
+        ``k`` [T, num_kv_heads, head_dim] and ``v`` [T, num_kv_heads, v_head_dim] in the pool's dtype; any strides.
+        Distinct tokens have distinct slots. All rows are written before ``attention`` of the layer is called, so rows
+        that share pages see what each other stored in this step.
+        """
+
+    def attention(self, q: Tensor, pool: KVPool, layer: int, meta: AttentionMetadata, *, scale: float) -> Tensor:
+        """Attend with every query token to the slots it may see: softmax(scale * q k^T) v, without dropout.
+
+        ``q`` [T, num_heads, head_dim], any strides; returns [T, num_heads, v_head_dim]. Query head h reads KV head
+        ``h // (num_heads // num_kv_heads)``. Query j of a row sees slots 0 .. start + j; a draft sees the slots before
+        the drafts, its ancestors and itself. Values in slots that a query does not see do not reach its result, not
+        even as NaN, unless they belong to the same row.
+        """
+
+    def copy_pages(self, pool: KVPool, copies: Sequence[CopyPages]) -> None:
+        """Copy the first ``num_tokens`` slots of page ``src`` to ``dst`` in all layers, in the order given."""
+
+    def matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``x`` [..., in] times ``weight`` [out, in] transposed, plus ``bias`` [out]: [..., out] in x's dtype."""
+
+    def apply_mask(self, logits: Tensor, bitmask: Tensor) -> None:
+        """Set logits of disallowed ids to -inf, in place.
+
+        ``logits`` [n, vocab] floating point; ``bitmask`` int32 [n, words] on the host, bit ``id % 32`` of word
+        ``id // 32`` set when the id is allowed. Ids beyond the words are disallowed, bits beyond vocab are ignored.
+        """

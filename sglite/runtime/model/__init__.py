@@ -1,0 +1,1 @@
+"""Models: configuration, checkpoints, layers and one short file per family."""

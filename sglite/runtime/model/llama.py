@@ -1,0 +1,19 @@
+"""Llama 2 and 3 (https://arxiv.org/abs/2407.21783): no biases unless the config asks for them."""
+
+from __future__ import annotations
+
+from sglite.runtime.model.layers.attention import Attention
+from sglite.runtime.model.layers.decoder import CausalLM
+from sglite.runtime.model.layers.mlp import GatedMLP
+from sglite.runtime.model.layers.weights import WeightTable
+
+
+class LlamaForCausalLM(CausalLM):
+    """``attention_bias`` adds biases to all four projections, ``mlp_bias`` to the three of the feed-forward part."""
+
+    def attention(self, weights: WeightTable, name: str, layer: int) -> Attention:
+        bias = self.config.attention_bias
+        return Attention(weights, name, self.config, layer, qkv_bias=bias, out_bias=bias)
+
+    def mlp(self, weights: WeightTable, name: str, layer: int) -> GatedMLP:
+        return GatedMLP(weights, name, self.config, bias=self.config.mlp_bias)

@@ -1,0 +1,1 @@
+"""Speculation: proposers guess tokens, the target model verifies them in one row."""

@@ -1,0 +1,1 @@
+"""Text at the edge of the runtime: tokenizers, incremental text, stop matching, chat templates."""
