@@ -41,6 +41,11 @@ class EngineThread:
         """Start a request; ``handler`` gets its outputs on the engine's thread, the last with a finish reason."""
 
         def start() -> None:
+            if request.request_id in self._handlers:
+                message = f"rid {request.request_id!r} belongs to a request that is still open; give another one"
+                reason = FinishReason(type="error", code="invalid_request", message=message)
+                handler(RequestOutput(request_id=request.request_id, finish_reason=reason))
+                return
             self._handlers[request.request_id] = handler
             if self._dead is not None:
                 self._end(request.request_id, self._dead)
@@ -100,26 +105,29 @@ class EngineThread:
                 items, closing = list(self._inbox), self._closing
                 self._inbox.clear()
             for item in items:
-                item()
+                self._guard(item)
             if closing:
                 break
             if self._dead is None:
-                self._step()
+                self._guard(self._step)
         self._finish()
 
     def _has_work(self) -> bool:
         return self._dead is None and not self._core.is_idle
 
-    def _step(self) -> None:
-        """One step of the core; a failure of the loop itself ends everything that is open."""
+    def _guard(self, action: Callable[[], object]) -> None:
+        """A failure of the loop itself ends everything that is open; nobody is left waiting."""
         try:
-            before = self._core.num_steps
-            outputs = self._core.step()
+            action()
         except Exception as error:
             self._dead = f"the engine's step loop failed: {type(error).__name__}: {error}"
             for request_id in list(self._handlers):
                 self._end(request_id, self._dead)
-            return
+
+    def _step(self) -> None:
+        """One step of the core."""
+        before = self._core.num_steps
+        outputs = self._core.step()
         self._dispatch(outputs)
         if not outputs and self._core.num_steps == before and not self._core.has_steps_in_flight:
             with self._ready:

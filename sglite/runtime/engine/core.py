@@ -245,14 +245,14 @@ class EngineCore:
         requests = self.scheduler.constrained(step_id)
         masks = np.full((len(requests), -(-self.config.vocab_size // 32)), -1, dtype=np.int32)
         for row, request in zip(masks, requests, strict=True):
-            if request is None or request.grammar is None or request.ending is not None:
+            if request is None or request.grammar is None:
                 continue
             expected = request.samples_in_flight[0] if request.samples_in_flight else None
-            if expected is None:
-                request.grammar.fill(row)
-            else:
+            if expected is not None:
                 row[:] = 0
                 row[expected // 32] = np.array(1 << (expected % 32), dtype=np.uint32).view(np.int32)
+            elif request.ending is None:
+                request.grammar.fill(row)
         self._executor.supply_masks(step_id, masks)
 
     def _outputs(self) -> list[RequestOutput]:

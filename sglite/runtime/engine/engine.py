@@ -65,6 +65,7 @@ class Engine:
         eos = built.eos_ids if self.tokenizer is None else (*built.eos_ids, *self.tokenizer.eos_token_ids)
         self._eos_ids = tuple(dict.fromkeys(i for i in eos if i < built.config.vocab_size))
         self._weight_bytes = built.weight_bytes
+        self._capacity = min(built.config.context_length, built.config.max_total_tokens)
         self._names = itertools.count(1)
         self._thread = EngineThread(lambda wake: self._make_core(built.executor, wake))
         self._finalizer = weakref.finalize(self, self._thread.close)
@@ -220,8 +221,15 @@ class Engine:
         on_finished: Callable[[Items[Presenter]], None] | None = None,
     ) -> Generation:
         """Start ``n`` requests for one prompt; returns at once. The building block of everything above."""
-        sampling, constraint = parse_sampling_params(sampling_params or {})
+        given = dict(sampling_params or {})
+        sampling, constraint = parse_sampling_params(given)
         validate(sampling, self.config.vocab_size, self._eos_ids)
+        if not given.keys() & {"max_new_tokens", "max_tokens"} and sampling.max_new_tokens is not None:
+            room = max(1, self._capacity - len(input_ids))  # the default bends to the context, a wish does not
+            sampling = msgspec.structs.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+        for name, seconds in (("timeout_s", timeout_s), ("queue_timeout_s", queue_timeout_s)):
+            if seconds is not None and not seconds > 0:
+                raise InvalidParameter(name, seconds, f"{name} must be a positive number of seconds, got {seconds!r}")
         rid = rid or uuid.uuid4().hex
         ids = [rid] if sampling.n == 1 else [f"{rid}-{i}" for i in range(sampling.n)]
         layout, options = _logprobs(
@@ -262,9 +270,12 @@ class Engine:
             fields = {name: _pick(value, index, len(rows), name, many) for name, value in options.items()}
             sampling = _pick(sampling_params, index, len(rows), "sampling_params", many)
             batch.checked.append((row, sampling, {k: v for k, v in fields.items() if v is not None}))
-        for _, sampling, _ in batch.checked:
-            parse_sampling_params(sampling or {})
-        batch.generations = [self.submit(row, sampling, **fields) for row, sampling, fields in batch.checked]
+        try:
+            for row, sampling, fields in batch.checked:
+                batch.generations.append(self.submit(row, sampling, **fields))
+        except BaseException:
+            batch.abort()
+            raise
         return batch
 
     def _prompt_ids(

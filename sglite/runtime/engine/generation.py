@@ -41,7 +41,7 @@ class Generation:
     Args:
         presenters: one a request; ``many`` makes events lists even for one.
         abort: ends a request by id.
-        on_finished: called once, when the last of them has ended well or by abort.
+        on_finished: called once, when the last of them has ended; with nothing if one failed or was aborted.
     """
 
     def __init__(
@@ -66,17 +66,26 @@ class Generation:
     def push(self, output: RequestOutput) -> None:
         """An output of the engine; called on its thread."""
         with self._changed:
-            self._by_id[output.request_id].add(output)
+            self._take(output)
             self._version += 1
             if output.finish_reason is not None:
                 self._open.discard(output.request_id)
-                self._error = self._error or failure(output.finish_reason)
-                if not self._open and self._error is None and self._on_finished is not None:
-                    self._on_finished(self._presenters)
+                if not self._open and self._on_finished is not None:
+                    whole = self._error is None and all(p.answered for p in self._presenters)
+                    self._on_finished(self._presenters if whole else ())
             wakers, self._wakers = self._wakers, []
             self._changed.notify_all()
         for wake in wakers:
             wake()
+
+    def _take(self, output: RequestOutput) -> None:
+        """Hand an output to its presenter; a failure to present it is the request's failure."""
+        try:
+            self._by_id[output.request_id].add(output)
+            error = failure(output.finish_reason)
+        except Exception as caught:
+            error = EngineError(f"the output could not be presented: {type(caught).__name__}: {caught}")
+        self._error = self._error or error
 
     @property
     def finished(self) -> bool:

@@ -74,6 +74,11 @@ class Presenter:
             self._constraint_complete = output.constraint_complete
             self._finish_text(output.finish_reason)
 
+    @property
+    def answered(self) -> bool:
+        """It ended by itself, not by an abort or an error."""
+        return self.finish_reason is not None and self.finish_reason.type in ("stop", "length")
+
     def event(self) -> dict[str, Any]:
         """The outputs so far: ``text`` (cumulative), ``output_ids``, ``meta_info``."""
         return {"text": self._shown(), "output_ids": list(self.output_ids), "meta_info": self._meta()}

@@ -532,7 +532,9 @@ class Scheduler:
         """Send what is new of a member of the step; end it when it has all it is going to get."""
         if request.ending is None and request.max_new_tokens == 0 and request.num_computed >= request.num_tokens:
             request.ending = FinishReason(type="length")
-        scoring = request.logprobs is not None and len(request.logprobs.unscored) + request.scores_in_flight > 0
+        expected = any(token is not None for token in request.samples_in_flight)
+        state = request.logprobs
+        scoring = state is not None and (bool(state.unscored) or request.scores_in_flight > 0 or expected)
         if request.ending is not None and not scoring:
             self.end(request, request.ending)
         elif (output := self._updater.progress(request, self._clock())) is not None:

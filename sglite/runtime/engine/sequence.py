@@ -108,7 +108,8 @@ class Sequence:
         return self._program.program_id if self._program is not None else ""
 
     def _commit(self, presenters: Ids[Presenter]) -> None:
-        """Take over the first output; called when all outputs of a generate call have ended without error."""
+        """Take over the first output, once all outputs of a generate call have ended; nothing if it failed."""
         with self._lock:
-            self._ids.extend(presenters[0].state_ids())
+            if presenters:
+                self._ids.extend(presenters[0].state_ids())
             self._generating = False
