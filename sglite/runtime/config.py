@@ -18,6 +18,8 @@ DEFAULT_POOL_TOKENS = 65_536
 MEMORY_SHARE = 0.5
 """Share of the memory left after loading that the default pool may take."""
 CPU_STEP_TOKENS = 2048
+POLICIES = ("fcfs", "lpm", "dfs-weight")
+"""Names of the scheduling policies, see ``engine/policy.py``."""
 
 
 class ConfigError(ValueError):
@@ -77,6 +79,8 @@ class EngineArgs:
                 self._positive(name)
         if self.device not in ("auto", "cpu"):
             raise ConfigError(f"device={self.device!r} is not available; use device='cpu'")
+        if self.schedule_policy not in POLICIES:
+            raise ConfigError(f"schedule_policy must be one of {', '.join(POLICIES)}, got {self.schedule_policy!r}")
         if self.trust_remote_code:
             raise ConfigError("trust_remote_code=True: sglite runs no code from checkpoints; leave it out")
         if self.grammar_timeout_s <= 0:

@@ -104,10 +104,11 @@ class EngineCore:
         self._order += 1
         seed = wire.sampling.seed if wire.sampling.seed is not None else self._draw_seed(self._order)
         request = Request(wire, self._order, self._clock(), seed)
-        self.scheduler.add(request)
         if reason is None:
             reason = self._prepare(request)
-        if reason is not None:
+        if reason is None:
+            self.scheduler.add(request)
+        else:
             self.scheduler.end(request, FinishReason(type="error", code="invalid_request", message=reason))
 
     def abort(self, request_id: str) -> bool:
@@ -135,6 +136,8 @@ class EngineCore:
     def _refusal(self, wire: GenerateRequest) -> str | None:
         """Why a request can never run, or ``None``."""
         n, capacity = len(wire.token_ids), self.capacity
+        if self.scheduler.find(wire.request_id) is not None:
+            return f"rid {wire.request_id!r} belongs to a request that is still open; give another one"
         if n == 0:
             return "input_ids is empty: give at least one token, or a prompt that is not empty"
         if n > capacity or (n == capacity and wire.sampling.max_new_tokens != 0):

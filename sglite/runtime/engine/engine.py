@@ -401,9 +401,12 @@ def _find_model(args: EngineArgs) -> Path:
     """The folder of the model asked for, or of the bundled one."""
     if args.model_path is None:
         return Path(str(resources.files("sglite") / "bundled" / BUNDLED_MODEL))
+    from sglite.runtime.model.config import read_config
     from sglite.runtime.model.hub import resolve
 
-    return resolve(args.model_path, args.revision, args.download_dir, args.offline)
+    folder = resolve(args.model_path, args.revision, args.download_dir, args.offline)
+    read_config(folder)  # a folder that is no model is refused before anything is loaded from it
+    return folder
 
 
 def _version() -> str:

@@ -48,6 +48,7 @@ def dfs_weight(waiting: Sequence[Request], cache: RadixCache) -> list[Request]:
 
     def key(request: Request) -> tuple[int, list[tuple[int, int]], int]:
         walk = [(-weight[node], first[node]) for node in paths[request.order]]
+        walk.append((1, 0))  # who ends at a node comes after everybody further down
         return -request.priority, walk, request.order
 
     return sorted(head, key=key) + tail
@@ -59,5 +60,5 @@ POLICIES: dict[str, Policy] = {"fcfs": fcfs, "lpm": longest_prefix_match, "dfs-w
 def get_policy(name: str) -> Policy:
     """A policy by its name; ``ValueError`` lists the names."""
     if name not in POLICIES:
-        raise ValueError(f"schedule_policy must be one of {', '.join(POLICIES)}, got {name!r}")
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {name!r}")
     return POLICIES[name]

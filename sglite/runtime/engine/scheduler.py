@@ -142,12 +142,7 @@ class Scheduler:
         if suspect is not None:
             self._extend(suspect, plan)
         else:
-            requeued = self._requeued
-            for request in sorted(self.running.values(), key=lambda r: r.sort_key):
-                if plan.tokens_left > 0 and request.status is RequestStatus.RUNNING:
-                    self._extend_or_requeue(request, plan)
-            if requeued == self._requeued:  # who had to give way must not come back before those it made room for
-                self._admit(plan)
+            self._plan_by_priority(plan)
         if plan.is_empty:
             return None
         self._steps += 1
@@ -162,21 +157,33 @@ class Scheduler:
         pairs = zip(plan.output.samples, plan.sampled, strict=True)
         return [request if request.finish is None else None for task, request in pairs if task.constrained]
 
-    def _admit(self, plan: StepPlan) -> None:
-        """Let waiting requests in, in the policy's order, until slots, tokens or pages run out."""
+    def _plan_by_priority(self, plan: StepPlan) -> None:
+        """Level by level, most urgent first: rows of the requests under way, then newcomers."""
         ready = [r for r in self.waiting.values() if WaitReason.COMPILE not in r.reasons and not self._blocked(r)]
+        requeued, admitting = self._requeued, True
+        for level in sorted({r.priority for r in (*self.running.values(), *ready)}, reverse=True):
+            for request in sorted((r for r in self.running.values() if r.priority == level), key=lambda r: r.sort_key):
+                if plan.tokens_left > 0 and request.status is RequestStatus.RUNNING:
+                    self._extend_or_requeue(request, plan)
+            # Who had to give way must not come back before those it made room for have had a step.
+            admitting = admitting and requeued == self._requeued
+            admitting = admitting and self._admit([r for r in ready if r.priority == level], plan)
+
+    def _admit(self, ready: list[Request], plan: StepPlan) -> bool:
+        """Let newcomers in, in the policy's order; ``False`` when slots, tokens or pages have run out."""
         for request in self._policy(ready, self.cache) if ready else ():
             if plan.tokens_left <= 0 or (request.suspect and not plan.is_empty):
-                return
+                return False
             if not self._free_slots and not self._make_room(request, plan):
-                return
+                return False
             match = self.cache.match(request.tokens, request.request.namespace)
             if match.blocked_on is not None:
                 self._block(request, self._states.branch_off(match, match.blocked_on))
             elif self._states.in_the_making(match.node, plan):
                 continue
             elif not self._start(request, plan) or request.suspect:
-                return
+                return False
+        return True
 
     def _start(self, request: Request, plan: StepPlan) -> bool:
         """Give a request a slot and a place in the tree and plan its first row; ``False``: no memory for it now."""
@@ -448,8 +455,9 @@ class Scheduler:
         if request.finish is not None:
             if request.status is RequestStatus.RUNNING:
                 self._release(request)
-            self.waiting.pop(request.id, None)
-            self._timed.pop(request.id, None)
+            for requests in (self.waiting, self._timed):
+                if requests.get(request.id) is request:
+                    del requests[request.id]
             request.status = RequestStatus.FINISHED
         elif request.preempting:
             self.preemptions += 1
