@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglite.runtime.text.stop import StopError, StopHit, StopMatcher
@@ -35,6 +36,10 @@ def patterns() -> st.SearchStrategy[str]:
     return st.recursive(leaf, grow, max_leaves=6)
 
 
+PATTERN = patterns().filter(lambda pattern: re.fullmatch(pattern, "") is None)
+FEW = st.text("ab", min_size=1, max_size=5)
+
+
 def by_definition(stops: list[str], compiled: list[re.Pattern[str]], text: str) -> StopHit | None:
     """The earliest end, then the earliest start, of any match of anything; offsets in bytes."""
     for end in range(1, len(text) + 1):
@@ -52,34 +57,38 @@ def by_definition(stops: list[str], compiled: list[re.Pattern[str]], text: str) 
     return None
 
 
-@given(st.lists(WORD, max_size=4, unique=True), st.lists(patterns(), max_size=2), OUTPUT, CUTS)
+def first_hit(matcher: StopMatcher, text: str, cuts: list[int]) -> StopHit | None:
+    return next((hit for piece in pieces(text.encode(), cuts) if (hit := matcher.push(piece))), None)
+
+
+@settings(max_examples=200)
+@given(st.lists(WORD, max_size=2, unique=True), st.lists(PATTERN, max_size=2), OUTPUT, CUTS)
 def test_equals_the_definition_however_it_is_cut(
     stops: list[str], regexes: list[str], text: str, cuts: list[int]
 ) -> None:
-    compiled = [re.compile(pattern) for pattern in regexes]
-    if any(pattern.fullmatch("") for pattern in compiled):
-        try:
-            StopMatcher(stops, regexes)
-        except StopError as error:
-            assert "empty string" in str(error)
-            return
-        raise AssertionError("a pattern that matches the empty string was accepted")
-    expected = by_definition(stops, compiled, text)
-    matcher = StopMatcher(stops, regexes)
-    hit = None
-    for piece in pieces(text.encode(), cuts):
-        hit = matcher.push(piece)
-        if hit:
-            break
-    assert hit == expected
+    expected = by_definition(stops, [re.compile(pattern) for pattern in regexes], text)
+    assert first_hit(StopMatcher(stops, regexes), text, cuts) == expected
 
 
-@given(st.lists(WORD, min_size=1, max_size=4), st.lists(patterns(), max_size=1), OUTPUT, CUTS)
+@settings(max_examples=300)
+@given(st.lists(FEW, min_size=2, max_size=4, unique=True), st.text("ab", max_size=12), CUTS)
+def test_strings_inside_strings_are_found(stops: list[str], text: str, cuts: list[int]) -> None:
+    assert first_hit(StopMatcher(stops), text, cuts) == by_definition(stops, [], text)
+
+
+@given(patterns())
+def test_a_pattern_is_refused_exactly_when_it_matches_nothing_at_all(pattern: str) -> None:
+    if re.fullmatch(pattern, ""):
+        with pytest.raises(StopError, match="matches the empty string"):
+            StopMatcher([], [pattern])
+    else:
+        StopMatcher([], [pattern])
+
+
+@given(st.lists(WORD, min_size=1, max_size=4), st.lists(PATTERN, max_size=1), OUTPUT, CUTS)
 def test_what_is_shown_is_never_part_of_a_later_match(
     stops: list[str], regexes: list[str], text: str, cuts: list[int]
 ) -> None:
-    if any(re.fullmatch(pattern, "") for pattern in regexes):
-        return
     matcher = StopMatcher(stops, regexes)
     shown = seen = 0
     for piece in pieces(text.encode(), cuts):
@@ -100,10 +109,8 @@ def test_strings_hold_back_exactly_their_longest_open_beginning(stops: list[str]
     assert matcher.holdback() == max(n for n in range(len(data) + 1) if data[len(data) - n :] in starts)
 
 
-@given(st.lists(WORD, max_size=3), st.lists(patterns(), max_size=1), st.binary(max_size=30), st.binary(max_size=30))
+@given(st.lists(WORD, max_size=3), st.lists(PATTERN, max_size=1), st.binary(max_size=30), st.binary(max_size=30))
 def test_any_bytes_and_any_fork(stops: list[str], regexes: list[str], before: bytes, after: bytes) -> None:
-    if any(re.fullmatch(pattern, "") for pattern in regexes):
-        return
     one = StopMatcher(stops, regexes)
     one.push(before)
     fork = one.fork()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenizers import Tokenizer as Backend
+from tokenizers import models
 
 from sglite.runtime.text.folder import TokenizerError
 
@@ -123,19 +124,24 @@ def without_special_tokens(backend: Backend) -> Backend:
     A Unigram model, or a BPE model that takes whole words from the vocabulary, would still find such a name
     among its pieces, so there the pieces themselves are renamed to something that no text contains.
     """
+    if isinstance(backend.model, models.BPE) and not backend.model.ignore_merges:
+        return _reading_special_as_text(backend.to_str())
     state = json.loads(backend.to_str())
     special = {token["content"] for token in state["added_tokens"] if token["special"]}
     model = state["model"]
     if model["type"] == "Unigram":
         model["vocab"] = [[_hidden(text) if text in special else text, score] for text, score in model["vocab"]]
-    elif model.get("ignore_merges"):
+    else:
         model["vocab"] = {_hidden(text) if text in special else text: i for text, i in model["vocab"].items()}
-    if model["type"] == "Unigram" or model.get("ignore_merges"):
-        for token in state["added_tokens"]:
-            token["content"] = _hidden(token["content"]) if token["content"] in special else token["content"]
-    copy = Backend.from_str(json.dumps(state))
-    copy.encode_special_tokens = True
-    return copy
+    for token in state["added_tokens"]:
+        token["content"] = _hidden(token["content"]) if token["content"] in special else token["content"]
+    return _reading_special_as_text(json.dumps(state))
+
+
+def _reading_special_as_text(state: str) -> Backend:
+    backend = Backend.from_str(state)
+    backend.encode_special_tokens = True
+    return backend
 
 
 def _hidden(text: str) -> str:

@@ -291,10 +291,10 @@ HOSTILE = {
     "times": "{{ 'x' * 10**9 }}",
     "list times": "{{ [1] * 10**9 }}",
     "power": "{{ 9 ** (9 ** 9) }}",
-    "product": "{% set ns = namespace(n=3) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n }}",
+    "product": "{% set ns = namespace(n=3) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
     "concat": GROW.format(start="'a'", step="{% set ns.x = ns.x ~ ns.x %}", end="{{ ns.x }}"),
     "plus": GROW.format(start="'a'", step="{% set ns.x = ns.x + ns.x %}", end="{{ ns.x }}"),
-    "capture": GROW.format(start="'a'", step="{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}", end="{{ ns.x }}"),
+    "capture": GROW.format(start="''", step="{% set ns.x %}{{ ns.x }}{{ ns.x }}aaa{% endset %}", end="{{ ns.x }}"),
     "print tree": GROW.format(start=LISTS[0], step=LISTS[1], end="{{ ns.x }}"),
     "json tree": GROW.format(start=LISTS[0], step=LISTS[1], end="{{ ns.x | tojson }}"),
     "string tree": GROW.format(start=LISTS[0], step=LISTS[1], end="{{ ns.x | string | length }}"),
@@ -306,6 +306,9 @@ HOSTILE = {
     "filters": "{% for a in range(99999) %}{{ range(99999) | select('odd') | list | length }}{% endfor %}",
     "static text": "{% for a in range(99999) %}" + "y" * 99999 + "{% endfor %}",
     "hidden text": "{% set x %}{% for a in range(99999) %}" + "y" * 99999 + "{% endfor %}{% endset %}",
+    "macro text": "{% macro f() %}"
+    + "y" * 99999
+    + "{% endmacro %}{% for i in range(99999) %}{% set x = f() %}{% endfor %}",
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "tree recursion": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "loop recursion": "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",

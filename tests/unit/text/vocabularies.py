@@ -106,7 +106,7 @@ def bos_folder() -> Path:
 
 @functools.cache
 def sentencepiece_folder(kind: str) -> Path:
-    """kind "bpe": as Llama 2 (byte fallback, spaces kept); "unigram": as T5 (spaces squeezed, NFKC)."""
+    """kind "bpe": as Llama 2 (byte fallback, spaces kept); "bpe_nfkc", "unigram": spaces squeezed, NFKC, no bytes."""
     folder = _folder(
         f"spm_{kind}",
         {"config.json": {"model_type": "llama"}, "tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer"}},
@@ -115,8 +115,8 @@ def sentencepiece_folder(kind: str) -> Path:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(line for text in CORPUS for line in text.splitlines() if line.strip()),
         model_prefix=str(folder / "tokenizer"),
-        vocab_size=420 if kind == "bpe" else 150,
-        model_type=kind,
+        vocab_size={"bpe": 420, "bpe_nfkc": 160, "unigram": 150}[kind],
+        model_type=kind.removesuffix("_nfkc"),
         character_coverage=0.999,
         user_defined_symbols=["<tool>"],
         control_symbols=["<|im_end|>"],
@@ -157,6 +157,7 @@ ALL_FOLDERS = {
     "nfc": nfc_folder,
     "bos": bos_folder,
     "spm_bpe": functools.partial(sentencepiece_folder, "bpe"),
+    "spm_bpe_nfkc": functools.partial(sentencepiece_folder, "bpe_nfkc"),
     "spm_unigram": functools.partial(sentencepiece_folder, "unigram"),
     "qwen": qwen_folder,
 }
