@@ -226,14 +226,19 @@ class RadixCache:
         root.cursors += 1
         return Cursor(root)
 
-    def fork(self, cursor: Cursor) -> Cursor:
-        """A second cursor at the same place."""
-        node: RadixNode | None = cursor.node
-        cursor.node.cursors += 1
-        while node is not None:
-            node.locks += 1
+    def fork_computed(self, cursor: Cursor) -> Cursor:
+        """A second cursor, where what is computed on the way to ``cursor`` ends: it holds on to no promise."""
+        node = cursor.node
+        while node.parent is not None and node.ready == node.start:
             node = node.parent
-        return Cursor(cursor.node)
+        if node.ready < node.end:
+            node = self._split(node, node.ready)
+        node.cursors += 1
+        above: RadixNode | None = node
+        while above is not None:
+            above.locks += 1
+            above = above.parent
+        return Cursor(node)
 
     def follow(self, cursor: Cursor, tokens: Sequence[int], limit: int | None = None) -> RadixNode | None:
         """Move ``cursor`` down along ``tokens`` as far as they are computed or in flight, at most to depth ``limit``.

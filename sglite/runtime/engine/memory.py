@@ -59,9 +59,9 @@ class PagePlanner:
         return [] if copied is None else [CopyPages(*copied)]
 
     def pin(self, name: str, cursor: Cursor) -> None:
-        """Keep the prefix at ``cursor`` locked under ``name``, in place of what the name stood for."""
+        """Keep what is computed of the prefix at ``cursor`` locked under ``name``, instead of what that stood for."""
         old = self.pins.pop(name, None)
-        self.pins[name] = self.cache.fork(cursor)
+        self.pins[name] = self.cache.fork_computed(cursor)
         if old is not None:
             self.cache.close(old)
 

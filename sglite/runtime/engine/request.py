@@ -133,6 +133,11 @@ class Request:
         return len(self.tokens)
 
     @property
+    def num_needed(self) -> int:
+        """Known tokens that have to be computed: all, but the last one of a request that only waits for scores."""
+        return len(self.tokens) - (self.ending is not None)
+
+    @property
     def num_output(self) -> int:
         """Known output tokens."""
         return len(self.tokens) - self.prompt_len

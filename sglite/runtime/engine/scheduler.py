@@ -223,7 +223,7 @@ class Scheduler:
         """Plan what ``request`` can compute in this step. ``False`` only when memory is lacking."""
         if request.finish is not None or request.preempting:
             return True
-        if 0 < request.num_tokens <= request.num_scheduled:
+        if 0 < request.num_needed <= request.num_scheduled:
             self._look_ahead(request, plan)
             return True
         if not self._claim(request):
@@ -251,15 +251,16 @@ class Scheduler:
         """Move to the end of the known tokens, through the tree and past it; ``False``: somebody else is at it."""
         cursor = request.cursor
         assert cursor is not None
-        if cursor.depth == request.num_tokens:
+        needed = request.num_needed
+        if cursor.depth >= needed:
             return True
         before = cursor.node
-        blocked = self.cache.follow(cursor, request.tokens)
+        blocked = self.cache.follow(cursor, request.tokens, needed)
         changed = self.cache.update_table(request.page_table, cursor.node, before)
         request.pages_sent = min(request.pages_sent, changed)
-        if blocked is None and cursor.depth < request.num_tokens:
+        if blocked is None and cursor.depth < needed:
             if cursor.node.lookahead is None:
-                self.cache.claim(cursor, request.tokens, request)
+                self.cache.claim(cursor, request.tokens[:needed], request)
             else:
                 blocked = cursor.node
         if blocked is not None:
@@ -289,8 +290,7 @@ class Scheduler:
             return True
         start = self._states.start(request, start, plan)
         room = min(plan.tokens_left, self.limits.chunk_size or plan.tokens_left)
-        last = request.num_tokens if request.ending is None else request.num_tokens - 1
-        wanted = self._states.cut(request, start, min(last, start + room))
+        wanted = self._states.cut(request, start, min(request.num_needed, start + room))
         while (end := self.memory.fit(request, start, wanted, reserve)) == start:
             if not self._make_room(request, plan):
                 return request.num_scheduled > 0 or request.status is not RequestStatus.RUNNING
