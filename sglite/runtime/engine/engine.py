@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from sglite.runtime.config import EngineArgs
+from sglite.runtime.engine.batch import AsyncBatchStream, Batch, BatchStream
 from sglite.runtime.engine.client import EngineThread
 from sglite.runtime.engine.core import CoreConfig, EngineCore
 from sglite.runtime.engine.generation import EngineError, Generation, RequestRefused
@@ -35,6 +36,8 @@ from sglite.runtime.text.turns import TemplateError
 __all__ = ["Engine", "EngineError", "RequestRefused"]
 
 BUNDLED_MODEL = "sglite-demo"
+MAX_NAME = 256
+MAX_PRIORITY = 2**31 - 1
 
 
 class Engine:
@@ -130,7 +133,7 @@ class Engine:
             top_logprobs_num=top_logprobs_num, token_ids_logprob=token_ids_logprob, **options,
         )  # fmt: skip
         if stream:
-            return _stream(generation)
+            return BatchStream(generation)
         try:
             return generation.result()
         except BaseException:
@@ -141,7 +144,7 @@ class Engine:
         """``generate`` for an event loop: awaits the result, or returns an async iterator with ``stream``."""
         generation = self._start(*args, **fields)
         if stream:
-            return _astream(generation)
+            return AsyncBatchStream(generation)
         try:
             return await generation.wait()
         except BaseException:
@@ -227,9 +230,7 @@ class Engine:
         if not given.keys() & {"max_new_tokens", "max_tokens"} and sampling.max_new_tokens is not None:
             room = max(1, self._capacity - len(input_ids))  # the default bends to the context, a wish does not
             sampling = msgspec.structs.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-        for name, seconds in (("timeout_s", timeout_s), ("queue_timeout_s", queue_timeout_s)):
-            if seconds is not None and not seconds > 0:
-                raise InvalidParameter(name, seconds, f"{name} must be a positive number of seconds, got {seconds!r}")
+        _check_options(rid, priority, cache_salt, extra_key, timeout_s, queue_timeout_s)
         rid = rid or uuid.uuid4().hex
         ids = [rid] if sampling.n == 1 else [f"{rid}-{i}" for i in range(sampling.n)]
         layout, options = _logprobs(
@@ -239,7 +240,7 @@ class Engine:
         presenters = [Presenter(request_id, sampling, self.tokenizer, layout) for request_id in ids]
         generation = Generation(presenters, self._thread.abort, on_finished=on_finished)
         for index, request_id in enumerate(ids):
-            seed = None if sampling.seed is None else sampling.seed + index
+            seed = None if sampling.seed is None else (sampling.seed + index) % 2**64
             request = GenerateRequest(
                 request_id=request_id,
                 token_ids=list(input_ids),
@@ -262,17 +263,16 @@ class Engine:
         sampling_params: Mapping[str, Any] | list[Mapping[str, Any]] | None = None,
         input_ids: list[int] | list[list[int]] | None = None,
         **options: Any,
-    ) -> _Batch:
+    ) -> Batch:
         """Submit one request or a batch."""
         rows, many = self._prompt_ids(prompt, input_ids)
-        batch = _Batch(many)
-        for index, row in enumerate(rows):
-            fields = {name: _pick(value, index, len(rows), name, many) for name, value in options.items()}
-            sampling = _pick(sampling_params, index, len(rows), "sampling_params", many)
-            batch.checked.append((row, sampling, {k: v for k, v in fields.items() if v is not None}))
+        batch = Batch(many)
         try:
-            for row, sampling, fields in batch.checked:
-                batch.generations.append(self.submit(row, sampling, **fields))
+            for index, row in enumerate(rows):
+                fields = {name: _pick(value, index, len(rows), name, many) for name, value in options.items()}
+                sampling = _pick(sampling_params, index, len(rows), "sampling_params", many)
+                given = {name: value for name, value in fields.items() if value is not None}
+                batch.generations.append(self.submit(row, sampling, **given))
         except BaseException:
             batch.abort()
             raise
@@ -303,64 +303,6 @@ class Engine:
         return [self.tokenizer.encode(text, add_bos=True) for text in texts], not isinstance(prompt, str)
 
 
-class _Batch:
-    """The generations of one ``generate`` call, seen as one."""
-
-    def __init__(self, many: bool) -> None:
-        self.many = many
-        self.checked: list[tuple[list[int], Mapping[str, Any] | None, dict[str, Any]]] = []
-        self.generations: list[Generation] = []
-
-    def result(self) -> Any:
-        """All final events; lists of ``n > 1`` are joined."""
-        return self._join([generation.result() for generation in self.generations])
-
-    async def wait(self) -> Any:
-        """``result`` for an event loop."""
-        return self._join([await generation.wait() for generation in self.generations])
-
-    def abort(self) -> None:
-        """End all of it."""
-        for generation in self.generations:
-            generation.abort()
-
-    def _join(self, events: list[Any]) -> Any:
-        if not self.many:
-            return events[0]
-        return [part for event in events for part in (event if isinstance(event, list) else [event])]
-
-
-def _stream(batch: _Batch) -> Iterator[dict[str, Any]]:
-    """Events of a batch; those of one request in order, requests as they progress."""
-    try:
-        if not batch.many and len(batch.generations) == 1:
-            yield from batch.generations[0]
-            return
-        iterators = {index: iter(generation) for index, generation in enumerate(batch.generations)}
-        while iterators:
-            for index, events in list(iterators.items()):
-                event = next(events, None)
-                if event is None:
-                    del iterators[index]
-                else:
-                    yield {**event, "index": index}
-    finally:
-        batch.abort()
-
-
-async def _astream(batch: _Batch) -> AsyncIterator[dict[str, Any]]:
-    try:
-        if not batch.many and len(batch.generations) == 1:
-            async for event in batch.generations[0]:
-                yield event
-            return
-        for index, generation in enumerate(batch.generations):
-            async for event in generation:
-                yield {**event, "index": index}
-    finally:
-        batch.abort()
-
-
 def _pick(value: Any, index: int, count: int, name: str, many: bool) -> Any:
     """The value for one prompt of a batch: its own when a list was given, else the common one."""
     if not many or not isinstance(value, list) or (name == "token_ids_logprob" and value and isinstance(value[0], int)):
@@ -368,6 +310,19 @@ def _pick(value: Any, index: int, count: int, name: str, many: bool) -> Any:
     if len(value) != count:
         raise InvalidParameter(name, value, f"{name} has {len(value)} entries for {count} prompts; give one each")
     return value[index]
+
+
+def _check_options(rid: Any, priority: Any, salt: Any, extra: Any, timeout_s: Any, queue_timeout_s: Any) -> None:
+    """What a request carries besides sampling; ``InvalidParameter`` names the field."""
+    for name, value in (("rid", rid), ("cache_salt", salt), ("extra_key", extra)):
+        if value is not None and not (isinstance(value, str) and len(value) <= MAX_NAME):
+            raise InvalidParameter(name, value, f"{name} must be text of at most {MAX_NAME} characters, got {value!r}")
+    if type(priority) is not int or abs(priority) > MAX_PRIORITY:
+        message = f"priority must be an integer in [-{MAX_PRIORITY}, {MAX_PRIORITY}], got {priority!r}"
+        raise InvalidParameter("priority", priority, message)
+    for name, value in (("timeout_s", timeout_s), ("queue_timeout_s", queue_timeout_s)):
+        if value is not None and not (isinstance(value, (int, float)) and value > 0):
+            raise InvalidParameter(name, value, f"{name} must be a positive number of seconds, got {value!r}")
 
 
 def _logprobs(

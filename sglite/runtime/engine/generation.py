@@ -13,7 +13,7 @@ from typing import Any
 from sglite.runtime.engine.presenter import Presenter
 from sglite.runtime.protocol import FinishReason, RequestOutput
 
-_POLL_SECONDS = 0.2
+POLL_SECONDS = 0.2
 """A waiting main thread wakes this often so that Ctrl-C is noticed on every platform."""
 
 
@@ -61,6 +61,7 @@ class Generation:
         self._changed = threading.Condition()
         self._version = 0
         self._wakers: list[Callable[[], None]] = []
+        self._subscribers: list[Callable[[], None]] = []
         self._error: Exception | None = None
 
     def push(self, output: RequestOutput) -> None:
@@ -73,7 +74,7 @@ class Generation:
                 if not self._open and self._on_finished is not None:
                     whole = self._error is None and all(p.answered for p in self._presenters)
                     self._on_finished(self._presenters if whole else ())
-            wakers, self._wakers = self._wakers, []
+            wakers, self._wakers = self._wakers + self._subscribers, []
             self._changed.notify_all()
         for wake in wakers:
             wake()
@@ -86,6 +87,17 @@ class Generation:
         except Exception as caught:
             error = EngineError(f"the output could not be presented: {type(caught).__name__}: {caught}")
         self._error = self._error or error
+
+    def subscribe(self, tell: Callable[[], None]) -> None:
+        """Call ``tell``, from any thread, after every change from now on, and once now."""
+        with self._changed:
+            self._subscribers.append(tell)
+        tell()
+
+    def state(self) -> tuple[int, bool, Any]:
+        """How often it has changed, whether it is over, and the event; raises what went wrong."""
+        with self._changed:
+            return self._version, not self._open, self._event()
 
     @property
     def finished(self) -> bool:
@@ -107,7 +119,7 @@ class Generation:
             while self._open:
                 if timeout is not None and waited >= timeout:
                     raise TimeoutError(f"no result within {timeout} s; the request goes on, abort() ends it")
-                step = _POLL_SECONDS if timeout is None else min(_POLL_SECONDS, timeout - waited)
+                step = POLL_SECONDS if timeout is None else min(POLL_SECONDS, timeout - waited)
                 if not self._changed.wait(step):
                     waited += step
             return self._event()
@@ -118,7 +130,7 @@ class Generation:
         while True:
             with self._changed:
                 while self._version == seen and self._open:
-                    self._changed.wait(_POLL_SECONDS)
+                    self._changed.wait(POLL_SECONDS)
                 seen, over, event = self._version, not self._open, self._event()
             yield event
             if over:
