@@ -261,14 +261,14 @@ class RadixCache:
             self._descend(cursor, child)
         return None
 
-    def claim(self, cursor: Cursor, tokens: Sequence[int], owner: object) -> RadixNode:
-        """Promise that ``owner`` computes ``tokens`` from the cursor's depth on, and move the cursor to their end.
+    def claim(self, cursor: Cursor, tokens: Sequence[int], owner: object, upto: int | None = None) -> RadixNode:
+        """Promise that ``owner`` computes ``tokens`` from the cursor's depth to ``upto``, and move the cursor there.
 
         The caller has followed first, so no child begins with the next token. The sole user of a leaf extends it in
         place; anybody else gets a child.
         """
         node = cursor.node
-        rest = list(tokens[node.end :])
+        rest = list(tokens[node.end : upto])
         assert rest and rest[0] not in node.children, (node, rest[:1])
         if node.parent is not None and node.cursors == 1 and not node.children and not node.checkpoint:
             node.tokens.extend(rest)

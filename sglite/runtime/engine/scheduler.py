@@ -19,24 +19,23 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sglite.runtime.cache.radix import RadixCache, RadixNode
+from sglite.runtime.cache.radix import RadixCache
+from sglite.runtime.engine.ahead import Ahead
 from sglite.runtime.engine.memory import PagePlanner
 from sglite.runtime.engine.policy import Policy, fcfs
 from sglite.runtime.engine.recurrent import StatePlanner
 from sglite.runtime.engine.request import Request, RequestStatus, WaitReason
+from sglite.runtime.engine.rows import RowPlanner, block, unblock
 from sglite.runtime.engine.step_plan import StepPlan
 from sglite.runtime.engine.update import Updater
 from sglite.runtime.protocol import (
-    UNKNOWN_TOKEN,
-    CopyPages,
     FinishReason,
     NewRow,
     RequestOutput,
-    RowStep,
     SchedulerOutput,
     StepOutput,
 )
-from sglite.runtime.spec.base import Draft, Proposer
+from sglite.runtime.spec.base import Proposer
 
 
 @dataclass(frozen=True)
@@ -82,10 +81,11 @@ class Scheduler:
         self.preemptions = 0
         self.failed_steps = 0
         self._states = StatePlanner(cache)
+        self._ahead = Ahead(cache, self.memory, limits.look_ahead, proposer)
+        self._rows = RowPlanner(cache, self.memory, self._states, self._ahead, limits.chunk_size, self._make_room)
         self._updater = updater
         self._policy = policy
         self._clock = clock
-        self._proposer = proposer
         self._timed: dict[str, Request] = {}
         self._requeued = 0
         self._starved = False
@@ -140,7 +140,7 @@ class Scheduler:
         plan = StepPlan(self._steps, self.limits.max_step_tokens)
         suspect = min((r for r in self.running.values() if r.suspect), key=lambda r: r.sort_key, default=None)
         if suspect is not None:
-            self._extend(suspect, plan)
+            self._extend_or_requeue(suspect, plan)
         else:
             self._plan_by_priority(plan)
         if plan.is_empty:
@@ -174,11 +174,11 @@ class Scheduler:
         for request in self._policy(ready, self.cache) if ready else ():
             if plan.tokens_left <= 0 or (request.suspect and not plan.is_empty):
                 return False
-            if not self._free_slots and not self._make_room(request, plan):
+            if not self._free_slots and not self._make_room(request):
                 return False
             match = self.cache.match(request.tokens, request.request.namespace)
             if match.blocked_on is not None:
-                self._block(request, self._states.branch_off(match, match.blocked_on))
+                block(request, self._states.branch_off(match, match.blocked_on))
             elif self._states.in_the_making(match.node, plan):
                 continue
             elif not self._start(request, plan) or request.suspect:
@@ -219,183 +219,15 @@ class Scheduler:
             output_ids=request.tokens[request.prompt_len :] if penalised else [],
         )
 
-    def _extend(self, request: Request, plan: StepPlan, reserve: int = 0) -> bool:
-        """Plan what ``request`` can compute in this step. ``False`` only when memory is lacking."""
-        if request.finish is not None or request.preempting:
-            return True
-        if 0 < request.num_needed <= request.num_scheduled:
-            self._look_ahead(request, plan)
-            return True
-        if not self._claim(request):
-            return True
-        assert request.cursor is not None
-        planned = self.cache.planned_depth(request.cursor.node)
-        start = max(planned, request.num_scheduled)
-        if request.logprobs is not None and request.logprobs.unscored:
-            start = min(start, request.logprobs.unscored[0] - 1)
-        if start >= request.num_tokens:
-            if self._join(request, plan):
-                return True
-            start = request.num_tokens - 1
-        return self._plan_row(request, plan, start, planned, reserve)
-
     def _extend_or_requeue(self, request: Request, plan: StepPlan, reserve: int = 0) -> bool:
-        """``_extend``; a request that cannot even start goes back to the queue. ``False``: it did."""
-        if self._extend(request, plan, reserve):
+        """Plan a row; a request that cannot even start goes back to the queue. ``False``: it did."""
+        if self._rows.extend(request, plan, reserve):
             return True
         self._back_to_queue(request)
         self._starved |= plan.is_empty and not self.running
         return False
 
-    def _claim(self, request: Request) -> bool:
-        """Move to the end of the known tokens, through the tree and past it; ``False``: somebody else is at it."""
-        cursor = request.cursor
-        assert cursor is not None
-        needed = request.num_needed
-        if cursor.depth >= needed:
-            return True
-        before = cursor.node
-        blocked = self.cache.follow(cursor, request.tokens, needed)
-        changed = self.cache.update_table(request.page_table, cursor.node, before)
-        request.pages_sent = min(request.pages_sent, changed)
-        if blocked is None and cursor.depth < needed:
-            if cursor.node.lookahead is None:
-                self.cache.claim(cursor, request.tokens[:needed], request)
-            else:
-                blocked = cursor.node
-        if blocked is not None:
-            self._block(request, blocked)
-        return blocked is None
-
-    def _join(self, request: Request, plan: StepPlan) -> bool:
-        """All known tokens are computed or in flight: share the logits of the row that does it in this step."""
-        assert request.cursor is not None
-        end = request.num_tokens
-        if request.max_new_tokens > 0:
-            row = plan.row_covering(request.cursor.node.owner, end - 1)
-            if row is None or request.state_slots:
-                return False
-            plan.add_sample(request, row, end - 1)
-        plan.join(request)
-        plan.computed.append((request, end))
-        request.note_start(end)
-        request.num_scheduled = end
-        return True
-
-    def _plan_row(self, request: Request, plan: StepPlan, start: int, planned: int, reserve: int) -> bool:
-        """Compute ``[start, ...)`` as far as tokens and pages allow; below ``planned`` nothing is stored."""
-        assert request.cursor is not None
-        node = request.cursor.node
-        if self.cache.copy_source_step(node) >= plan.step_id:
-            return True
-        start = self._states.start(request, start, plan)
-        room = min(plan.tokens_left, self.limits.chunk_size or plan.tokens_left)
-        wanted = self._states.cut(request, start, min(request.num_needed, start + room))
-        while (end := self.memory.fit(request, start, wanted, reserve)) == start:
-            if not self._make_room(request, plan):
-                return request.num_scheduled > 0 or request.status is not RequestStatus.RUNNING
-        self._states.restore(request, start, plan)
-        copies = self.memory.attach(request, end)
-        self.cache.plan(node, end, plan.step_id)
-        request.note_start(start)
-        self._add_row(request, plan, request.tokens[start:end], start, max(start, min(planned, end)), copies)
-        self._states.save(request, end, plan)
-        return True
-
-    def _add_row(
-        self,
-        request: Request,
-        plan: StepPlan,
-        tokens: list[int],
-        start: int,
-        store_from: int,
-        copies: list[CopyPages],
-    ) -> None:
-        """Put a row into the plan, with the scores it gives and, at the end of what is known, a sample."""
-        end = start + len(tokens)
-        samples = request.ending is None and end >= request.num_tokens
-        samples = samples and request.num_output + request.num_unknown < request.max_new_tokens
-        draft = self._draft(request, plan, len(tokens)) if samples and tokens[-1] != UNKNOWN_TOKEN else None
-        row = RowStep(
-            slot=request.slot,
-            start=start,
-            token_ids=tokens + (draft.tokens if draft is not None else []),
-            store_from=store_from,
-            pages_from=request.pages_sent,
-            pages=request.page_table[request.pages_sent :],
-            parents=draft.parents if draft is not None else None,
-            state_slots=request.state_slots,
-        )
-        request.pages_sent = len(request.page_table)
-        request.account_computed(start, end, store_from)
-        request.num_scheduled = max(request.num_scheduled, end)
-        request.state_at = end
-        index = plan.add_row(request, row, end, copies)
-        plan.add_scores(request, index)
-        if request.unsent_forced:
-            plan.output.appended[request.slot] = request.unsent_forced
-            request.unsent_forced = []
-        if samples:
-            plan.add_sample(request, index, end - 1)
-
-    def _draft(self, request: Request, plan: StepPlan, num_known: int) -> Draft | None:
-        """A guess to verify behind the known tokens, with pages of its own; ``None`` where there cannot be one.
-
-        Drafts lie behind the commit point, in pages nobody else sees; constraints, penalties and recurrent state
-        would have to follow every branch, so such requests go without.
-        """
-        if self._proposer is None or request.grammar is not None or request.state_slots:
-            return None
-        cursor = request.cursor
-        assert cursor is not None
-        room = min(request.max_new_tokens - request.num_output - 1, plan.tokens_left - num_known)
-        free = self._is_alone(cursor.node) and cursor.depth == request.num_tokens
-        if room < 1 or not free or request.request.sampling.has_penalties:
-            return None
-        draft = self._proposer.propose(request.tokens, room)
-        if draft is None or not 0 < len(draft.tokens) <= room:
-            return None
-        size = self.cache.page_size
-        pages = self.memory.take(-(-(request.num_tokens + len(draft.tokens)) // size) - len(request.page_table))
-        if pages is None:
-            return None
-        request.held_pages = pages
-        request.page_table.extend(pages)
-        request.draft = draft
-        cursor.node.lookahead = request
-        return draft
-
-    def _is_alone(self, node: RadixNode) -> bool:
-        """Nobody but its user can come to compute, or be computing, what follows ``node``."""
-        return node.cursors == 1 and not node.children and node.lookahead is None and node.parent is not None
-
-    def _look_ahead(self, request: Request, plan: StepPlan) -> None:
-        """Plan the token that the step in flight is sampling, where nobody else could be computing the same."""
-        cursor = request.cursor
-        assert cursor is not None
-        node, position = cursor.node, request.num_tokens
-        alone = self._is_alone(node)
-        wanted = request.ending is None and request.num_unknown == 1 and request.num_output + 1 < request.max_new_tokens
-        if not (self.limits.look_ahead and alone and wanted) or cursor.depth != position:
-            return
-        if position // self.cache.page_size >= len(request.page_table):
-            pages = self.memory.take(1)
-            if pages is None:
-                return
-            request.held_pages = pages
-            request.page_table.extend(pages)
-        node.lookahead = request
-        self._add_row(request, plan, [UNKNOWN_TOKEN], position, position, [])
-
     # --- waiting for others -----------------------------------------------------------------------------------
-
-    def _block(self, request: Request, node: RadixNode) -> None:
-        """``request`` waits for what the owner of ``node`` is computing; the owner inherits its priority."""
-        request.blocked_on, request.blocked_planned = node, node.planned
-        request.reasons.add(WaitReason.PROMISE)
-        owner = node.lookahead or node.owner
-        if isinstance(owner, Request):
-            owner.inherited_priority = max(owner.inherited_priority, request.priority)
 
     def _blocked(self, request: Request) -> bool:
         """Whether what a waiting request waits for has not moved since; cheap, for long queues."""
@@ -404,8 +236,7 @@ class Scheduler:
             return False
         if node.locks > 0 and node.planned < node.end and node.planned == request.blocked_planned:
             return True
-        request.blocked_on = None
-        request.reasons.discard(WaitReason.PROMISE)
+        unblock(request)
         return False
 
     def _expire(self) -> None:
@@ -425,7 +256,7 @@ class Scheduler:
 
     # --- preemption -------------------------------------------------------------------------------------------
 
-    def _make_room(self, request: Request, plan: StepPlan) -> bool:
+    def _make_room(self, request: Request) -> bool:
         """Preempt the least urgent request for ``request``; ``True`` when it is gone at once.
 
         A newcomer displaces only lower priorities. A request that is under way displaces whoever comes after it, and
@@ -517,7 +348,7 @@ class Scheduler:
         self._take_results(plan, result)
         for request in plan.members:
             if request.finish is None:
-                self._publish_ahead(request)
+                self._ahead.publish(request, self._steps - 1)
                 self._report(request)
             self._settle(request)
 
@@ -547,41 +378,6 @@ class Scheduler:
             self.end(request, request.ending)
         elif (output := self._updater.progress(request, self._clock())) is not None:
             self._outbox.append(output)
-
-    def _publish_ahead(self, request: Request) -> None:
-        """Tokens of rows in flight, or of drafts, have become known: their place in the tree can be named."""
-        cursor = request.cursor
-        if cursor is None or cursor.node.lookahead is not request or request.num_tokens == cursor.depth:
-            return
-        depth = cursor.depth + (1 if request.draft is None else self._drafts_kept(request, cursor.depth))
-        cursor.node.lookahead = None
-        held, request.held_pages = request.held_pages, []
-        if depth > cursor.depth:
-            self.cache.claim(cursor, request.tokens[:depth], request)
-            used = self.cache.pages_missing(cursor.node, depth)
-            self.cache.add_pages(cursor.node, held[:used], depth, request.page_table)
-            self.cache.plan(cursor.node, depth, self._steps - 1)
-            held = held[used:]
-        if request.draft is not None:
-            self.cache.allocator.free(held)
-            del request.page_table[-(-depth // self.cache.page_size) :]
-            request.pages_sent = min(request.pages_sent, len(request.page_table))
-            request.num_scheduled = request.num_computed = depth
-            request.draft = None
-        self.cache.finish(cursor.node, request.num_computed)
-
-    def _drafts_kept(self, request: Request, depth: int) -> int:
-        """How many accepted drafts lie in the very slots where they belong; the rest is computed again."""
-        draft = request.draft
-        assert draft is not None
-        known = request.tokens[depth:]
-        pairs = zip(draft.tokens, draft.parents, known, strict=False)
-        kept = 0
-        for index, (guess, parent, token) in enumerate(pairs):
-            if guess != token or parent != index - 1:
-                break
-            kept += 1
-        return kept
 
     def _fail(self, plan: StepPlan, error: str | None) -> None:
         """A step failed: nothing of it and of the steps after it counts. Everybody starts over, its members alone.

@@ -1,0 +1,181 @@
+"""Rows of a step: what one request computes next, where its tokens stand in the tree, whom it waits for.
+
+    known tokens    0 ........ planned ........ num_tokens
+                    in the cache or in flight   computed now, as far as budgets, pages and checkpoints allow
+
+A request that finds all its tokens computed shares the logits of the row that does it in this step; when there is
+none, it computes its last token again, without storing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sglite.runtime.cache.radix import RadixCache, RadixNode
+from sglite.runtime.engine.ahead import Ahead
+from sglite.runtime.engine.memory import PagePlanner
+from sglite.runtime.engine.recurrent import StatePlanner
+from sglite.runtime.engine.request import Request, RequestStatus, WaitReason
+from sglite.runtime.engine.step_plan import StepPlan
+from sglite.runtime.protocol import UNKNOWN_TOKEN, CopyPages, RowStep
+
+
+def block(request: Request, node: RadixNode) -> None:
+    """``request`` waits for what the owner of ``node`` is computing; the owner inherits its priority."""
+    request.blocked_on, request.blocked_planned = node, node.planned
+    request.reasons.add(WaitReason.PROMISE)
+    owner = node.lookahead or node.owner
+    if isinstance(owner, Request):
+        owner.inherited_priority = max(owner.inherited_priority, request.priority)
+
+
+def unblock(request: Request) -> None:
+    """What ``request`` waited for has come."""
+    request.blocked_on = None
+    request.reasons.discard(WaitReason.PROMISE)
+
+
+class RowPlanner:
+    """Plans the rows of requests that are under way.
+
+    Args:
+        cache, memory, states: the tree, its pages, recurrent state.
+        ahead: what lies behind the commit point.
+        chunk_size: tokens of one request a step; ``None``: no bound of its own.
+        make_room: called when a request lacks pages; whether there may be some now.
+    """
+
+    def __init__(
+        self,
+        cache: RadixCache,
+        memory: PagePlanner,
+        states: StatePlanner,
+        ahead: Ahead,
+        chunk_size: int | None,
+        make_room: Callable[[Request], bool],
+    ) -> None:
+        self._cache = cache
+        self._memory = memory
+        self._states = states
+        self._ahead = ahead
+        self._chunk_size = chunk_size
+        self._make_room = make_room
+
+    def extend(self, request: Request, plan: StepPlan, reserve: int = 0) -> bool:
+        """Plan what ``request`` can compute in this step. ``False`` only when memory is lacking."""
+        if request.finish is not None or request.preempting:
+            return True
+        if 0 < request.num_needed <= request.num_scheduled:
+            position = self._ahead.look_ahead(request)
+            if position is not None:
+                self._add_row(request, plan, [UNKNOWN_TOKEN], position, position, [])
+            return True
+        if not self._claim(request):
+            return True
+        assert request.cursor is not None
+        planned = self._cache.planned_depth(request.cursor.node)
+        start = max(planned, request.num_scheduled)
+        if request.logprobs is not None and request.logprobs.unscored:
+            start = min(start, request.logprobs.unscored[0] - 1)
+        if start >= request.num_tokens:
+            if self._join(request, plan):
+                return True
+            start = request.num_tokens - 1
+        return self._plan_row(request, plan, start, planned, reserve)
+
+    def _claim(self, request: Request) -> bool:
+        """Move to the end of the known tokens, through the tree and past it; ``False``: somebody else is at it."""
+        cursor = request.cursor
+        assert cursor is not None
+        needed = request.num_needed
+        if cursor.depth >= needed:
+            return True
+        before = cursor.node
+        blocked = self._cache.follow(cursor, request.tokens, needed)
+        changed = self._cache.update_table(request.page_table, cursor.node, before)
+        request.pages_sent = min(request.pages_sent, changed)
+        if blocked is None and cursor.depth < needed:
+            if cursor.node.lookahead is None:
+                self._cache.claim(cursor, request.tokens, request, needed)
+            else:
+                blocked = cursor.node
+        if blocked is not None:
+            block(request, blocked)
+            return False
+        unblock(request)
+        return True
+
+    def _join(self, request: Request, plan: StepPlan) -> bool:
+        """All known tokens are computed or in flight: share the logits of the row that does it in this step."""
+        assert request.cursor is not None
+        end = request.num_tokens
+        if request.max_new_tokens > 0:
+            row = plan.row_covering(request.cursor.node.owner, end - 1)
+            if row is None or request.state_slots:
+                return False
+            plan.add_sample(request, row, end - 1)
+        plan.join(request)
+        plan.computed.append((request, end))
+        request.note_start(end)
+        request.num_scheduled = end
+        return True
+
+    def _plan_row(self, request: Request, plan: StepPlan, start: int, planned: int, reserve: int) -> bool:
+        """Compute ``[start, ...)`` as far as tokens and pages allow; below ``planned`` nothing is stored."""
+        assert request.cursor is not None
+        node = request.cursor.node
+        if self._cache.copy_source_step(node) >= plan.step_id:
+            return True
+        start = self._states.start(request, start, plan)
+        room = min(plan.tokens_left, self._chunk_size or plan.tokens_left)
+        wanted = self._states.cut(request, start, min(request.num_needed, start + room))
+        while (end := self._memory.fit(request, start, wanted, reserve)) == start:
+            if not self._make_room(request):
+                return request.num_scheduled > 0 or request.status is not RequestStatus.RUNNING
+        self._states.restore(request, start, plan)
+        copies = self._memory.attach(request, end)
+        self._cache.plan(node, end, plan.step_id)
+        request.note_start(start)
+        self._add_row(request, plan, request.tokens[start:end], start, max(start, min(planned, end)), copies)
+        self._states.save(request, end, plan)
+        return True
+
+    def _add_row(
+        self,
+        request: Request,
+        plan: StepPlan,
+        tokens: list[int],
+        start: int,
+        store_from: int,
+        copies: list[CopyPages],
+    ) -> None:
+        """Put a row into the plan, with the scores it gives and, at the end of what is known, a sample."""
+        end = start + len(tokens)
+        samples = request.ending is None and end >= request.num_tokens
+        samples = samples and request.num_output + request.num_unknown < request.max_new_tokens
+        draft = (
+            self._ahead.draft(request, plan.tokens_left - len(tokens))
+            if samples and tokens[-1] != UNKNOWN_TOKEN
+            else None
+        )
+        row = RowStep(
+            slot=request.slot,
+            start=start,
+            token_ids=tokens + (draft.tokens if draft is not None else []),
+            store_from=store_from,
+            pages_from=request.pages_sent,
+            pages=request.page_table[request.pages_sent :],
+            parents=draft.parents if draft is not None else None,
+            state_slots=request.state_slots,
+        )
+        request.pages_sent = len(request.page_table)
+        request.account_computed(start, end, store_from)
+        request.num_scheduled = max(request.num_scheduled, end)
+        request.state_at = end
+        index = plan.add_row(request, row, end, copies)
+        plan.add_scores(request, index)
+        if request.unsent_forced:
+            plan.output.appended[request.slot] = request.unsent_forced
+            request.unsent_forced = []
+        if samples:
+            plan.add_sample(request, index, end - 1)
