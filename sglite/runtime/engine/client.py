@@ -16,6 +16,8 @@ from sglite.runtime.engine.core import EngineCore
 from sglite.runtime.protocol import FinishReason, GenerateRequest, RequestOutput
 
 T = TypeVar("T")
+TIME_LIMIT_SECONDS = 0.02
+"""How often a thread with nothing to compute looks whether a request's time is up."""
 Handler = Callable[[RequestOutput], None]
 
 
@@ -100,7 +102,8 @@ class EngineThread:
         while True:
             with self._ready:
                 while not (self._inbox or self._closing or self._woken or self._has_work()):
-                    self._ready.wait()
+                    if not self._ready.wait(TIME_LIMIT_SECONDS if self._core.has_time_limits else None):
+                        break
                 self._woken = False
                 items, closing = list(self._inbox), self._closing
                 self._inbox.clear()

@@ -218,6 +218,11 @@ class EngineCore:
         return all(r.reasons & {WaitReason.COMPILE} for r in self.scheduler.waiting.values())
 
     @property
+    def has_time_limits(self) -> bool:
+        """Some open request has to end by a certain time."""
+        return self.scheduler.has_time_limits
+
+    @property
     def has_steps_in_flight(self) -> bool:
         """Something is being computed."""
         return bool(self._in_flight)

@@ -105,6 +105,11 @@ class Scheduler:
         """Somebody has not finished, or a step is in flight."""
         return bool(self.waiting or self.running or self._in_flight)
 
+    @property
+    def has_time_limits(self) -> bool:
+        """Somebody has to start or end by a certain time."""
+        return bool(self._timed)
+
     def add(self, request: Request) -> None:
         """Queue a request."""
         self.waiting[request.id] = request
