@@ -1,0 +1,59 @@
+# Everything a clone needs: `make run` shows sglite at work, `make test` checks it. Both set the environment up first.
+#
+#   make run          the quickstart, on the bundled model
+#   make test         lint, types and the fast tests
+#   make test-slow    the tests that take longer
+#   make lint         ruff and mypy alone
+#   make demo-model   train the bundled model again (over an hour)
+#   make clean        remove caches and build outputs; the next call of any of the above checks the set-up again
+#
+# PYTHON       the interpreter that makes .venv (3.10 or newer)
+# TORCH        the PyTorch requirement, installed first and held at what was installed
+# TORCH_INDEX  a package index to take it from; empty: pip's own. PyTorch keeps one with small CPU builds
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+TEST_SECONDS ?= 1200
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --quiet --disable-pip-version-check
+CONSTRAINTS := $(VENV)/sglite-constraints.txt
+READY := $(VENV)/sglite-ready
+# One thread each: results do not depend on the machine's cores, and nothing fights over them.
+PYTEST := OMP_NUM_THREADS=1 timeout --kill-after=10 $(TEST_SECONDS) $(PY) -m pytest
+
+.DELETE_ON_ERROR:
+.PHONY: run test test-slow lint demo-model clean
+
+run: $(READY)
+	$(PY) examples/quickstart.py
+
+test: lint
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: $(READY)
+	$(PYTEST) -m "slow and not gpu"
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+demo-model: $(READY)
+	$(PY) -m tools.demo_model.build
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(READY)
+	find sglite tests tools examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made again when the requirements change, not when the sources do: the install is editable.
+$(READY): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "sglite needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] + "; give another one with make PYTHON=...")'
+	@echo "setting up $(VENV); the first time this downloads PyTorch and takes some minutes"
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install "$(TORCH)" $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
+	@$(PY) -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(CONSTRAINTS)
+	@$(PIP) install --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@touch $@
