@@ -56,17 +56,17 @@ def agent(s: Any, order: str) -> None:
     s += sgl.assistant(sgl.select("mood", ["positive", "negative", "neutral"]))
 
     branches = s.fork(2)  # both start from everything above, which is computed once
-    for branch, question in zip(branches, ("What is the name?", "What is the city?"), strict=True):
-        branch += sgl.user(question)
-        branch += sgl.assistant(sgl.gen("answer", max_tokens=16, temperature=0))
-    s["name"], s["city"] = (branch["answer"] for branch in branches)
+    for branch, field in zip(branches, ("name", "city"), strict=True):
+        branch += sgl.user(f"What is the {field}?")
+        branch += sgl.assistant(f"The {field} is" + sgl.gen("answer", max_tokens=16, stop=".") + ".")
+    s["name"], s["city"] = (branch["answer"].strip() for branch in branches)
     s["branches"] = list(branches)
 
     s += sgl.user(f"What is the weather in {s['city']}?")
     s += sgl.assistant("<tool_call>\n" + sgl.gen("call", json_schema=CALL_SCHEMA, max_tokens=96) + "\n</tool_call>")
     result = get_weather(**json.loads(s["call"])["arguments"])
     s += sgl.user(f"<tool_response>\n{result}\n</tool_response>")
-    s += sgl.assistant(sgl.gen("answer", max_tokens=32, temperature=0))
+    s += sgl.assistant(sgl.gen("answer", max_tokens=32))
 
 
 def accounting(state: Any) -> Table:
@@ -80,7 +80,7 @@ def accounting(state: Any) -> Table:
         meta = source.get_meta_info(name) or {}
         fields = ("prompt_tokens", "cached_tokens", "computed_prompt_tokens", "completion_tokens", "forced_tokens")
         figures = [str(meta.get(field, "")) for field in (*fields, "forward_passes")]
-        table.add_row(label, str(source[name]).strip()[:34], *figures)
+        table.add_row(label, " ".join(str(source[name]).split())[:34], *figures)
     return table
 
 

@@ -48,7 +48,9 @@ def test_no_prefix_and_token_is_computed_twice(first: int) -> None:
         for i, (prompt, n) in enumerate(zip(prompts, lengths, strict=True)):
             last = done[f"r{i}"].last
             assert last is not None and done[f"r{i}"].tokens == toy_reference(prompt, n), f"seed {seed}"
-            assert last.accounting.prompt_tokens == last.accounting.cached_tokens + last.accounting.computed_prompt_tokens
+            assert (
+                last.accounting.prompt_tokens == last.accounting.cached_tokens + last.accounting.computed_prompt_tokens
+            )
             paid += last.accounting.computed_prompt_tokens - last.accounting.replayed_tokens
         distinct = {tuple(prompt[: i + 1]) for prompt in prompts for i in range(len(prompt))}
         assert paid <= len(distinct), f"seed {seed}: a prompt position was charged twice"

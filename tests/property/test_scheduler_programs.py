@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from engines import Bench, Done, ToyCompiler, program, toy_logprobs, toy_reference
+from engines import Bench, Done, Guesser, ToyCompiler, program, toy_logprobs, toy_reference
 
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.protocol import LogprobOptions
@@ -48,13 +48,16 @@ class RandomRun:
             policy=rng.choice(["fcfs", "lpm", "dfs-weight"]),
             states={"ssm": rng.choice([max_running, max_running + 3, 64])} if states else None,
             compiler=ToyCompiler(),
+            proposer=Guesser(rng) if rng.random() < 0.3 else None,
             config={"radix_cache": self.keeps},
         )
         self.fails = rng.random() < 0.15
         if self.fails:
             self.bench.worker.fail_step = lambda step: rng.random() < 0.05
         self.aborts = rng.random() < 0.3
-        self.features = {name for name in ("priority", "logprobs", "pin", "constraint", "namespace") if rng.random() < 0.3}
+        self.features = {
+            name for name in ("priority", "logprobs", "pin", "constraint", "namespace") if rng.random() < 0.3
+        }
         self.asked: dict[str, Asked] = {}
 
     def draw(self, trunk: list[int]) -> Asked:
@@ -121,7 +124,7 @@ class RandomRun:
             self.check_output(asked, b.done[name])
         quiet = not (b.core.cache.evicted_pages or b.core.scheduler.preemptions or self.fails or self.aborts)
         if self.keeps and quiet and "namespace" not in self.features:
-            assert all(count == 1 for count in b.worker.computed.values()), b.worker.computed.most_common(3)
+            assert all(count <= 1 for count in b.worker.computed.values()), b.worker.computed.most_common(3)
         b.core.flush_cache()
         b.check()
         counts = b.core.cache.allocator.counts()

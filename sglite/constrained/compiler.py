@@ -1,0 +1,266 @@
+"""ConstraintCompiler: specs become compiled constraints off the caller's thread, once each, within a deadline.
+
+Promises. Equal specs in flight compile once and share the result. A failed or late compile is not remembered:
+the next request tries again. A compile that passes its deadline fails its own requests only; its thread cannot be
+stopped, so it is left to end by itself and a new one takes its place, at most `_MAX_LATE` of them at a time. The
+cache holds at most `cache_entries` results, least recently used out first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from sglite.constrained.engines.xgrammar import XGrammarEngine
+from sglite.constrained.grammar import Grammar
+from sglite.constrained.limits import Limits
+from sglite.constrained.lower import lower
+from sglite.constrained.matcher import Matcher
+from sglite.constrained.report import KeywordReport
+from sglite.constrained.spec import ConstraintRefused, ConstraintSpec
+from sglite.constrained.vocab import Vocabulary
+
+_MAX_LATE = 4
+
+
+class Program(Protocol):
+    """What an engine makes of a grammar."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def matcher(self) -> Matcher: ...
+
+
+class Engine(Protocol):
+    """Compiles a normalised grammar, or a structural tag in JSON. Called from several threads."""
+
+    def compile(self, grammar: Grammar) -> Program: ...
+
+    def compile_tags(self, tag_json: str) -> Program: ...
+
+
+@dataclass(frozen=True)
+class CompiledConstraint:
+    """An immutable, shareable constraint. `report` tells what became of every keyword."""
+
+    spec: ConstraintSpec
+    report: KeywordReport
+    program: Program
+
+    @property
+    def nbytes(self) -> int:
+        """Approximate memory of the compiled form."""
+        return self.program.nbytes
+
+    def matcher(self) -> Matcher:
+        """A new matcher at the start of the text."""
+        return self.program.matcher()
+
+
+class _Job:
+    """One spec being compiled, for everybody who asked for it."""
+
+    def __init__(self, spec: ConstraintSpec, deadline: float | None) -> None:
+        self.spec = spec
+        self.deadline = deadline  # time.monotonic; None while the engine is still being loaded
+        self.future: Future[CompiledConstraint] = Future()
+        self.future.set_running_or_notify_cancel()  # shared: one caller cannot cancel it for the others
+        self.key = spec.key()
+        self.running = False
+        self.given_up = False
+
+
+class ConstraintCompiler:
+    """Compiles specs for one vocabulary.
+
+    `deadline_s` counts from `submit`, waiting included, but not the loading of the engine, which happens at the
+    first compile. `engine` defaults to xgrammar.
+    """
+
+    def __init__(
+        self,
+        vocab: Vocabulary,
+        *,
+        cache_entries: int = 256,
+        deadline_s: float = 10.0,
+        max_schema_bytes: int = 256 * 1024,
+        workers: int = 1,
+        engine: Engine | None = None,
+    ) -> None:
+        if cache_entries < 1 or workers < 1 or deadline_s <= 0:
+            raise ValueError(
+                f"cache_entries {cache_entries}, workers {workers} and deadline_s {deadline_s} must be positive"
+            )
+        self.vocab = vocab
+        self._limits = Limits(max_bytes=max_schema_bytes)
+        self._cache_entries = cache_entries
+        self._deadline_s = deadline_s
+        self._workers = workers
+        self._engine = engine
+        self._engine_lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._cache: OrderedDict[str, CompiledConstraint] = OrderedDict()
+        self._jobs: dict[str, _Job] = {}
+        self._queue: deque[_Job] = deque()
+        self._threads = 0  # workers alive and not late
+        self._late = 0  # workers still inside a compile whose deadline has passed
+        self._watching = False
+        self._closed = False
+
+    def compile(self, spec: ConstraintSpec) -> CompiledConstraint:
+        """Compile and wait. Raises ConstraintError, or ConstraintRefused (also when the deadline passes)."""
+        return self.submit(spec).result()
+
+    def submit(self, spec: ConstraintSpec) -> Future[CompiledConstraint]:
+        """Compile on a pool thread. A cached result is there at once."""
+        key = spec.key()
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the constraint compiler is closed")
+            cached = self._cache.get(key)
+            if cached is not None:
+                self._cache.move_to_end(key)
+                done: Future[CompiledConstraint] = Future()
+                done.set_result(cached)
+                return done
+            job = self._jobs.get(key)  # one compile for equal specs in flight
+            if job is None:
+                deadline = None if self._engine is None else time.monotonic() + self._deadline_s
+                job = self._jobs[key] = _Job(spec, deadline)
+                self._queue.append(job)
+                self._start_threads()
+                self._changed.notify_all()
+            return job.future
+
+    def check(self, spec: ConstraintSpec) -> KeywordReport:
+        """Read and check a spec on the caller's thread, without compiling. Raises as `compile` does."""
+        return lower(spec, self._limits).report
+
+    def close(self) -> None:
+        """Refuse what waits and stop the workers when they are idle. Idempotent."""
+        with self._changed:
+            self._closed = True
+            jobs = list(self._jobs.values())
+            self._jobs.clear()
+            self._queue.clear()
+            self._changed.notify_all()
+        for job in jobs:
+            _fail(job, ConstraintRefused("the server is shutting down; the constraint was not compiled"))
+
+    # Daemon threads, because an executor's threads are joined at exit and a compile cannot be interrupted.
+
+    def _start_threads(self) -> None:
+        if self._threads < self._workers and self._late < _MAX_LATE:
+            self._threads += 1
+            threading.Thread(target=self._work, name="constraint-compile", daemon=True).start()
+        if not self._watching:
+            self._watching = True
+            threading.Thread(target=self._watch, name="constraint-deadline", daemon=True).start()
+
+    def _work(self) -> None:
+        while (job := self._next_job()) is not None:
+            result = self._run(job)
+            with self._changed:
+                on_time = self._jobs.get(job.key) is job
+                if on_time:
+                    del self._jobs[job.key]
+                    if isinstance(result, CompiledConstraint):
+                        self._remember(job.key, result)
+                self._changed.notify_all()
+                if not on_time and not self._rejoin(job):
+                    return
+            if not on_time:
+                continue
+            if isinstance(result, CompiledConstraint):
+                job.future.set_result(result)
+            else:
+                job.future.set_exception(result)
+
+    def _next_job(self) -> _Job | None:
+        with self._changed:
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                self._threads -= 1
+                return None
+            job = self._queue.popleft()
+            job.running = True
+            return job
+
+    def _rejoin(self, job: _Job) -> bool:
+        """A worker comes back from a compile nobody waits for: whether it is still needed."""
+        if not job.given_up:  # the compiler was closed meanwhile
+            return True
+        self._late -= 1
+        if self._threads >= self._workers:
+            return False
+        self._threads += 1
+        return True
+
+    def _run(self, job: _Job) -> CompiledConstraint | Exception:
+        try:
+            lowered = lower(job.spec, self._limits)
+            engine = self._ready_engine()
+            if lowered.grammar is not None:
+                program = engine.compile(lowered.grammar)
+            else:
+                program = engine.compile_tags(lowered.tag_json or "")
+        except Exception as error:
+            return error
+        return CompiledConstraint(job.spec, lowered.report, program)
+
+    def _ready_engine(self) -> Engine:
+        with self._engine_lock:
+            if self._engine is None:
+                try:
+                    engine = XGrammarEngine(self.vocab)
+                except ImportError as error:
+                    raise ConstraintRefused(f"no constraint engine: {error}; install sglite[runtime]") from None
+                with self._changed:
+                    self._engine = engine
+                    for job in self._jobs.values():
+                        job.deadline = job.deadline or time.monotonic() + self._deadline_s
+                    self._changed.notify_all()
+            return self._engine
+
+    def _watch(self) -> None:
+        """Fail the jobs whose deadline has passed, and put a new worker where one is stuck."""
+        while True:
+            with self._changed:
+                if self._closed or not self._jobs:
+                    self._watching = False
+                    return
+                now = time.monotonic()
+                late = [job for job in self._jobs.values() if job.deadline is not None and job.deadline <= now]
+                for job in late:
+                    self._give_up(job)
+                if not late:
+                    ends = [job.deadline - now for job in self._jobs.values() if job.deadline is not None]
+                    self._changed.wait(min(ends, default=None))
+            for job in late:
+                _fail(job, ConstraintRefused(f"compiling took longer than {self._deadline_s:g} s; simplify it"))
+
+    def _give_up(self, job: _Job) -> None:
+        del self._jobs[job.key]
+        if not job.running:
+            self._queue.remove(job)
+            return
+        job.given_up = True
+        self._late += 1
+        self._threads -= 1
+        if self._queue:
+            self._start_threads()
+
+    def _remember(self, key: str, result: CompiledConstraint) -> None:
+        self._cache[key] = result
+        while len(self._cache) > self._cache_entries:
+            self._cache.popitem(last=False)
+
+
+def _fail(job: _Job, error: ConstraintRefused) -> None:
+    job.future.set_exception(error)

@@ -1,0 +1,51 @@
+"""Token bytes and an encode callable: all that a constraint knows of a tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+
+
+class Vocabulary:
+    """The bytes of every token id.
+
+    `token_bytes[i]` is the byte string that token i adds to the text, or None for an id that adds no text (special
+    and reserved ids); such an id is never allowed inside a constraint, unless it is one of `eos_ids`. An empty byte
+    string counts as None: it would let a text grow for ever without advancing. `size` is the width of the logits,
+    at least len(token_bytes); ids past the end are never allowed. `encode` is the tokenizer's own encoding of text
+    without added specials.
+    """
+
+    def __init__(
+        self,
+        token_bytes: Sequence[bytes | None],
+        eos_ids: Sequence[int],
+        encode: Callable[[str], list[int]],
+        size: int | None = None,
+    ) -> None:
+        self.token_bytes: tuple[bytes | None, ...] = tuple(b or None for b in token_bytes)
+        self.eos_ids: tuple[int, ...] = tuple(sorted(set(eos_ids)))
+        self.encode = encode
+        self.size = len(self.token_bytes) if size is None else size
+        if self.size < len(self.token_bytes):
+            raise ValueError(f"size {self.size} is less than the {len(self.token_bytes)} tokens; pass the logits width")
+        if not self.eos_ids:
+            raise ValueError("eos_ids is empty: a constrained text could never end")
+        if self.eos_ids[0] < 0 or self.eos_ids[-1] >= self.size:
+            raise ValueError(f"eos_ids {self.eos_ids} are not all inside the vocabulary of {self.size}")
+        self.words = (self.size + 31) // 32
+        self.fingerprint = self._fingerprint()
+
+    def content(self, token_id: int) -> bytes | None:
+        """The bytes of an id, or None when it carries no text (special, end of sequence, padding, unknown)."""
+        if not 0 <= token_id < len(self.token_bytes) or token_id in self.eos_ids:
+            return None
+        return self.token_bytes[token_id]
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(struct.pack(f"<q{len(self.eos_ids)}q", self.size, *self.eos_ids))
+        for piece in self.token_bytes:
+            digest.update(struct.pack("<i", -1 if piece is None else len(piece)))
+            digest.update(piece or b"")
+        return digest.hexdigest()

@@ -1,0 +1,164 @@
+"""Values and text that one thread writes and any thread or event loop reads, without polling.
+
+``Signal`` wakes whoever waits for a change. ``Feed`` is append-only text with readers that follow it. ``Cell`` is one
+variable: a value that arrives once, or the failure that kept it from arriving.
+
+A reader takes a waiter first and looks at the data second, so no change falls between the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from sglite.lang.errors import Failure
+
+Meta = dict[str, Any]
+"""What a back end says about an output; SGLang's ``meta_info``. A list of them for ``n`` > 1."""
+
+
+class Signal:
+    """Wakes waiters in any thread or loop; each waiter is woken once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiters: list[Future[None]] = []
+
+    def waiter(self) -> Future[None]:
+        """A future that the next ``fire`` resolves."""
+        future: Future[None] = Future()
+        with self._lock:
+            self._waiters.append(future)
+        return future
+
+    def fire(self) -> None:
+        """Wakes everyone who waits."""
+        with self._lock:
+            waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if waiter.set_running_or_notify_cancel():
+                waiter.set_result(None)
+
+
+class Feed:
+    """Append-only chunks of text with what was known of their request at that time; closed at the end."""
+
+    def __init__(self) -> None:
+        self._chunks: list[tuple[str, Meta]] = []
+        self._closed = False
+        self._changed = Signal()
+
+    def write(self, text: str, meta: Meta | None = None) -> None:
+        """Appends a chunk, if there is anything in it."""
+        if text and not self._closed:
+            self._chunks.append((text, meta or {}))
+            self._changed.fire()
+
+    def close(self) -> None:
+        """Ends every reader once it has read what is there."""
+        self._closed = True
+        self._changed.fire()
+
+    def so_far(self) -> list[tuple[str, Meta]]:
+        """The chunks written until now."""
+        return list(self._chunks)
+
+    def _from(self, start: int) -> tuple[list[tuple[str, Meta]], Future[None], bool]:
+        waiter, closed = self._changed.waiter(), self._closed
+        return self._chunks[start:], waiter, closed
+
+    def read(self) -> Iterator[tuple[str, Meta]]:
+        """Chunks as they come; blocks between them."""
+        done = 0
+        while True:
+            chunks, waiter, closed = self._from(done)
+            yield from chunks
+            done += len(chunks)
+            if closed and not chunks:
+                return
+            if not chunks:
+                waiter.result()
+
+    async def aread(self) -> AsyncIterator[tuple[str, Meta]]:
+        """Chunks as they come."""
+        done = 0
+        while True:
+            chunks, waiter, closed = self._from(done)
+            for chunk in chunks:
+                yield chunk
+            done += len(chunks)
+            if closed and not chunks:
+                return
+            if not chunks:
+                await asyncio.wrap_future(waiter)
+
+
+class Cell:
+    """One variable. ``node`` is the graph node that produces it (-1: set by the program)."""
+
+    def __init__(self, name: str, node: int = -1) -> None:
+        self.name = name
+        self.node = node
+        self.feed = Feed()
+        self.done: Future[None] = Future()
+        self.failure: Failure | None = None
+        self.meta: Any = None
+        self.value: Any = None
+
+    @staticmethod
+    def of(name: str, value: Any) -> Cell:
+        """A cell that has its value already."""
+        cell = Cell(name)
+        cell.resolve(value, None)
+        return cell
+
+    @staticmethod
+    def gathered(name: str, parts: list[Cell], node: int) -> Cell:
+        """A cell whose value is the list of the values of ``parts``, once they all have one."""
+        whole = Cell(name, node)
+        missing = len(parts)
+        lock = threading.Lock()
+
+        def one_done(_: Future[None]) -> None:
+            nonlocal missing
+            with lock:
+                missing -= 1
+                last = missing == 0
+            if last:
+                failure = next((p.failure for p in parts if p.failure), None)
+                if failure:
+                    whole.fail(failure)
+                else:
+                    whole.resolve([p.value for p in parts], [p.meta for p in parts])
+
+        for part in parts:
+            part.done.add_done_callback(one_done)
+        return whole
+
+    def resolve(self, value: Any, meta: Any) -> None:
+        """Gives the cell its value; text that was not streamed into the feed yet follows there."""
+        if self.done.done():
+            return
+        self.value, self.meta = value, meta
+        if isinstance(value, str):
+            seen = sum(len(text) for text, _ in self.feed.so_far())
+            self.feed.write(value[seen:], meta)
+        self.feed.close()
+        self.done.set_result(None)
+
+    def fail(self, failure: Failure) -> None:
+        """Says that there will be no value, and why."""
+        if self.done.done():
+            return
+        self.failure = failure
+        self.feed.close()
+        self.done.set_result(None)
+
+    def get(self) -> Any:
+        """The value of a cell that is done; raises VariableError if it failed."""
+        if self.failure is not None:
+            raise self.failure.variable_error(self.name)
+        return self.value

@@ -1,0 +1,293 @@
+"""What a program is made of: operations, and the graph of them that a run leaves behind.
+
+An *operation* is what a user writes (``"text" + gen("x")``): frozen, without identity, reusable in any number of runs.
+A *node* is one operation appended to one stream of one run. Edges: ``prev`` is the text edge (the node before it in
+prompt order; for the first node of a branch, the fork), ``sources`` are data edges (what a join gathers).
+
+    stream 0   Lit - Gen - Fork ------- Join - Gen
+    stream 1                 +- Lit - Gen -+
+    stream 2                 +- Lit - Gen -+
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
+
+from sglite.lang.errors import SymbolicValueError
+
+if TYPE_CHECKING:
+    from sglite.lang.choices import ChoicesMethod
+
+
+class Expr:
+    """Anything that may be appended to a program; ``+`` puts expressions and strings in sequence."""
+
+    __slots__ = ()
+
+    def __add__(self, other: Appendable) -> Concat:
+        return Concat(flatten(self) + flatten(other))
+
+    def __radd__(self, other: Appendable) -> Concat:
+        return Concat(flatten(other) + flatten(self))
+
+
+Appendable = str | Expr
+
+
+@dataclass(frozen=True)
+class Concat(Expr):
+    """Operations in sequence."""
+
+    ops: tuple[Op, ...]
+
+
+@dataclass(frozen=True)
+class Lit(Expr):
+    """Known text."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How to generate; ``None`` leaves a value to the run, and there to the back end. Names are SGLang's."""
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    n: int | None = None
+    stop: tuple[str, ...] | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+    stop_regex: tuple[str, ...] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    ignore_eos: bool | None = None
+    regex: str | None = None
+    json_schema: str | None = None
+    return_logprob: bool | None = None
+    logprob_start_len: int | None = None
+    top_logprobs_num: int | None = None
+    return_text_in_logprobs: bool | None = None
+
+    def over(self, base: Sampling) -> Sampling:
+        """These values, with those of ``base`` where these say nothing."""
+        return Sampling(
+            **{
+                f.name: getattr(base, f.name) if getattr(self, f.name) is None else getattr(self, f.name)
+                for f in fields(self)
+            }
+        )
+
+    def __str__(self) -> str:
+        given = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return ", ".join(f"{name}={value!r}" for name, value in given if value is not None)
+
+
+@dataclass(frozen=True)
+class Gen(Expr):
+    """Text from the model. ``extra_stop``: stop strings beside those of ``sampling`` or of the run."""
+
+    name: str | None
+    sampling: Sampling
+    extra_stop: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [repr(self.name)] if self.name is not None else []
+        return f"gen({', '.join([*parts, str(self.sampling)] if str(self.sampling) else parts)})"
+
+
+@dataclass(frozen=True)
+class Reasoned(Expr):
+    """A gen whose reasoning, between ``tags``, is kept apart in ``<name>_reasoning_content``."""
+
+    gen: Gen
+    tags: tuple[str, str]
+
+    def __str__(self) -> str:
+        return f"separate_reasoning({self.gen})"
+
+
+@dataclass(frozen=True)
+class Select(Expr):
+    """One of ``choices``: the best by ``method``, or sampled by its scores when ``temperature`` is above 0."""
+
+    name: str | None
+    choices: tuple[str, ...]
+    method: ChoicesMethod
+    temperature: float = 0.0
+
+    def __str__(self) -> str:
+        return f"select({self.name!r}, choices={list(self.choices)!r})"
+
+
+@dataclass(frozen=True)
+class RoleBegin(Expr):
+    """Opens a turn of ``role``."""
+
+    role: str
+
+    def __str__(self) -> str:
+        return f"{self.role}_begin()"
+
+
+@dataclass(frozen=True)
+class RoleEnd(Expr):
+    """Closes the open turn, which must be ``role``'s."""
+
+    role: str
+
+
+@dataclass(frozen=True)
+class Media(Expr):
+    """An image or a video. ``data``: base64 text of the file; ``num_frames``: how many frames of a video to use."""
+
+    kind: Literal["image", "video"]
+    data: str
+    num_frames: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}({len(self.data) * 3 // 4} bytes)"
+
+
+@dataclass(frozen=True)
+class CaptureBegin(Expr):
+    """From here on, text belongs to variable ``name`` as well."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class CaptureEnd(Expr):
+    """Ends the innermost capture of ``name`` and gives the variable its value."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Fork(Expr):
+    """The streams ``children`` start from the text so far."""
+
+    children: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"fork({len(self.children)})"
+
+
+@dataclass(frozen=True)
+class Join(Expr):
+    """What branches produced comes back: their new variables, or their new text in order."""
+
+    mode: Literal["gather_variable", "concate_and_append"]
+
+    def __str__(self) -> str:
+        return f"join({self.mode!r})"
+
+
+class Symbol(Expr):
+    """A value that is not known yet: may be appended, but not looked at."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_: object) -> SymbolicValueError:
+        return SymbolicValueError(
+            f"{self!r} is not known while the program is traced; append it with `s += ...` on its own, "
+            "or give trace() a value for it"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        raise self._refuse()
+
+    __hash__ = object.__hash__
+
+    def __bool__(self) -> bool:
+        raise self._refuse()
+
+    def __len__(self) -> int:
+        raise self._refuse()
+
+    def __str__(self) -> str:
+        raise self._refuse()
+
+    def __format__(self, spec: str) -> str:
+        raise self._refuse()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Arg(Symbol):
+    """An argument of a traced program."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return f"argument {self.name!r}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class VarRef(Symbol):
+    """The value of variable ``name``, which node ``source`` would produce."""
+
+    name: str
+    source: int
+
+    def __repr__(self) -> str:
+        return f"variable {self.name!r}"
+
+
+Op = (
+    Lit | Gen | Reasoned | Select | RoleBegin | RoleEnd | Media | CaptureBegin | CaptureEnd | Fork | Join | Arg | VarRef
+)
+
+
+def flatten(value: object) -> tuple[Op, ...]:
+    """The operations of a string or expression, in order.
+
+    Raises ValueError for None and TypeError for anything that is neither string nor expression.
+    """
+    if isinstance(value, str):
+        return (Lit(value),) if value else ()
+    if isinstance(value, Concat):
+        return value.ops
+    if isinstance(value, Expr):
+        return (value,)  # type: ignore[return-value]
+    if value is None:
+        raise ValueError("None cannot be appended to a program; did a helper forget to return its expression?")
+    kind = type(value).__name__
+    raise TypeError(f"{value!r} ({kind}) cannot be appended to a program; append a str or an expression")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation in its place; see the module for the edges."""
+
+    id: int
+    stream: int
+    prev: int | None
+    op: Op
+    sources: tuple[int, ...] = ()
+
+
+class Graph:
+    """The nodes of one run in the order in which they were appended; safe to append to from any thread."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._streams = 0
+        self._lock = threading.Lock()
+
+    def new_stream(self) -> int:
+        """The next stream's number; the program's own is 0."""
+        with self._lock:
+            self._streams += 1
+            return self._streams - 1
+
+    def add(self, stream: int, prev: int | None, op: Op, sources: tuple[int, ...] = ()) -> Node:
+        """Appends a node; its id is its index in ``nodes``."""
+        with self._lock:
+            node = Node(len(self.nodes), stream, prev, op, sources)
+            self.nodes.append(node)
+        return node

@@ -1,0 +1,51 @@
+"""What the programs of this process share: the event loop's thread, the threads of bodies, the default back end.
+
+``SESSION`` is the language's only process-wide object; ``set_default_backend`` needs one. A forked child gets fresh
+threads, since its parent's did not come along.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from sglite.lang.backends.base import Backend
+from sglite.lang.threads import BodyPool, LoopThread
+
+
+def auto_threads() -> int:
+    """How many bodies run at a time when nobody says: they mostly wait, so more than there are cores."""
+    return max(96, 16 * (os.cpu_count() or 1))
+
+
+class Session:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self.default_backend: Any = None
+        self.renew_threads()
+        os.register_at_fork(after_in_child=self.renew_threads)
+
+    def renew_threads(self) -> None:
+        """New threads, started when first used."""
+        self.loop = LoopThread("sglite-programs")
+        self.bodies = BodyPool(auto_threads(), "sglite-body")
+
+    def backend(self, given: Any = None) -> Backend:
+        """The back end to use: the given one or else the default.
+
+        Raises RuntimeError when there is neither, TypeError for an object that is no back end.
+        """
+        chosen = self.default_backend if given is None else given
+        if chosen is None:
+            raise RuntimeError("no back end: call sglite.set_default_backend(...) or pass backend=...")
+        if isinstance(chosen, Backend):
+            return chosen
+        if hasattr(chosen, "open_sequence"):
+            from sglite.lang.backends.engine import EngineBackend
+
+            return EngineBackend(chosen)
+        raise TypeError(f"{chosen!r} is no back end; use an Engine, a RuntimeEndpoint or another sglite back end")
+
+
+SESSION: Final = Session()
