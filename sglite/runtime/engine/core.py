@@ -29,6 +29,9 @@ from sglite.runtime.executor.base import Executor
 from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, RequestOutput
 from sglite.runtime.spec.base import Proposer
 
+MAX_SHOWN = 80
+"""Characters of a constraint that an error message repeats."""
+
 
 @dataclass(frozen=True)
 class CoreConfig:
@@ -202,8 +205,8 @@ class EngineCore:
             try:
                 request.grammar.start()
             except (ConstraintRefused, ConstraintError) as error:
-                reason = FinishReason(type="error", code="constraint_refused", message=str(error))
-                self.scheduler.end(request, reason)
+                message = _name_the_constraint(request, str(error))
+                self.scheduler.end(request, FinishReason(type="error", code="constraint_refused", message=message))
             except Exception as error:
                 message = f"the constraint could not be compiled: {type(error).__name__}: {error}"
                 self.scheduler.end(request, FinishReason(type="error", code="internal", message=message))
@@ -302,3 +305,12 @@ class EngineCore:
             "page_mismatches": self.cache.allocator.mismatches,
             "totals": msgspec.structs.asdict(self.totals),
         }
+
+
+def _name_the_constraint(request: Request, message: str) -> str:
+    """A compiler's message with the parameter it is about and the value, when it does not begin with them."""
+    spec = request.request.constraint
+    if spec is None or message.startswith(spec.kind):
+        return message
+    shown = spec.value if len(spec.value) <= MAX_SHOWN else spec.value[:MAX_SHOWN] + "..."
+    return f"{spec.kind} {shown!r}: {message}"

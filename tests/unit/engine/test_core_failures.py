@@ -72,6 +72,21 @@ def test_a_failed_step_leaves_no_checkpoint_of_its_own() -> None:
     assert b.run()["next"].tokens == toy_reference(PROMPT + out[:3] + [1], 5)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_checkpoint_that_a_failed_step_was_to_write_is_not_used(overlap: bool) -> None:
+    """The keys were there before, so the place stays in the tree; its state was never reached."""
+    b = Bench(page_size=16, states={"ssm": 6}, overlap=overlap)
+    b.add("before", PROMPT, 1)
+    b.run()
+    b.core.cache.drop_checkpoints(since=-1)
+    b.add("first", PROMPT, 4)
+    b.add("bystander", [4] * 9, 4)
+    fail_once(b, lambda step: len(step.rows) == 2 and step.checkpoints)
+    assert b.run()["first"].tokens == toy_reference(PROMPT, 4) and b.core.scheduler.failed_steps == 1
+    b.add("next", [*PROMPT, 1, 1], 4)
+    assert b.run()["next"].tokens == toy_reference([*PROMPT, 1, 1], 4)
+
+
 def test_everything_fails_and_everybody_hears_of_it() -> None:
     b = Bench(overlap=True)
     b.worker.fail_step = lambda step: True

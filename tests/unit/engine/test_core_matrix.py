@@ -48,6 +48,15 @@ def until(stop: bytes, tokens: list[int]) -> list[int]:
     return next(tokens[:i] for i in range(1, len(tokens) + 1) if stop in text(tokens[:i]))
 
 
+def late_stop(stop: bytes, least: int, tokens: list[int]) -> list[int]:
+    """Up to the first token, from the ``least``-th on, in which an occurrence of ``stop`` ends."""
+    for i in range(least, len(tokens) + 1):
+        before = len(text(tokens[: i - 1]))
+        if text(tokens[:i]).find(stop, max(0, before - len(stop) + 1)) >= 0:
+            return tokens[:i]
+    raise AssertionError("the case never stops")
+
+
 def stopping_script(fingerprint: int) -> int:
     """Tokens 0 to 4, and now and then the end of the sequence."""
     return EOS if fingerprint % 23 == 0 else script(fingerprint)
@@ -68,6 +77,13 @@ CASES = [
         6,
     ),
     Case("stop string", {"sampling": {"stop": (STOP,)}}, until(STOP.encode(), PLAIN), "stop"),
+    Case(
+        "stop string and min tokens",
+        {"sampling": {"stop": ("ab",), "min_new_tokens": 15}},
+        late_stop(b"ab", 15, toy_reference(PROMPT, 60)),
+        "stop",
+        60,
+    ),
     Case("stop pattern", {"sampling": {"stop_regex": ("c+a?b{2}",)}}, [], "stop", 60),
     Case("stop id", {"sampling": {"stop_token_ids": (PLAIN[6],)}}, PLAIN[: PLAIN.index(PLAIN[6]) + 1], "stop"),
     Case(
