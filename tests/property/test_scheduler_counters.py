@@ -128,6 +128,26 @@ def test_what_is_replayed_for_logprobs_is_declared(overlap: bool) -> None:
     assert all(count == 1 for count in b.worker.computed.values())
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_what_a_preemption_costs_is_declared(overlap: bool) -> None:
+    """Preempted and evicted, everything is computed again: as many positions as before, and all of them replayed."""
+    b = Bench(overlap=overlap)
+    b.add("it", [i % 5 for i in range(23)], 12)
+    for _ in range(6):
+        b.step()
+    before = b.core.scheduler.running["it"].num_computed
+    b.core.scheduler._preempt(b.core.scheduler.running["it"])
+    while b.core.scheduler.running:
+        b.core.scheduler.update(b.core._executor.collect(b.core._in_flight.popleft()))
+    b.core.flush_cache()
+    again = sum(b.worker.computed.values())
+    assert again >= before > 23
+    last = b.run()["it"].last
+    assert last is not None and b.done["it"].tokens == toy_reference([i % 5 for i in range(23)], 12)
+    assert (last.accounting.preemptions, last.accounting.replayed_tokens) == (1, again)
+    assert (last.accounting.cached_tokens, last.accounting.computed_prompt_tokens) == (0, 23)
+
+
 def test_the_totals_of_the_engine_are_the_sums_of_its_requests() -> None:
     rng = random.Random(5)
     b = roomy(rng)

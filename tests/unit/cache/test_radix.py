@@ -113,6 +113,16 @@ def test_what_nobody_computed_is_cut_when_its_owner_leaves() -> None:
     assert cache.match([7, 7, 7]).depth == 0
 
 
+def test_pages_of_a_step_that_never_came_back_are_free_again() -> None:
+    cache = cache_of(4)
+    owner, (table, _) = insert(cache, list(range(20)), upto=5)
+    cache.add_pages(owner.node, cache.allocator.allocate(3), 20, table)
+    cache.plan(owner.node, 20, 1)
+    cache.close(owner)
+    assert cache.match(list(range(20))).depth == 5
+    assert cache.allocator.counts().cached == 2 and cache.num_available == 64
+
+
 @pytest.mark.parametrize("upto", [0, 4, 5, 10])
 def test_a_second_cursor_holds_what_is_computed_and_no_promise(upto: int) -> None:
     """It is what a pin has: when the owner leaves, the promise goes and the rest stays locked."""

@@ -140,3 +140,30 @@ def test_the_place_of_one_aborted_in_the_middle_of_its_output_is_free_again(over
     b.core.abort("gone")
     b.add("twin", PROMPT, 30)
     assert b.run(limit=200)["twin"].tokens == toy_reference(PROMPT, 30)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_place_of_one_that_failed_to_sample_is_free_again(overlap: bool) -> None:
+    """With look-ahead its next row is in flight when the sample fails; somebody else needs to go on from there."""
+    b = Bench(overlap=overlap, compiler=ToyCompiler())
+    sampling = {"stop_token_ids": (1, 2), "min_new_tokens": 3}
+    b.add("bad", PROMPT, 9, constraint=ConstraintSpec.regex("* * 1|2 *"), sampling=sampling)
+    tokens = b.run()["bad"].tokens
+    assert b.done["bad"].last is not None and b.done["bad"].last.finish_reason.code == "sampling"
+    for length in range(len(tokens) + 1):
+        prompt = [*PROMPT, *tokens[:length], 4]
+        b.add(f"after{length}", prompt, 5)
+        assert b.run(limit=100)[f"after{length}"].tokens == toy_reference(prompt, 5)
+
+
+@pytest.mark.parametrize("depth", [9, 10, 11, 12])
+def test_recurrent_state_is_saved_where_a_sibling_waits_to_branch_off(depth: int) -> None:
+    """The owner's row is cut there, whatever the chunk size: the sibling computes its own tokens and no more."""
+    b = Bench(max_step_tokens=8, chunk_size=4, max_running=2, num_pages=256, states={"ssm": 9})
+    b.add("owner", LONG, 1)
+    b.step()
+    b.add("branch", [*LONG[:depth], 3, 3, 3], 2)
+    done = b.run()
+    assert done["branch"].tokens == toy_reference([*LONG[:depth], 3, 3, 3], 2)
+    last = done["branch"].last
+    assert last is not None and (last.accounting.cached_tokens, last.accounting.replayed_tokens) == (depth, 0)

@@ -1,0 +1,1 @@
+"""Training tooling of the bundled model `sglite-demo`; see README.md."""
