@@ -77,7 +77,7 @@ def best_tokens(model: TinyQwen3, rows: list[list[int]]) -> list[list[int]]:
 
 
 def values_right(tok: Tokenizer, ids: list[int], best: list[int], start: int, literal: int, answer: str) -> bool:
-    """Whether every JSON value is right when a schema forces the rest: keys, separators and what follows the last value.
+    """Whether every JSON value is right when a schema forces the rest: keys, separators, what follows the last value.
 
     `ids[start:]` spells `answer` from its character `literal` on. The token that ends a value need only begin rightly
     (with a quote, a comma or a brace), because the schema decides how it goes on.
