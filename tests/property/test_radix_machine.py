@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sglite.runtime.cache.allocator import PageAllocator
-from sglite.runtime.cache.radix import Cursor, RadixCache, RadixNode
+from sglite.runtime.cache.node import Cursor, RadixNode
+from sglite.runtime.cache.radix import RadixCache
 
 Prefix = tuple[str, tuple[int, ...]]
 TRUNKS = [[0, 1, 2, 0, 1, 2, 0, 1, 2, 0], [0, 1, 1, 1, 0, 2], [2, 2]]

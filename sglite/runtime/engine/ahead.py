@@ -7,7 +7,8 @@ whoever else comes to its end waits. When the tokens have become known, ``publis
 
 from __future__ import annotations
 
-from sglite.runtime.cache.radix import RadixCache, RadixNode
+from sglite.runtime.cache.node import RadixNode
+from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.memory import PagePlanner
 from sglite.runtime.engine.request import Request
 from sglite.runtime.spec.base import Draft, Proposer

@@ -9,7 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 
-from sglite.runtime.cache.radix import Cursor, RadixCache
+from sglite.runtime.cache.node import Cursor
+from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.request import Request
 from sglite.runtime.protocol import CopyPages
 

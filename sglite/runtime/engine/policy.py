@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from sglite.runtime.cache.radix import RadixCache, RadixNode
+from sglite.runtime.cache.node import RadixNode
+from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.request import Request
 
 Policy = Callable[[Sequence[Request], RadixCache], list[Request]]

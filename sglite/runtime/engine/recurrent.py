@@ -8,7 +8,8 @@ running state becomes the checkpoint, without a copy).
 
 from __future__ import annotations
 
-from sglite.runtime.cache.radix import Match, RadixCache, RadixNode
+from sglite.runtime.cache.node import Match, RadixNode
+from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.request import Request
 from sglite.runtime.engine.step_plan import StepPlan
 from sglite.runtime.protocol import CopyState

@@ -12,7 +12,7 @@ import enum
 from collections import deque
 from typing import TYPE_CHECKING
 
-from sglite.runtime.cache.radix import Cursor, RadixNode
+from sglite.runtime.cache.node import Cursor, RadixNode
 from sglite.runtime.engine.grammar import GrammarState
 from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, TokenLogprob
 from sglite.runtime.spec.base import Draft

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sglite.runtime.cache.radix import RadixCache, RadixNode
+from sglite.runtime.cache.node import RadixNode
+from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.ahead import Ahead
 from sglite.runtime.engine.memory import PagePlanner
 from sglite.runtime.engine.recurrent import StatePlanner

@@ -7,21 +7,36 @@ closed; a pin is a hint, given up when memory is needed.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from sglite.runtime.engine.generation import Generation
 from sglite.runtime.engine.presenter import Presenter
 from sglite.runtime.protocol import ProgramRef
 
-if TYPE_CHECKING:
-    from sglite.runtime.engine.engine import Engine
+
+class SequenceEngine(Protocol):
+    """What a sequence needs of its engine."""
+
+    @property
+    def submit(self) -> Callable[..., Generation]:
+        """Start a request; see ``Engine.submit``."""
+        ...
+
+    def open_sequence(self, program_id: str, token_ids: Ids[int]) -> Sequence:
+        """Another sequence of the same program."""
+        ...
+
+    def unpin(self, prefix: str) -> None:
+        """Release a pin."""
+        ...
 
 
 class Sequence:
     """One sequence of a program; made by ``Engine.open_sequence``. Methods may be called from any thread."""
 
-    def __init__(self, engine: Engine, name: str, program: ProgramRef | None, token_ids: Ids[int]) -> None:
+    def __init__(self, engine: SequenceEngine, name: str, program: ProgramRef | None, token_ids: Ids[int]) -> None:
         self._engine = engine
         self._name = name
         self._program = program

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sglite.runtime.cache.allocator import PageAllocator
-from sglite.runtime.cache.radix import Cursor, RadixCache, common_prefix
+from sglite.runtime.cache.node import Cursor, common_prefix
+from sglite.runtime.cache.radix import RadixCache
 
 
 def cache_of(page_size: int = 4, pages: int = 64, **options: object) -> RadixCache:
