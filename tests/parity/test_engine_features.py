@@ -7,6 +7,7 @@ then asks for an end, a ban or a bias inside what it knows would come.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -391,3 +392,14 @@ def test_forks_and_scores_find_their_trunk_cached(engine: Engine) -> None:
         assert len(result["meta_info"]["input_token_logprobs"]) == length
     assert sequence.token_ids == ids
     sequence.close()
+
+
+def test_a_stream_keeps_its_engine_and_its_end_lets_it_go(folder: Path) -> None:
+    """Nobody else holds the engine: it serves the stream to its end, and what it did last does not keep it."""
+    before = threads_of_engines()
+    stream = tiny_engine(folder).generate(PROMPT, {**GREEDY, "max_new_tokens": 5}, stream=True)
+    gc.collect()
+    assert [len(event["output_ids"]) for event in stream][-1] == 5
+    del stream
+    gc.collect()
+    assert settles(lambda: threads_of_engines() <= before)

@@ -72,7 +72,7 @@ class Block(nn.Module):
         y = F.rms_norm(x, (s.hidden,), self.norm1.to(x.dtype), s.eps)
         qkv = F.linear(y, torch.cat((self.q, self.k, self.v)).to(dt))
         heads = qkv.view(b, t, -1, s.head_dim)
-        q, k, v = torch.split(heads, (s.heads, s.kv_heads, s.kv_heads), dim=2)  # type: ignore[no-untyped-call]
+        q, k, v = torch.split(heads, [s.heads, s.kv_heads, s.kv_heads], dim=2)
         q = rotate(F.rms_norm(q, (s.head_dim,), self.q_norm.to(dt), s.eps), cos, sin)
         k = rotate(F.rms_norm(k, (s.head_dim,), self.k_norm.to(dt), s.eps), cos, sin)
         group = s.heads // s.kv_heads

@@ -99,21 +99,26 @@ class EngineThread:
             self._ready.notify()
 
     def _run(self) -> None:
-        while True:
-            with self._ready:
-                while not (self._inbox or self._closing or self._woken or self._has_work()):
-                    if not self._ready.wait(TIME_LIMIT_SECONDS if self._core.has_time_limits else None):
-                        break
-                self._woken = False
-                items, closing = list(self._inbox), self._closing
-                self._inbox.clear()
-            for item in items:
-                self._guard(item)
-            if closing:
-                break
+        while self._carry_out():
             if self._dead is None:
                 self._guard(self._step)
         self._finish()
+
+    def _carry_out(self) -> bool:
+        """Wait for something to do and do what the inbox asks for; ``False``: the thread is to end.
+
+        On its own so that a waiting thread holds on to nothing: what it did last may be all that keeps an engine.
+        """
+        with self._ready:
+            while not (self._inbox or self._closing or self._woken or self._has_work()):
+                if not self._ready.wait(TIME_LIMIT_SECONDS if self._core.has_time_limits else None):
+                    break
+            self._woken = False
+            items, self._inbox = self._inbox, deque()
+            closing = self._closing
+        while items:
+            self._guard(items.popleft())
+        return not closing
 
     def _has_work(self) -> bool:
         return self._dead is None and not self._core.is_idle

@@ -238,7 +238,7 @@ class Engine:
             return_text_in_logprobs, self.config.vocab_size,
         )  # fmt: skip
         presenters = [Presenter(request_id, sampling, self.tokenizer, layout) for request_id in ids]
-        generation = Generation(presenters, self._thread.abort, on_finished=on_finished)
+        generation = Generation(presenters, self._abort, on_finished=on_finished)
         for index, request_id in enumerate(ids):
             seed = None if sampling.seed is None else (sampling.seed + index) % 2**64
             request = GenerateRequest(
@@ -256,6 +256,13 @@ class Engine:
             )
             self._thread.submit(request, generation.push)
         return generation
+
+    def _abort(self, request_id: str) -> None:
+        """A method of the engine, not of its thread: whoever holds a generation keeps the engine running."""
+        try:
+            self._thread.abort(request_id)
+        except RuntimeError:
+            return  # shut down: everything has ended
 
     def _start(
         self,
