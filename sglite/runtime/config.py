@@ -16,7 +16,10 @@ Origin = Literal["default", "argument", "model", "hardware"]
 DEFAULT_POOL_TOKENS = 65_536
 """Tokens the cache holds unless memory or the caller say otherwise."""
 MEMORY_SHARE = 0.5
-"""Share of the memory left after loading that the default pool may take."""
+"""Share of the memory left after loading that the default pool may take, unless ``mem_fraction_static`` says more."""
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+ONE_DEVICE = ("tp_size", "dp_size", "pp_size", "ep_size")
+"""Degrees of parallelism that SGLang's callers spell out; there is one device so far."""
 CPU_STEP_TOKENS = 2048
 POLICIES = ("fcfs", "lpm", "dfs-weight")
 """Names of the scheduling policies, see ``engine/policy.py``."""
@@ -43,6 +46,8 @@ class EngineArgs:
     context_length: int | None = None
     max_total_tokens: int | None = None
     """Tokens the KV cache holds."""
+    mem_fraction_static: float | None = None
+    """Share of the memory left after loading that the KV cache takes; ``None``: a fixed size, at most half of it."""
     page_size: int = 16
     max_running_requests: int = 64
     max_queued_requests: int = 100_000
@@ -58,6 +63,14 @@ class EngineArgs:
     grammar_timeout_s: float = 10.0
     """A constraint that takes longer to compile is refused."""
     trust_remote_code: bool = False
+    kv_cache_dtype: str = "auto"
+    quantization: str | None = None
+    tp_size: int = 1
+    dp_size: int = 1
+    pp_size: int = 1
+    ep_size: int = 1
+    log_level: str = "warning"
+    """Of the logger ``sglite``."""
     show_progress: bool | None = None
 
     @classmethod
@@ -79,6 +92,20 @@ class EngineArgs:
                 self._positive(name)
         if self.device not in ("auto", "cpu"):
             raise ConfigError(f"device={self.device!r} is not available; use device='cpu'")
+        for name in ONE_DEVICE:
+            if getattr(self, name) != 1:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: sglite runs on one device so far; leave it out")
+        if self.kv_cache_dtype != "auto":
+            raise ConfigError(f"kv_cache_dtype={self.kv_cache_dtype!r}: the cache has the model's dtype; use 'auto'")
+        if self.quantization is not None:
+            raise ConfigError(f"quantization={self.quantization!r} is not supported; give an unquantised checkpoint")
+        if self.log_level not in LOG_LEVELS:
+            raise ConfigError(f"log_level must be one of {', '.join(LOG_LEVELS)}, got {self.log_level!r}")
+        share = self.mem_fraction_static
+        if share is not None and not (isinstance(share, float) and 0 < share < 1):
+            raise ConfigError(f"mem_fraction_static must be between 0 and 1, got {share!r}")
+        if share is not None and self.max_total_tokens is not None:
+            raise ConfigError(f"mem_fraction_static={share} and max_total_tokens both set the cache's size; give one")
         if self.schedule_policy not in POLICIES:
             raise ConfigError(f"schedule_policy must be one of {', '.join(POLICIES)}, got {self.schedule_policy!r}")
         if self.trust_remote_code:
@@ -187,8 +214,11 @@ def _context(args: EngineArgs, facts: Facts) -> tuple[int, Origin]:
 def _pages(args: EngineArgs, facts: Facts, context: int) -> tuple[int, Origin]:
     """Pages of the pool: as asked, else enough for many requests, within the memory there is."""
     affordable = None
+    share = MEMORY_SHARE if args.mem_fraction_static is None else args.mem_fraction_static
     if facts.free_memory is not None:
-        affordable = int(facts.free_memory * MEMORY_SHARE) // max(1, facts.bytes_per_token)
+        affordable = int(facts.free_memory * share) // max(1, facts.bytes_per_token)
+    if args.mem_fraction_static is not None and affordable is not None and affordable >= args.page_size:
+        return affordable // args.page_size, "argument"
     if args.max_total_tokens is not None:
         hard = None if facts.free_memory is None else facts.free_memory // max(1, facts.bytes_per_token)
         if hard is not None and args.max_total_tokens > hard:

@@ -9,6 +9,7 @@ The step loop runs on a thread. Tokenising and presenting text happen in the cal
 from __future__ import annotations
 
 import itertools
+import logging
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
@@ -55,6 +56,7 @@ class Engine:
         from sglite.runtime.executor.build import build
 
         self.args = EngineArgs.of({"model_path": None if model_path is None else str(model_path), **arguments})
+        logging.getLogger("sglite").setLevel(self.args.log_level.upper())
         folder = _find_model(self.args)
         self.tokenizer: Tokenizer | None = None
         self.chat_template: ChatTemplate | None = None

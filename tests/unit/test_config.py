@@ -1,0 +1,63 @@
+"""Every value of the configuration is settled once, and says where it comes from."""
+
+from __future__ import annotations
+
+import pytest
+
+from sglite.runtime.config import ConfigError, EngineArgs, EngineConfig, Facts, resolve
+
+FACTS = Facts(
+    max_context=4096, vocab_size=1000, bytes_per_token=1024, free_memory=2**30, dtype="bfloat16", device="cpu"
+)
+
+
+def settle(facts: Facts = FACTS, **given: object) -> EngineConfig:
+    return resolve(EngineArgs.of(given), facts)
+
+
+def test_every_value_has_an_origin():
+    config = settle(page_size=8, dtype="bfloat16")
+    described = config.describe()
+    assert {name: entry["origin"] for name, entry in described.items()} == {
+        "context_length": "model",
+        "num_pages": "default",
+        "page_size": "argument",
+        "max_step_tokens": "default",
+        "max_running": "default",
+        "chunk_size": "default",
+        "overlap": "default",
+        "dtype": "argument",
+        "device": "hardware",
+        "vocab_size": "model",
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "free", "tokens", "origin"),
+    [
+        ({}, 2**40, 65_536, "default"),
+        ({}, 2**25, 2**14, "hardware"),
+        ({"max_total_tokens": 1000}, 2**30, 1008, "argument"),
+        ({"mem_fraction_static": 0.75}, 2**30, 786_432, "argument"),
+    ],
+)
+def test_the_size_of_the_cache(given, free, tokens, origin):
+    """By default a fixed size within half of the free memory; the caller's words come first."""
+    facts = Facts(**{**FACTS.__dict__, "free_memory": free})
+    config = settle(facts, **given)
+    assert (config.max_total_tokens, config.origins["num_pages"]) == (tokens, origin)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_total_tokens": 2**21}, "give max_total_tokens<=1048576"),
+        ({"context_length": 8192}, "give context_length<=4096"),
+        ({"mem_fraction_static": 0.5, "max_total_tokens": 64}, "both set the cache's size"),
+        ({"pagesize": 4}, "did you mean page_size?"),
+        ({"chunked_prefill_size": True}, "chunked_prefill_size must be a positive integer, got True"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_can(given, message):
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?").replace("<=", "<=")):
+        settle(**given)
