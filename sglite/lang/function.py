@@ -166,8 +166,8 @@ class Function:
             state.run.end()
 
 
+# The limit of 128 tokens is the back ends' own: an engine shortens its default where the context ends, and only that.
 _RUN_DEFAULTS = Sampling(
-    max_new_tokens=128,
     stop=(),
     temperature=1.0,
     top_p=1.0,

@@ -403,3 +403,12 @@ def test_a_stream_keeps_its_engine_and_its_end_lets_it_go(folder: Path) -> None:
     del stream
     gc.collect()
     assert settles(lambda: threads_of_engines() <= before)
+
+
+def test_the_default_limit_bends_to_the_context_and_a_given_one_does_not(folder: Path) -> None:
+    with tiny_engine(folder, context_length=64) as engine:
+        prompt = list(range(2, 52))
+        result = engine.generate(input_ids=prompt, sampling_params={"ignore_eos": True, "temperature": 0})
+        assert result["meta_info"]["completion_tokens"] == 64 - len(prompt)
+        with pytest.raises(ValueError, match="give max_new_tokens<=14"):
+            engine.generate(input_ids=prompt, sampling_params={"max_new_tokens": 128})

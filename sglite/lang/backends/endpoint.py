@@ -28,6 +28,8 @@ _PREFILL_WORTH_CHARS = 64
 """A fork shares this much new text or less without computing it first."""
 _IMAGE_TOKEN = "<image>"
 """What stands for an image in the text."""
+_DEFAULTS = {"max_new_tokens": 128}
+"""SGLang's front end spells its default out; servers of other makes may have none."""
 _NOTHING_NEW = {"temperature": 0.0, "max_new_tokens": 0}
 """Sampling parameters of a request that only computes its prompt."""
 _SCORE = {"sampling_params": _NOTHING_NEW, "return_logprob": True, "return_text_in_logprobs": True}
@@ -185,7 +187,7 @@ class EndpointStream(Stream):
 
     async def generate(self, call: GenCall) -> AsyncGenerator[tuple[Output, ...], None]:
         """See Stream."""
-        body = self._body(self._text, sampling_params=call.params(), **call.logprob_options())
+        body = self._body(self._text, sampling_params={**_DEFAULTS, **call.params()}, **call.logprob_options())
         outputs = [Output("")] * (call.sampling.n or 1)
         if call.stream:
             async with aclosing(self._endpoint.post_stream(body)) as events:
