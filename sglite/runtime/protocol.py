@@ -127,6 +127,11 @@ class Accounting(msgspec.Struct, kw_only=True):
     compute_ms: float = 0.0
     e2e_ms: float = 0.0
 
+    def add(self, other: Accounting) -> None:
+        """Sum up: what several requests cost together."""
+        for name in self.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
 
 class RequestOutput(msgspec.Struct, kw_only=True):
     """What became of a request in one step; exactly one output per request has ``finish_reason`` set."""

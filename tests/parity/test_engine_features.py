@@ -412,3 +412,21 @@ def test_the_default_limit_bends_to_the_context_and_a_given_one_does_not(folder:
         assert result["meta_info"]["completion_tokens"] == 64 - len(prompt)
         with pytest.raises(ValueError, match="give max_new_tokens<=14"):
             engine.generate(input_ids=prompt, sampling_params={"max_new_tokens": 128})
+
+
+def test_a_fork_is_charged_to_its_program_and_every_branch_finds_the_prefix(engine: Engine) -> None:
+    engine.flush_cache()
+    trunk = some_prompts(1, seed=77)[0]
+    sequence = engine.open_sequence("story", trunk)
+    branches = sequence.fork(3)
+    for index, branch in enumerate(branches):
+        branch.extend([5 + index])
+        meta = branch.generate({"max_new_tokens": 4, "temperature": 0}).result()["meta_info"]
+        assert meta["cached_tokens"] == len(trunk) and meta["computed_prompt_tokens"] == 1
+    cost = engine.get_program_info("story")
+    assert cost is not None
+    assert cost["computed_prompt_tokens"] == len(trunk) + 3
+    assert cost["prompt_tokens"] == len(trunk) + 3 * (len(trunk) + 1)
+    assert engine.get_program_info("nobody") is None
+    for one in (sequence, *branches):
+        one.close()

@@ -9,7 +9,7 @@ Both give the same output. One thread runs it; whoever talks to it does so throu
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +29,8 @@ from sglite.runtime.executor.base import Executor
 from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, RequestOutput
 from sglite.runtime.spec.base import Proposer
 
+MAX_PROGRAMS = 1024
+"""Programs whose accounting is kept."""
 MAX_SHOWN = 80
 """Characters of a constraint that an error message repeats."""
 
@@ -79,6 +81,9 @@ class EngineCore:
     ) -> None:
         self.config = config
         self.totals = Accounting()
+        self.programs: OrderedDict[str, Accounting] = OrderedDict()
+        """What the requests of each program have cost, forks' common prefixes included."""
+        self._program_of: dict[str, str] = {}
         self.num_finished = 0
         self.num_steps = 0
         self.step_tokens = 0
@@ -109,6 +114,8 @@ class EngineCore:
         request = Request(wire, self._order, self._clock(), seed)
         if reason is None:
             reason = self._prepare(request)
+        if wire.program is not None and self.scheduler.find(wire.request_id) is None:
+            self._program_of[wire.request_id] = wire.program.program_id
         if reason is None:
             self.scheduler.add(request)
         else:
@@ -271,9 +278,18 @@ class EngineCore:
         for output in outputs:
             if output.finish_reason is not None:
                 self.num_finished += 1
-                for name in Accounting.__struct_fields__:
-                    setattr(self.totals, name, getattr(self.totals, name) + getattr(output.accounting, name))
+                self.totals.add(output.accounting)
+                program = self._program_of.pop(output.request_id, None)
+                if program is not None:
+                    self._charge(program, output.accounting)
         return outputs
+
+    def _charge(self, program_id: str, accounting: Accounting) -> None:
+        """Add a request's cost to its program's; the programs heard of last are remembered."""
+        self.programs.setdefault(program_id, Accounting()).add(accounting)
+        self.programs.move_to_end(program_id)
+        while len(self.programs) > MAX_PROGRAMS:
+            self.programs.popitem(last=False)
 
     def drain(self) -> list[RequestOutput]:
         """Collect what is in flight without planning more."""

@@ -170,6 +170,11 @@ class Engine:
             **self._thread.call(lambda core: core.statistics()).result(),
         }
 
+    def get_program_info(self, program_id: str) -> dict[str, Any] | None:
+        """Sums of what the ended requests of a program cost, its forks' common prefixes included; ``None``: unknown."""
+        found = self._thread.call(lambda core: core.programs.get(program_id)).result()
+        return None if found is None else msgspec.structs.asdict(found)
+
     def shutdown(self) -> None:
         """Abort what is open and stop the threads; safe to call twice."""
         self._finalizer()
