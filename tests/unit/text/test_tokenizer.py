@@ -34,7 +34,8 @@ def changed(folder: Path, tmp_path: Path, **files: object) -> Path:
 
 @pytest.mark.parametrize("name", ["byte_level", "nfc", "bos", "spm_bpe"])
 def test_equals_the_reference_tokenizer(name: str) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     folder = v.ALL_FOLDERS[name]()
     reference, ours = transformers.AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
     for text in [*v.TEXTS, *EDGES]:
