@@ -69,8 +69,8 @@ class EngineArgs:
     dp_size: int = 1
     pp_size: int = 1
     ep_size: int = 1
-    log_level: str = "warning"
-    """Of the logger ``sglite``."""
+    log_level: str | None = None
+    """Of the logger ``sglite``; ``None`` leaves it as it is."""
     show_progress: bool | None = None
 
     @classmethod
@@ -99,7 +99,7 @@ class EngineArgs:
             raise ConfigError(f"kv_cache_dtype={self.kv_cache_dtype!r}: the cache has the model's dtype; use 'auto'")
         if self.quantization is not None:
             raise ConfigError(f"quantization={self.quantization!r} is not supported; give an unquantised checkpoint")
-        if self.log_level not in LOG_LEVELS:
+        if self.log_level is not None and self.log_level not in LOG_LEVELS:
             raise ConfigError(f"log_level must be one of {', '.join(LOG_LEVELS)}, got {self.log_level!r}")
         share = self.mem_fraction_static
         if share is not None and not (isinstance(share, float) and 0 < share < 1):
@@ -169,10 +169,6 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
 
     context, context_origin = _context(args, facts)
     pages, pages_origin = _pages(args, facts, context)
-    if facts.dtype == "bfloat16" and args.dtype == "auto":
-        dtype_origin: Origin = "model"
-    else:
-        dtype_origin = "model" if args.dtype == "auto" else "argument"
     return EngineConfig(
         args=args,
         context_length=context,
@@ -193,7 +189,7 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
             "max_running": origin("max_running_requests"),
             "chunk_size": origin("chunked_prefill_size"),
             "overlap": origin("disable_overlap_schedule"),
-            "dtype": dtype_origin,
+            "dtype": "model" if args.dtype == "auto" else "argument",
             "device": "hardware" if args.device == "auto" else "argument",
             "vocab_size": "model",
         },

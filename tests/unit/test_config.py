@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from sglite.runtime.config import ConfigError, EngineArgs, EngineConfig, Facts, resolve
+from sglite.runtime.config import POLICIES, ConfigError, EngineArgs, EngineConfig, Facts, resolve
+from sglite.runtime.engine import policy
 
 FACTS = Facts(
     max_context=4096, vocab_size=1000, bytes_per_token=1024, free_memory=2**30, dtype="bfloat16", device="cpu"
 )
+
+
+def test_every_policy_can_be_asked_for():
+    assert set(POLICIES) == set(policy.POLICIES)
 
 
 def settle(facts: Facts = FACTS, **given: object) -> EngineConfig:

@@ -135,8 +135,11 @@ class EngineCore:
             self.scheduler.end(request, FinishReason(type="abort", code="cancelled", message=message))
 
     def unpin(self, prefix: str) -> None:
-        """Forget the pins whose names start with ``prefix``."""
+        """Forget the pins whose names start with ``prefix``, those too that requests under way were to leave."""
         self.scheduler.memory.unpin(prefix)
+        for request in (*self.scheduler.waiting.values(), *self.scheduler.running.values()):
+            if request.request.pin.startswith(prefix):
+                request.request.pin = ""
 
     def flush_cache(self) -> int:
         """Drop all cached prefixes that nothing in flight uses, pinned ones too; returns the pages freed."""

@@ -56,7 +56,8 @@ class Engine:
         from sglite.runtime.executor.build import build
 
         self.args = EngineArgs.of({"model_path": None if model_path is None else str(model_path), **arguments})
-        logging.getLogger("sglite").setLevel(self.args.log_level.upper())
+        if self.args.log_level is not None:
+            logging.getLogger("sglite").setLevel(self.args.log_level.upper())
         folder = _find_model(self.args)
         self.tokenizer: Tokenizer | None = None
         self.chat_template: ChatTemplate | None = None
@@ -362,7 +363,7 @@ def _logprobs(
     if bad is not None:
         message = f"token_ids_logprob has {bad}, outside the vocabulary of {vocab_size} tokens"
         raise InvalidParameter("token_ids_logprob", given, message)
-    layout = LogprobLayout(prompt_start=start, top_n=top_n or 0, given=bool(given), text=text)
+    layout = LogprobLayout(top_n=top_n or 0, given=bool(given), text=text)
     return layout, LogprobOptions(start_len=start, top_n=top_n or 0, token_ids=tuple(given or ()))
 
 

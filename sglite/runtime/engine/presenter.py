@@ -23,7 +23,6 @@ from sglite.runtime.text.tokenizer import Tokenizer
 class LogprobLayout:
     """Which logprob lists ``meta_info`` gets."""
 
-    prompt_start: int | None = None
     top_n: int = 0
     given: bool = False
     text: bool = False

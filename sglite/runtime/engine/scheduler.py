@@ -210,8 +210,7 @@ class Scheduler:
     def _new_row(self, request: Request) -> NewRow:
         """What the executor must know of a request that gets a slot."""
         sampling = request.request.sampling
-        penalties = sampling.frequency_penalty, sampling.presence_penalty, sampling.repetition_penalty
-        penalised = penalties != (0.0, 0.0, 1.0)
+        penalised = sampling.has_penalties
         request.unsent_forced.clear()
         return NewRow(
             slot=request.slot,

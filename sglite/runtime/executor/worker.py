@@ -87,9 +87,7 @@ class ModelWorker:
         for slot in step.released:
             self._rows.pop(slot, None)
         for new in step.new_rows:
-            sampling = new.sampling
-            penalties = sampling.frequency_penalty, sampling.presence_penalty, sampling.repetition_penalty
-            counts = None if penalties == (0.0, 0.0, 1.0) else TokenCounts(new.prompt_ids, new.output_ids)
+            counts = TokenCounts(new.prompt_ids, new.output_ids) if new.sampling.has_penalties else None
             self._rows[new.slot] = RowState(new, counts)
         for row in step.rows:
             self._rows[row.slot].pages[row.pages_from :] = row.pages

@@ -167,3 +167,12 @@ def test_recurrent_state_is_saved_where_a_sibling_waits_to_branch_off(depth: int
     assert done["branch"].tokens == toy_reference([*LONG[:depth], 3, 3, 3], 2)
     last = done["branch"].last
     assert last is not None and (last.accounting.cached_tokens, last.accounting.replayed_tokens) == (depth, 0)
+
+
+def test_a_sequence_closed_while_it_generates_leaves_no_pin_behind() -> None:
+    b = Bench()
+    b.add("a", [1, 2, 3], 6, pin="program/1/")
+    b.step()
+    b.core.unpin("program/1/")
+    b.run()
+    assert not b.core.scheduler.memory.pins and b.core.cache.num_available == b.core.cache.allocator.total
