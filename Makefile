@@ -4,6 +4,7 @@
 #   make test         lint, types and the fast tests
 #   make test-slow    the tests that take longer
 #   make lint         ruff and mypy alone
+#   make bench-constrained   measure constrained generation beside its peers; QUICK=--quick takes a part of it
 #   make demo-model   train the bundled model again (over an hour)
 #   make clean        remove caches and build outputs; the next call of any of the above checks the set-up again
 #
@@ -25,7 +26,7 @@ READY := $(VENV)/sglite-ready
 PYTEST := OMP_NUM_THREADS=1 timeout --kill-after=10 $(TEST_SECONDS) $(PY) -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-slow lint demo-model clean
+.PHONY: run test test-slow lint bench-constrained demo-model clean
 
 run: $(READY)
 	$(PY) examples/quickstart.py
@@ -40,6 +41,10 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# The harness and its data are a folder beside the project; SGLITE_BENCH_SHARED names another place.
+bench-constrained: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.constrained.run $(QUICK)
 
 demo-model: $(READY)
 	$(PY) -m tools.demo_model.build

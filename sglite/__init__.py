@@ -18,6 +18,7 @@ from sglite.version import __version__
 
 if TYPE_CHECKING:
     import sglite.lang.testing as testing
+    from sglite.constrained.explain import explain as explain
     from sglite.lang.api import assistant as assistant
     from sglite.lang.api import assistant_begin as assistant_begin
     from sglite.lang.api import assistant_end as assistant_end
@@ -59,6 +60,7 @@ _HOMES = {
     "assistant": _API,
     "assistant_begin": _API,
     "assistant_end": _API,
+    "explain": "sglite.constrained.explain",
     "flush_cache": _API,
     "function": _API,
     "gen": _API,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
+import pytest
 
 from sglite.constrained import bitmask
+from sglite.constrained.engines.reference import ReferenceEngine
 from sglite.constrained.matcher import Matcher
 from sglite.constrained.vocab import Vocabulary
 
@@ -80,6 +83,69 @@ def small_vocabulary() -> Vocabulary:
     return Vocabulary(pieces, eos, lambda text: list(text.encode()), size=len(pieces) + 3)
 
 
+def tiny_vocabulary() -> Vocabulary:
+    """Eighty tokens over a handful of characters: merges, characters cut in two, two end ids, two reserved, padding.
+
+    Small enough for the reference engine to try every one of them at every step.
+    """
+    pieces: list[bytes | None] = [
+        bytes([b]) for b in b'ab01"\\/nu{}[]:, -.\n\x01\xc3\xa9\xe4\xb8\xad\xf0\x9f\x98\x80Dd8cC'
+    ]
+    merges = [
+        "ab",
+        "aa",
+        "aaa",
+        "bab",
+        'a"',
+        '"a',
+        '"b"',
+        '", "',
+        '": ',
+        '["',
+        "[0",
+        "0]",
+        "1, ",
+        ", 1",
+        "]]",
+        "{}",
+        "01",
+    ]
+    merges += [
+        '{"a"',
+        '"}',
+        "\\n",
+        '\\"',
+        "\\u0",
+        "00",
+        "é",
+        "éa",
+        "中",
+        "中é",
+        "😀",
+        "b,",
+        "0.1",
+        "-1",
+        '"a": ',
+        "1}",
+        "u000",
+    ]
+    pieces += [merge.encode() for merge in merges]
+    pieces += [
+        "中".encode()[:2],
+        "é".encode()[1:] + b"a",
+        b"a\xc3",
+        b'\xb8\xad"',
+        "😀".encode()[1:3],
+        None,
+        None,
+        b"",
+        None,
+        None,
+    ]
+    eos = (len(pieces) - 2, len(pieces) - 1)
+    return Vocabulary(pieces, eos, lambda text: list(text.encode()), size=len(pieces) + 3)
+
+
 def allowed_ids(vocab: Vocabulary, matcher: Matcher) -> list[int]:
     """The ids that the mask allows, padding bits left out."""
     mask = np.zeros(vocab.words, dtype=np.int32)
@@ -113,3 +179,11 @@ def closing(vocab: Vocabulary, ids: list[int], rng: random.Random) -> int:
     wanted = [i for i in ids if (vocab.token_bytes[i] or b"")[-1:] in b'"}]']
     shortest = [i for i in ids if len(vocab.token_bytes[i] or b"") == 1]
     return rng.choice(wanted if wanted and rng.random() < 0.8 else shortest or ids)
+
+
+def engine_named(name: str, vocab: Vocabulary) -> Any:
+    """A constraint engine by its name; the test is skipped where it cannot be built."""
+    if name == "reference":
+        return ReferenceEngine(vocab)
+    native = pytest.importorskip("sglite.constrained.engines.native")
+    return native.NativeEngine(vocab)

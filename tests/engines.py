@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from sglite.constrained import bitmask
-from sglite.constrained.spec import ConstraintRefused, ConstraintSpec
+from toy_constraints import END_MANY, VOCAB, ToyCompiler, ToyMatcher
+
 from sglite.runtime.engine.core import CoreConfig, EngineCore
-from sglite.runtime.engine.scheduler import SchedulerLimits
+from sglite.runtime.engine.step_plan import SchedulerLimits
 from sglite.runtime.executor.base import ThreadExecutor
-from sglite.runtime.executor.scripted import ScriptedWorker, fingerprint_of
+from sglite.runtime.executor.scripted import ScriptedWorker, attempt_at, fingerprint_of
 from sglite.runtime.protocol import GenerateRequest, RequestOutput, StepOutput, TokenLogprob
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.spec.base import Draft
 
-VOCAB = 64
+__all__ = ["END_MANY", "VOCAB", "ToyCompiler", "ToyMatcher"]
 
 
 def script(fingerprint: int) -> int:
@@ -159,110 +158,6 @@ class Bench:
         assert cache.num_available == counts.free + unlocked
 
 
-# --- constraints over token ids ---------------------------------------------------------------------------------
-
-WILD = "*"
-"""An element of a toy constraint: any of the tokens 0 to 4."""
-NEXT = "+"
-"""The token before plus one, modulo 5: forced, and only right for who knows what was sampled."""
-
-
-class ToyMatcher:
-    """A constraint over token ids: one element a position, such as ``"* + 7 1|3 +"``; then nothing, or an end token.
-
-    Keeps what it accepted, so that a test can compare it with the output of its request.
-    """
-
-    error = None
-
-    def __init__(self, elements: list[str], eos_ids: tuple[int, ...] = (), taken: list[int] | None = None) -> None:
-        self.elements = elements
-        self.eos_ids = eos_ids
-        self.taken = list(taken or [])
-
-    def allowed(self) -> set[int]:
-        """Tokens that may come next."""
-        if len(self.taken) >= len(self.elements):
-            return set(self.eos_ids)
-        element = self.elements[len(self.taken)]
-        if element == WILD:
-            return set(range(5))
-        if element == NEXT:
-            return {(self.taken[-1] + 1) % 5 if self.taken else 0}
-        return {int(token) for token in element.split("|")}
-
-    def fill(self, mask) -> bool:
-        mask[:] = 0
-        bitmask.allow(mask, self.allowed())
-        return True
-
-    def accept(self, token_id: int) -> bool:
-        if token_id not in self.allowed():
-            return False
-        self.taken.append(token_id)
-        return True
-
-    def forced(self, limit: int = 64) -> list[int]:
-        ahead = ToyMatcher(self.elements, self.eos_ids, self.taken)
-        while len(ahead.taken) < min(len(self.taken) + limit, len(self.elements)) and len(ahead.allowed()) == 1:
-            ahead.accept(next(iter(ahead.allowed())))
-        return ahead.taken[len(self.taken) :]
-
-    @property
-    def accepting(self) -> bool:
-        return len(self.taken) >= len(self.elements)
-
-    @property
-    def finished(self) -> bool:
-        return len(self.taken) >= len(self.elements) + (1 if self.eos_ids else 0)
-
-
-class ToyCompiler:
-    """Compiles ``ConstraintSpec.regex`` texts into toy constraints: at once, or when ``release`` is called.
-
-    The text ``refused`` is refused and ``broken`` fails in an unforeseen way.
-    """
-
-    def __init__(self, eos_ids: tuple[int, ...] = (), slow: bool = False) -> None:
-        self.eos_ids = eos_ids
-        self.slow = slow
-        self.pending: list[tuple[ConstraintSpec, Future]] = []
-        self.matchers: list[ToyMatcher] = []
-        self.closed = False
-
-    def submit(self, spec: ConstraintSpec) -> Future:
-        future: Future = Future()
-        self.pending.append((spec, future))
-        if not self.slow:
-            self.release()
-        return future
-
-    def release(self) -> None:
-        """Finish everything that is being compiled."""
-        pending, self.pending = self.pending, []
-        for spec, future in pending:
-            if spec.value == "refused":
-                future.set_exception(ConstraintRefused("a toy that is refused"))
-            elif spec.value == "broken":
-                future.set_exception(KeyError("compiler bug"))
-            else:
-                future.set_result(_Compiled(self, spec.value.split()))
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class _Compiled:
-    def __init__(self, compiler: ToyCompiler, elements: list[str]) -> None:
-        self._compiler = compiler
-        self._elements = elements
-
-    def matcher(self) -> ToyMatcher:
-        matcher = ToyMatcher(self._elements, self._compiler.eos_ids)
-        self._compiler.matchers.append(matcher)
-        return matcher
-
-
 class Guesser:
     """Proposes draft trees: paths that are sometimes right, with wrong turns, some of them before the right one."""
 
@@ -299,7 +194,18 @@ class Clock:
 # --- what outputs must be ----------------------------------------------------------------------------------------
 
 
-def toy_reference(
+@dataclass
+class Outcome:
+    """What a request must give."""
+
+    tokens: list[int] = field(default_factory=list)
+    end: str = "length"
+    """``stop``, ``length`` or the code of an error."""
+    complete: bool = False
+    resampled: int = 0
+
+
+def toy_outcome(
     prompt: Sequence[int],
     n: int,
     *,
@@ -308,25 +214,51 @@ def toy_reference(
     stop_ids: tuple[int, ...] = (),
     min_new: int = 0,
     next_token: Callable[[int], int] = script,
-) -> list[int]:
-    """The output of one request by the laws alone: no cache, no batch, no steps.
+    close: bool = False,
+    stops: Callable[[list[int]], bool] = lambda tokens: False,
+) -> Outcome:
+    """What becomes of one request by the laws alone: no cache, no batch, no steps.
 
-    A token that is not allowed, or that ends the sequence before ``min_new`` tokens, gives way to the next id.
+    A token that is not allowed, or that ends the sequence before ``min_new`` tokens, gives way to the next id. Where
+    none is allowed the value is taken back and tried again.
     """
-    matcher = None if constraint is None else ToyMatcher(constraint.split(), eos_ids)
-    output: list[int] = []
+    matcher = None if constraint is None else ToyMatcher(constraint.split(), eos_ids, close_at=n if close else None)
+    outcome, attempts = Outcome(), [0] * (n + 1)
+    output = outcome.tokens
     while len(output) < n and not (matcher is not None and matcher.finished):
-        token = next_token(fingerprint_of([*prompt, *output]))
-        forced = matcher is not None and len(matcher.taken) < len(matcher.elements) and len(matcher.allowed()) == 1
-        banned = {*eos_ids, *stop_ids} if len(output) < min_new and not forced else set()
-        while token in banned or (matcher is not None and token not in matcher.allowed()):
+        allowed = set(range(VOCAB)) if matcher is None else matcher.allowed()
+        if matcher is not None and not allowed:
+            held, back = matcher.held, matcher.retreat()
+            outcome.resampled += back
+            for position in range(len(output) - back, len(output)):
+                attempts[position] += 1
+            del output[len(output) - held :]
+            if not back:
+                outcome.end = "constraint_unsatisfied"
+                return outcome
+            continue
+        allowed -= {*eos_ids, *stop_ids} if len(output) < min_new else set()
+        if not allowed:
+            outcome.end = "sampling"
+            return outcome
+        token = next_token(attempt_at(fingerprint_of([*prompt, *output]), attempts[len(output)]))
+        while token not in allowed:
             token = (token + 1) % VOCAB
         output.append(token)
         if matcher is not None:
             matcher.accept(token)
-        if token in eos_ids or token in stop_ids:
+        if token in eos_ids or token in stop_ids or stops(output):
+            outcome.end = "stop"
             break
-    return output
+    if matcher is not None:
+        outcome.complete = matcher.accepting
+        outcome.end = "stop" if matcher.finished else outcome.end
+    return outcome
+
+
+def toy_reference(prompt: Sequence[int], n: int, **fields) -> list[int]:
+    """The output alone."""
+    return toy_outcome(prompt, n, **fields).tokens
 
 
 def toy_logprobs(worker: ScriptedWorker, tokens: Sequence[int], start: int) -> list[TokenLogprob]:

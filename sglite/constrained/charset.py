@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import re
 import unicodedata
-from collections.abc import Callable, Iterable
-from functools import cache
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from functools import cache, lru_cache
+from itertools import groupby
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -30,10 +32,15 @@ def of(characters: str) -> Ranges:
     return make((ord(c), ord(c)) for c in characters)
 
 
+# The word characters of Unicode are 736 ranges, and one pattern takes the same few sets apart again and again.
+
+
+@lru_cache(maxsize=2048)
 def union(*sets: Ranges) -> Ranges:
     return make(r for s in sets for r in s)
 
 
+@lru_cache(maxsize=2048)
 def complement(ranges: Ranges) -> Ranges:
     result: list[tuple[int, int]] = []
     start = 0
@@ -46,16 +53,18 @@ def complement(ranges: Ranges) -> Ranges:
     return _intersect(tuple(result), EVERY)
 
 
+@lru_cache(maxsize=2048)
 def intersect(left: Ranges, right: Ranges) -> Ranges:
     return _intersect(left, right)
 
 
 def difference(left: Ranges, right: Ranges) -> Ranges:
-    return _intersect(left, complement(right))
+    return intersect(left, complement(right))
 
 
 def contains(ranges: Ranges, code: int) -> bool:
-    return any(low <= code <= high for low, high in ranges)
+    at = bisect_right(ranges, (code, MAX + 1)) - 1
+    return at >= 0 and code <= ranges[at][1]
 
 
 def size(ranges: Ranges) -> int:
@@ -86,19 +95,41 @@ ASCII_SPACE: Ranges = ((0x09, 0x0D), (0x20, 0x20))
 LINE_ENDS: Ranges = ((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029))
 
 
+# Of every dialect together: Unicode's White_Space, the byte order mark of ECMA-262, and U+001C to U+001F of Python.
+UNICODE_SPACE: Ranges = (
+    *((0x09, 0x0D), (0x1C, 0x20), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029)),
+    *((0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)),
+)
+
+
 @cache
 def unicode_digit() -> Ranges:
-    return _where(lambda c: unicodedata.category(c) == "Nd")
+    return _where(r"\d+")
 
 
 @cache
 def unicode_word() -> Ranges:
-    return _where(lambda c: c.isalnum() or c == "_")
+    return _where(r"\w+")
 
 
 @cache
-def unicode_space() -> Ranges:
-    return union(_where(str.isspace), of("\ufeff"))
+def category(name: str) -> Ranges:
+    """A general category ("Lu") or a group of them ("L"), as this Python's Unicode version has it."""
+    return union(*(found for full, found in _categories().items() if full.startswith(name)))
+
+
+@cache
+def _categories() -> dict[str, Ranges]:
+    found: dict[str, list[tuple[int, int]]] = {}
+    for first, last in _assigned():
+        code = first
+        for name, run in groupby(map(unicodedata.category, map(chr, range(first, last + 1)))):
+            length = sum(1 for _ in run)
+            found.setdefault(name, []).append((code, code + length - 1))
+            code += length
+    for low, high in _unassigned():
+        found.setdefault(unicodedata.category(chr(low)), []).append((low, high))
+    return {name: make(ranges) for name, ranges in found.items()}
 
 
 def ascii_case_variants(ranges: Ranges) -> Ranges:
@@ -109,13 +140,38 @@ def ascii_case_variants(ranges: Ranges) -> Ranges:
 
 def all_case_variants(ranges: Ranges) -> Ranges:
     """The set and every character that some dialect may fold onto one of its members."""
-    folds = {form for low, high in ranges for code in range(low, high + 1) for form in _folded(chr(code))}
-    return union(ranges, _where(lambda c: not folds.isdisjoint(_folded(c))))
+    return union(ranges, *(group for group in _case_groups() if intersect(group, ranges)))
 
 
-def _folded(char: str) -> set[str]:
-    return {char.casefold(), char.lower(), char.upper()}
+@cache
+def _case_groups() -> tuple[Ranges, ...]:
+    """Characters that share a folded, lower or upper case form."""
+    groups: dict[str, set[int]] = {}
+    for first, last in _assigned():
+        for char in map(chr, range(first, last + 1)):
+            if not char == char.lower() == char.upper() == char.casefold():
+                for form in (char.casefold(), char.lower(), char.upper()):
+                    groups.setdefault(form, {ord(form)} if len(form) == 1 else set()).add(ord(char))
+    return tuple(make((code, code) for code in group) for group in groups.values())
 
 
-def _where(test: Callable[[str], bool]) -> Ranges:
-    return make((code, code) for code in range(sys.maxunicode + 1) if test(chr(code)))
+def _where(pattern: str) -> Ranges:
+    """Where Python's own class matches."""
+    return make(
+        (first + found.start(), first + found.end() - 1)
+        for first, last in _assigned()
+        for found in re.finditer(pattern, "".join(map(chr, range(first, last + 1))))
+    )
+
+
+def _assigned() -> tuple[tuple[int, int], ...]:
+    """The blocks in which characters differ; in a block of `_unassigned` they are all alike."""
+    return (0, SURROGATES[0] - 1), (SURROGATES[1] + 1, 0x33FFF), (0xE0000, 0xE01FF)
+
+
+def _unassigned() -> Iterator[tuple[int, int]]:
+    yield 0x34000, 0xDFFFF
+    yield 0xE0200, 0xEFFFF
+    for plane in (0xF0000, 0x100000):  # for private use, but for the last two code points
+        yield plane, plane + 0xFFFD
+        yield plane + 0xFFFE, plane + 0xFFFF

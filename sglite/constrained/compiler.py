@@ -1,9 +1,11 @@
 """ConstraintCompiler: specs become compiled constraints off the caller's thread, once each, within a deadline.
 
-Promises. Equal specs in flight compile once and share the result. A failed or late compile is not remembered:
-the next request tries again. A compile that passes its deadline fails its own requests only; its thread cannot be
-stopped, so it is left to end by itself and a new one takes its place, at most `_MAX_LATE` of them at a time. The
-cache holds at most `cache_entries` results, least recently used out first.
+Promises. Equal specs in flight compile once and share the result; a spec that was checked before is not read again. A
+late compile, and one that failed in the engine, is not remembered: the next request tries again. What the front end
+refuses is remembered, because it will say the same again. A compile that passes its deadline fails its own requests
+only; its thread cannot be stopped, so it is left to end by itself and a new one takes its place, at most `_MAX_LATE`
+of them at a time. The engine's work is done at low priority. The cache holds at most `cache_entries` results and
+`cache_bytes`, least recently used out first. No lock is held while anything is read, compiled or measured.
 """
 
 from __future__ import annotations
@@ -12,36 +14,22 @@ import threading
 import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
-from sglite.constrained.engines.xgrammar import XGrammarEngine
-from sglite.constrained.grammar import Grammar
+from sglite.constrained import closing
+from sglite.constrained.budget import Budget
+from sglite.constrained.engines.base import ENGINES, Engine, Program, load
+from sglite.constrained.idle import run_idle
+from sglite.constrained.jump_forward import StableTokens
 from sglite.constrained.limits import Limits
-from sglite.constrained.lower import lower
 from sglite.constrained.matcher import Matcher
+from sglite.constrained.readings import Readings
 from sglite.constrained.report import KeywordReport
 from sglite.constrained.spec import ConstraintRefused, ConstraintSpec
 from sglite.constrained.vocab import Vocabulary
 
 _MAX_LATE = 4
-
-
-class Program(Protocol):
-    """What an engine makes of a grammar."""
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def matcher(self) -> Matcher: ...
-
-
-class Engine(Protocol):
-    """Compiles a normalised grammar, or a structural tag in JSON. Called from several threads."""
-
-    def compile(self, grammar: Grammar) -> Program: ...
-
-    def compile_tags(self, tag_json: str) -> Program: ...
+_PAUSE_S = 0.0005  # how long a front end on a worker thread keeps the interpreter to itself
 
 
 @dataclass(frozen=True)
@@ -51,15 +39,20 @@ class CompiledConstraint:
     spec: ConstraintSpec
     report: KeywordReport
     program: Program
+    tokens: StableTokens = field(repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:
-        """Approximate memory of the compiled form."""
+        """Approximate memory of the compiled form; it may grow with use."""
         return self.program.nbytes
 
-    def matcher(self) -> Matcher:
-        """A new matcher at the start of the text."""
-        return self.program.matcher()
+    def matcher(self, jump_forward: bool = True, close_at: int | None = None) -> Matcher:
+        """A new matcher at the start of the text; with `close_at`, of a text of at most so many tokens."""
+        return self.program.matcher(jump_forward, close_at)
+
+    def shortest_tokens(self) -> int:
+        """Tokens of a shortest text, the least that `close_at` can be, the end of sequence not counted."""
+        return closing.shortest_tokens(self.program.raw_matcher(), self.tokens)
 
 
 class _Job:
@@ -79,7 +72,7 @@ class ConstraintCompiler:
     """Compiles specs for one vocabulary.
 
     `deadline_s` counts from `submit`, waiting included, but not the loading of the engine, which happens at the
-    first compile. `engine` defaults to xgrammar.
+    first compile. `engine` is one that is ready, or the name of one: "auto", "native", "xgrammar" or "reference".
     """
 
     def __init__(
@@ -87,21 +80,28 @@ class ConstraintCompiler:
         vocab: Vocabulary,
         *,
         cache_entries: int = 256,
+        cache_bytes: int = 256 * 1024 * 1024,
         deadline_s: float = 10.0,
         max_schema_bytes: int = 256 * 1024,
         workers: int = 1,
-        engine: Engine | None = None,
+        engine: Engine | str = "auto",
     ) -> None:
-        if cache_entries < 1 or workers < 1 or deadline_s <= 0:
+        if cache_entries < 1 or cache_bytes < 1 or workers < 1 or deadline_s <= 0:
             raise ValueError(
-                f"cache_entries {cache_entries}, workers {workers} and deadline_s {deadline_s} must be positive"
+                f"cache_entries {cache_entries}, cache_bytes {cache_bytes}, workers {workers} and deadline_s "
+                f"{deadline_s} must be positive"
             )
+        if isinstance(engine, str) and engine not in ENGINES:
+            raise ValueError(f"the constraint engine {engine!r} is not one of {', '.join(ENGINES)}")
         self.vocab = vocab
-        self._limits = Limits(max_bytes=max_schema_bytes)
+        self._readings = Readings(Limits(max_bytes=max_schema_bytes), vocab.special_ids)
         self._cache_entries = cache_entries
+        self._cache_bytes = cache_bytes
         self._deadline_s = deadline_s
         self._workers = workers
-        self._engine = engine
+        self._engine_name = engine if isinstance(engine, str) else ""
+        self._engine = None if isinstance(engine, str) else engine
+        self._tokens: StableTokens | None = None
         self._engine_lock = threading.Lock()
         self._changed = threading.Condition()
         self._cache: OrderedDict[str, CompiledConstraint] = OrderedDict()
@@ -139,7 +139,7 @@ class ConstraintCompiler:
 
     def check(self, spec: ConstraintSpec) -> KeywordReport:
         """Read and check a spec on the caller's thread, without compiling. Raises as `compile` does."""
-        return lower(spec, self._limits).report
+        return self._readings.read(spec, Budget(seconds=self._deadline_s)).report
 
     def close(self) -> None:
         """Refuse what waits and stop the workers when they are idle. Idempotent."""
@@ -165,12 +165,13 @@ class ConstraintCompiler:
     def _work(self) -> None:
         while (job := self._next_job()) is not None:
             result = self._run(job)
+            sizes = self._sizes(job.key, result) if isinstance(result, CompiledConstraint) else {}
             with self._changed:
                 on_time = self._jobs.get(job.key) is job
                 if on_time:
                     del self._jobs[job.key]
                     if isinstance(result, CompiledConstraint):
-                        self._remember(job.key, result)
+                        self._remember(job.key, result, sizes)
                 self._changed.notify_all()
                 if not on_time and not self._rejoin(job):
                     return
@@ -204,29 +205,25 @@ class ConstraintCompiler:
 
     def _run(self, job: _Job) -> CompiledConstraint | Exception:
         try:
-            lowered = lower(job.spec, self._limits)
-            engine = self._ready_engine()
-            if lowered.grammar is not None:
-                program = engine.compile(lowered.grammar)
-            else:
-                program = engine.compile_tags(lowered.tag_json or "")
+            lowered = self._readings.read(job.spec, Budget(seconds=self._deadline_s, pause_s=_PAUSE_S))
+            engine, tokens = self._ready_engine()
+            program = run_idle(lambda: engine.compile(lowered.grammar))
         except Exception as error:
             return error
-        return CompiledConstraint(job.spec, lowered.report, program)
+        return CompiledConstraint(job.spec, lowered.report, program, tokens)
 
-    def _ready_engine(self) -> Engine:
+    def _ready_engine(self) -> tuple[Engine, StableTokens]:
         with self._engine_lock:
+            engine = self._engine or load(self._engine_name, self.vocab)
+            if self._tokens is None:
+                self._tokens = getattr(engine, "tokens", None) or StableTokens(self.vocab)
             if self._engine is None:
-                try:
-                    engine = XGrammarEngine(self.vocab)
-                except ImportError as error:
-                    raise ConstraintRefused(f"no constraint engine: {error}; install sglite[runtime]") from None
                 with self._changed:
                     self._engine = engine
                     for job in self._jobs.values():
                         job.deadline = job.deadline or time.monotonic() + self._deadline_s
                     self._changed.notify_all()
-            return self._engine
+            return engine, self._tokens
 
     def _watch(self) -> None:
         """Fail the jobs whose deadline has passed, and put a new worker where one is stuck."""
@@ -256,10 +253,18 @@ class ConstraintCompiler:
         if self._queue:
             self._start_threads()
 
-    def _remember(self, key: str, result: CompiledConstraint) -> None:
+    def _sizes(self, key: str, result: CompiledConstraint) -> dict[str, int]:
+        """Bytes of every result in the cache and of a new one. Asked without the lock: an engine may take its time."""
+        with self._changed:
+            results = [*self._cache.items(), (key, result)]
+        return {name: one.nbytes for name, one in results}
+
+    def _remember(self, key: str, result: CompiledConstraint, sizes: dict[str, int]) -> None:
         self._cache[key] = result
-        while len(self._cache) > self._cache_entries:
-            self._cache.popitem(last=False)
+        used = sum(sizes.get(other, 0) for other in self._cache)
+        while len(self._cache) > self._cache_entries or (used > self._cache_bytes and len(self._cache) > 1):
+            oldest, _ = self._cache.popitem(last=False)
+            used -= sizes.get(oldest, 0)
 
 
 def _fail(job: _Job, error: ConstraintRefused) -> None:

@@ -1,8 +1,9 @@
 """EBNF in GBNF notation (llama.cpp's), read into a grammar.
 
-`name ::= expression` defines a rule; `root` is where a text starts. Strings, character classes, groups, `|`,
-`* + ? {m} {m,} {m,n}`, comments from `#`. Extensions of single engines (lookahead, tag dispatch, token
-references) are refused: their meaning is not the same from engine to engine.
+`name ::= expression` defines a rule; `root` is where a text starts. Strings, character classes, `.` for any character,
+groups, `|`, `* + ? {m} {m,} {m,n} {,n}`, comments from `#`; an expression may go on over lines. A rule may begin with
+itself, directly. Extensions of single engines (lookahead, tag dispatch, token references) are refused: their meaning
+is not the same from engine to engine.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from __future__ import annotations
 import re
 from typing import NoReturn
 
-from sglite.constrained import charset
+from sglite.constrained import charset, left_recursion
 from sglite.constrained.charset import Ranges
 from sglite.constrained.grammar import Chars, Grammar, Node, Ref, Text, alt, repeat, seq
+from sglite.constrained.left_recursion import LeftRecursion
 from sglite.constrained.limits import Limits
 from sglite.constrained.spec import ConstraintError, ConstraintRefused
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _RULE = re.compile(rf"(?P<name>{_NAME.pattern})\s*::=")
 _SPACE = re.compile(r"(?:\s|#[^\n]*)*")
-_COUNTS = re.compile(r"\{\s*(\d{1,9})\s*(?:(,)\s*(\d{1,9})?\s*)?\}")
+_COUNTS = re.compile(r"\{\s*(\d{1,9})?\s*(?:(,)\s*(\d{1,9})?\s*)?\}", re.A)
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "b": "\b", "a": "\a", "0": "\0"}
 _HEX = {"x": 2, "u": 4, "U": 8}
 _SHORT = {"*": (0, None), "+": (1, None), "?": (0, 1)}
@@ -40,6 +42,7 @@ class _Reader:
 
     def read(self) -> Grammar:
         rules: dict[str, Node] = {}
+        starts: dict[str, int] = {}
         self._space()
         while self._at < len(self._text):
             found = _RULE.match(self._text, self._at)
@@ -50,13 +53,17 @@ class _Reader:
                 self._broken(f"the rule {name!r} is defined twice", start)
             self._at = found.end()
             self._space()
+            starts[name] = start
             rules[name] = self._alternation()
         for name, at in self._used.items():
             if name not in rules:
                 self._broken(f"the rule {name!r} is not defined", at)
         if "root" not in rules:
             raise ConstraintError("grammar: there is no rule named 'root' to start from")
-        return Grammar(rules, "root")
+        try:
+            return Grammar(left_recursion.rewrite(rules), "root")
+        except LeftRecursion as error:
+            self._refuse(f"left recursion ({error})", starts[error.cycle[0]])
 
     def _alternation(self) -> Node:
         branches = [self._sequence()]
@@ -88,12 +95,14 @@ class _Reader:
             self._take(char)
             return _SHORT[char]
         found = _COUNTS.match(self._text, self._at)
-        if found is None:
+        if found is None or (found[1] is None and found[3] is None):
             return None
-        low = int(found[1])
+        low = int(found[1] or 0)
         high = (int(found[3]) if found[3] else None) if found[2] else low
         if high is not None and high < low:
             self._broken(f"the range {found[0]} is the wrong way round")
+        if max(low, high or 0) > self._limits.max_repeat:
+            self._refuse(f"a repetition of {max(low, high or 0)}, more than {self._limits.max_repeat},", self._at)
         self._at = found.end()
         self._space()
         return low, high
@@ -165,10 +174,21 @@ class _Reader:
         if char == "\\":
             char = self._text[self._at : self._at + 1]
             self._at += 1
-            char = self._hex(_HEX[char]) if char in _HEX else _ESCAPES.get(char, char)
+            char = self._coded(_HEX[char]) if char in _HEX else _ESCAPES.get(char, char)
         if char == "" or 0xD800 <= ord(char) <= 0xDFFF:
             self._broken("half a surrogate pair is no character" if char else missing, start)
         return char
+
+    def _coded(self, width: int) -> str:
+        """A character by its number; one past U+FFFF may be a surrogate pair of two `\\u`."""
+        high = self._hex(width)
+        if width != _HEX["u"] or not "\ud800" <= high <= "\udbff" or not self._text.startswith("\\u", self._at):
+            return high
+        self._at += 2
+        low = self._hex(width)
+        if not "\udc00" <= low <= "\udfff":
+            self._broken(f"U+{ord(high):04X} is half a surrogate pair, and no other half follows")
+        return chr(0x10000 + ((ord(high) - 0xD800) << 10) + (ord(low) - 0xDC00))
 
     def _hex(self, width: int) -> str:
         digits = self._text[self._at : self._at + width]
@@ -198,4 +218,6 @@ class _Reader:
         raise ConstraintError(f"grammar, {self._place(at)}: {what}")
 
     def _refuse(self, what: str, at: int) -> NoReturn:
-        raise ConstraintRefused(f"grammar, {self._place(at)}: {what} is not enforced; remove it", keyword="ebnf")
+        raise ConstraintRefused(
+            f"grammar, {self._place(at)}: {what} is not enforced; write it another way", keyword="ebnf"
+        )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sglite.constrained.budget import Budget
 from sglite.constrained.ebnf import read_ebnf
 from sglite.constrained.grammar import Grammar, Text, alt, normalise
 from sglite.constrained.json_schema.lower import lower_schema
 from sglite.constrained.limits import Limits
-from sglite.constrained.regex import check_regex
+from sglite.constrained.regex import match_expr
 from sglite.constrained.report import KeywordReport
 from sglite.constrained.spec import ConstraintError, ConstraintRefused, ConstraintSpec, parse_json
 from sglite.constrained.structural_tag import lower_tag
@@ -16,31 +18,41 @@ from sglite.constrained.structural_tag import lower_tag
 
 @dataclass(frozen=True)
 class Lowered:
-    """Exactly one of `grammar` and `tag_json` is set."""
+    """A normalised grammar, and what became of the keywords it was made from."""
 
     report: KeywordReport
-    grammar: Grammar | None = None
-    tag_json: str | None = None
+    grammar: Grammar
 
 
-def lower(spec: ConstraintSpec, limits: Limits) -> Lowered:
-    """Check a spec and lower it. Raises ConstraintError or ConstraintRefused; never compiles anything."""
+def lower(
+    spec: ConstraintSpec, limits: Limits, *, specials: Mapping[str, int] | None = None, budget: Budget | None = None
+) -> Lowered:
+    """Check a spec and lower it. Raises ConstraintError or ConstraintRefused; never compiles anything.
+
+    `specials` are the special tokens that a structural tag may be written with, by their text.
+    """
     nbytes = len(spec.value.encode("utf-8", "surrogatepass"))
     if nbytes > limits.max_bytes:
         raise ConstraintRefused(f"the {spec.kind} has {nbytes} bytes, at most {limits.max_bytes}; make it smaller")
-    if spec.kind == "json_schema":
-        grammar, report = lower_schema(spec, limits)
+    try:
+        grammar, report = _read(spec, limits, specials or {}, budget)
         return Lowered(report, normalise(grammar, limits))
+    except RecursionError:
+        raise ConstraintRefused(f"the {spec.kind} is nested too deeply; make it flatter") from None
+
+
+def _read(
+    spec: ConstraintSpec, limits: Limits, specials: Mapping[str, int], budget: Budget | None
+) -> tuple[Grammar, KeywordReport]:
+    if spec.kind == "json_schema":
+        return lower_schema(spec, limits)
     if spec.kind == "structural_tag":
-        tag_json, report = lower_tag(spec, limits)
-        return Lowered(report, tag_json=tag_json)
+        return lower_tag(spec, limits, specials, budget)
     if spec.kind == "regex":
-        grammar = Grammar({"root": check_regex(spec.value, limits).body})
-    elif spec.kind == "ebnf":
-        grammar = read_ebnf(spec.value, limits)
-    else:
-        grammar = _choice(spec.value)
-    return Lowered(KeywordReport(), normalise(grammar, limits))
+        return Grammar({"root": match_expr(spec.value, limits, budget=budget)}), KeywordReport()
+    if spec.kind == "ebnf":
+        return read_ebnf(spec.value, limits), KeywordReport()
+    return _choice(spec.value), KeywordReport()
 
 
 def _choice(value: str) -> Grammar:

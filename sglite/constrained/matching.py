@@ -7,11 +7,11 @@ minutes by whoever writes the pattern.
 from __future__ import annotations
 
 from sglite.constrained.charset import contains
-from sglite.constrained.grammar import Alt, Chars, Limited, Node, Ref, Repeat, Seq, Text
+from sglite.constrained.grammar import Alt, And, Chars, Node, Not, Repeat, Seq, Text
 
 
 def matches(node: Node, text: str) -> bool:
-    """Whether `node`, which holds no Ref and no Limited, matches the whole of `text`."""
+    """Whether `node`, which is regular, matches the whole of `text`."""
     return len(text) in _ends(node, text, {0})
 
 
@@ -29,9 +29,13 @@ def _ends(node: Node, text: str, starts: set[int]) -> set[int]:
         return starts
     if isinstance(node, Alt):
         return {end for item in node.items for end in _ends(item, text, starts)}
-    if isinstance(node, Ref | Limited):
-        raise TypeError(f"matching is not defined for {type(node).__name__}")
-    return _repeated(node, text, starts)
+    if isinstance(node, Repeat):
+        return _repeated(node, text, starts)
+    if isinstance(node, And):
+        return {end for at in starts for end in set.intersection(*(_ends(item, text, {at}) for item in node.items))}
+    if isinstance(node, Not):
+        return {end for at in starts for end in set(range(at, len(text) + 1)) - _ends(node.item, text, {at})}
+    raise TypeError(f"matching is not defined for {type(node).__name__}")
 
 
 def _repeated(node: Repeat, text: str, starts: set[int]) -> set[int]:

@@ -1,72 +1,76 @@
-"""Regular expressions: the spelling of ECMA-262 and of Python's `re`, read into a grammar.
+"""Regular expressions: the spelling of ECMA-262 and of Python's `re`, read into a regular node of the grammar.
 
-Promise: every text of the grammar is matched by the pattern in both dialects, wherever both accept it; what cannot
-be turned into a grammar (lookaround, backreferences, word boundaries) is refused with its position. Where a dialect
-is wider the narrower meaning is generated: `\\d` gives ASCII digits, `.` no line ends. Greedy and lazy quantifiers
-describe the same texts; possessive ones and atomic groups do not, and are refused.
+Promise: every text of the node is matched by the pattern in both dialects, wherever both accept it, and wherever the
+two agree every text that matches is one of the node's. Where one is wider the narrower meaning is taken: `\\d` gives
+ASCII digits, `.` no line ends. Lookaround, word boundaries and anchors are exact wherever they stand. Greedy and lazy
+quantifiers describe the same texts. Refused with their position: backreferences to a group of many texts, possessive
+quantifiers and atomic groups that drop matches, and what needs more states than the limits allow.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn
 
-from sglite.constrained import charset
-from sglite.constrained.grammar import EMPTY, Alt, Chars, Node, Repeat, Seq, alt, repeat, seq
+from sglite.constrained.budget import Budget
+from sglite.constrained.grammar import Node
 from sglite.constrained.limits import Limits
-from sglite.constrained.regex_reader import ANCHOR_END, ANCHOR_START, Reader
+from sglite.constrained.regex_around import Lowering
+from sglite.constrained.regex_automaton import ANY
+from sglite.constrained.regex_groups import without_references
+from sglite.constrained.regex_reader import Reader, Sense
+from sglite.constrained.regex_tree import cat
 from sglite.constrained.spec import ConstraintRefused
 
-_ANY = repeat(Chars(charset.EVERY), 0, None)
+_MAX_WORK = 80_000
 
 
 @dataclass(frozen=True)
 class Regex:
-    """A checked pattern. `body` is the language of a full match, with no anchors left in it."""
+    """A checked pattern and the texts it stands for, as a regular node."""
 
     pattern: str
     body: Node
 
 
-def check_regex(pattern: str, limits: Limits | None = None) -> Regex:
-    """Read a pattern that has to match the whole text.
+def match_expr(
+    pattern: str, limits: Limits | None = None, *, sense: Sense = "inner", budget: Budget | None = None
+) -> Node:
+    """The texts that the pattern matches from first to last character, as a regular node.
 
-    Raises ConstraintError with position for a broken pattern and ConstraintRefused for one that is not enforced.
+    With `sense="outer"` it is the texts that some dialect matches: whoever complements the node wants that, because
+    only what no dialect matches is then left. Raises ConstraintError with the position for a broken pattern,
+    ConstraintRefused for one that is not enforced.
     """
-    node = Reader(pattern, limits or Limits()).read()
-    return Regex(pattern, _anchored(node, pattern, search=False))
+    return _lowered(pattern, limits, sense, budget, search=False)
+
+
+def search_expr(
+    pattern: str, limits: Limits | None = None, *, sense: Sense = "inner", budget: Budget | None = None
+) -> Node:
+    """The texts in which the pattern is found somewhere, as JSON Schema's `pattern` means it; else as `match_expr`."""
+    return _lowered(pattern, limits, sense, budget, search=True)
+
+
+def check_regex(pattern: str, limits: Limits | None = None) -> Regex:
+    """`match_expr` with the pattern kept beside it."""
+    return Regex(pattern, match_expr(pattern, limits))
 
 
 def check_search(pattern: str, limits: Limits | None = None) -> Regex:
-    """Read a pattern that has to be found somewhere in the text, as JSON Schema says."""
-    node = Reader(pattern, limits or Limits()).read()
-    return Regex(pattern, _anchored(node, pattern, search=True))
+    """`search_expr` with the pattern kept beside it."""
+    return Regex(pattern, search_expr(pattern, limits))
 
 
-def _anchored(node: Node, pattern: str, *, search: bool) -> Node:
-    """Take the anchors off both ends; where one is absent and the match is a search, anything may stand there."""
-    pad = _ANY if search else EMPTY
-    branches = node.items if isinstance(node, Alt) and node.items else (node,)
-    result = []
-    for branch in branches:
-        items = list(branch.items) if isinstance(branch, Seq) else [branch]
-        if len(items) == 1 and isinstance(items[0], Alt) and _has_anchor(items[0]):
-            result.append(_anchored(items[0], pattern, search=search))
-            continue
-        start = end = False
-        while items and items[0] == ANCHOR_START:
-            items, start = items[1:], True
-        while items and items[-1] == ANCHOR_END:
-            items, end = items[:-1], True
-        if any(_has_anchor(item) for item in items):
-            raise ConstraintRefused(
-                f"regex {pattern!r:.80}: an anchor that is not at an end of the pattern is not enforced; remove it",
-                keyword="regex",
-            )
-        result.append(seq(EMPTY if start else pad, *items, EMPTY if end else pad))
-    return alt(result)
+def _lowered(pattern: str, limits: Limits | None, sense: Sense, budget: Budget | None, *, search: bool) -> Node:
+    def refuse(what: str) -> NoReturn:
+        reason = f"regex {pattern!r:.80}: {what} is not enforced; rewrite the pattern without it"
+        raise ConstraintRefused(reason, keyword="regex")
 
-
-def _has_anchor(node: Node) -> bool:
-    if isinstance(node, Seq | Alt):
-        return any(_has_anchor(item) for item in node.items)
-    return _has_anchor(node.item) if isinstance(node, Repeat) else node in (ANCHOR_START, ANCHOR_END)
+    try:
+        tree = without_references(Reader(pattern, limits or Limits(), sense).read(), refuse)
+        if search:
+            tree = cat([ANY, tree, ANY])
+        return Lowering(budget or Budget(_MAX_WORK), refuse).whole(tree)
+    except RecursionError:
+        refuse("nesting, or a row of conditions, as deep as this")

@@ -15,9 +15,11 @@ from typing import Any, Literal
 
 Kind = Literal["json_schema", "regex", "ebnf", "choice", "structural_tag"]
 Whitespace = Literal["fixed", "compact", "flexible"]
+Order = Literal["schema", "any"]
 
 KINDS: tuple[Kind, ...] = ("json_schema", "regex", "ebnf", "choice", "structural_tag")
 WHITESPACES: tuple[Whitespace, ...] = ("fixed", "compact", "flexible")
+ORDERS: tuple[Order, ...] = ("schema", "any")
 
 
 class ConstraintError(ValueError):
@@ -52,19 +54,23 @@ class ConstraintSpec:
     `value` holds JSON text for `json_schema`, `choice` and `structural_tag`, the pattern for `regex`, the grammar
     for `ebnf`. `whitespace` applies to JSON only: "fixed" is one line with ", " and ": ", "compact" is "," and
     ":", "flexible" lets the model choose, within a bound. `strict=False` lets a schema keyword that cannot be
-    enforced pass, listed in the report as unenforced.
+    enforced pass, listed in the report as unenforced. `order` is that of an object's properties: "schema" as they are
+    declared, "any" as the model likes.
     """
 
     kind: Kind
     value: str
     whitespace: Whitespace = "fixed"
     strict: bool = True
+    order: Order = "schema"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConstraintError(f"constraint kind {self.kind!r} is not one of {', '.join(KINDS)}")
         if self.whitespace not in WHITESPACES:
             raise ConstraintError(f"whitespace {self.whitespace!r} is not one of {', '.join(WHITESPACES)}")
+        if self.order not in ORDERS:
+            raise ConstraintError(f"order {self.order!r} is not one of {', '.join(ORDERS)}")
         if not isinstance(self.value, str):
             raise ConstraintError(f"the value of a {self.kind} constraint is text, not {type(self.value).__name__}")
 
@@ -75,10 +81,11 @@ class ConstraintSpec:
         *,
         whitespace: Whitespace = "fixed",
         strict: bool = True,
+        order: Order = "schema",
     ) -> ConstraintSpec:
-        """JSON text valid under `schema` (a schema, or its JSON text). Property order is kept: it is the order
-        in which properties are generated."""
-        return cls("json_schema", _canonical_json(schema, "JSON schema"), whitespace, strict)
+        """JSON text valid under `schema` (a schema, or its JSON text). With `order="schema"` properties come in the
+        order in which the schema declares them."""
+        return cls("json_schema", _canonical_json(schema, "JSON schema"), whitespace, strict, order)
 
     @classmethod
     def json_object(cls, *, whitespace: Whitespace = "fixed") -> ConstraintSpec:
@@ -109,13 +116,14 @@ class ConstraintSpec:
         *,
         whitespace: Whitespace = "fixed",
         strict: bool = True,
+        order: Order = "schema",
     ) -> ConstraintSpec:
         """Free text in which every trigger opens one of the given tags, whose content is constrained."""
-        return cls("structural_tag", _canonical_json(tag, "structural tag"), whitespace, strict)
+        return cls("structural_tag", _canonical_json(tag, "structural tag"), whitespace, strict, order)
 
     def key(self) -> str:
         """A fixed-length name for caches: equal specs, and only they, have equal keys."""
-        head = f"{self.kind}\0{self.whitespace}\0{int(self.strict)}\0"
+        head = f"{self.kind}\0{self.whitespace}\0{int(self.strict)}\0{self.order}\0"
         return hashlib.sha256(head.encode() + self.value.encode("utf-8", "surrogatepass")).hexdigest()
 
 

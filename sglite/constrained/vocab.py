@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 
 class Vocabulary:
@@ -14,7 +15,8 @@ class Vocabulary:
     and reserved ids); such an id is never allowed inside a constraint, unless it is one of `eos_ids`. An empty byte
     string counts as None: it would let a text grow for ever without advancing. `size` is the width of the logits,
     at least len(token_bytes); ids past the end are never allowed. `encode` is the tokenizer's own encoding of text
-    without added specials.
+    without added specials. `special_ids` names the special tokens that a structural tag may be written with, by the
+    text they stand for; they may have no bytes. One that ends the sequence is left out: it cannot stand inside a text.
     """
 
     def __init__(
@@ -23,6 +25,7 @@ class Vocabulary:
         eos_ids: Sequence[int],
         encode: Callable[[str], list[int]],
         size: int | None = None,
+        special_ids: Mapping[str, int] | None = None,
     ) -> None:
         self.token_bytes: tuple[bytes | None, ...] = tuple(b or None for b in token_bytes)
         self.eos_ids: tuple[int, ...] = tuple(sorted(set(eos_ids)))
@@ -34,6 +37,11 @@ class Vocabulary:
             raise ValueError("eos_ids is empty: a constrained text could never end")
         if self.eos_ids[0] < 0 or self.eos_ids[-1] >= self.size:
             raise ValueError(f"eos_ids {self.eos_ids} are not all inside the vocabulary of {self.size}")
+        specials = {text: id_ for text, id_ in (special_ids or {}).items() if id_ not in self.eos_ids}
+        self.special_ids: Mapping[str, int] = MappingProxyType(specials)
+        for text, id_ in specials.items():
+            if not text or not 0 <= id_ < self.size:
+                raise ValueError(f"special_ids has {text!r:.40} for {id_}, which is not inside {self.size}, or no text")
         self.words = (self.size + 31) // 32
         self.fingerprint = self._fingerprint()
 
@@ -48,4 +56,6 @@ class Vocabulary:
         for piece in self.token_bytes:
             digest.update(struct.pack("<i", -1 if piece is None else len(piece)))
             digest.update(piece or b"")
+        for text, token_id in sorted(self.special_ids.items()):
+            digest.update(struct.pack("<qi", token_id, len(text)) + text.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()

@@ -18,6 +18,7 @@ DEFAULT_POOL_TOKENS = 65_536
 MEMORY_SHARE = 0.5
 """Share of the memory left after loading that the default pool may take, unless ``mem_fraction_static`` says more."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+GRAMMAR_BACKENDS = ("auto", "native", "xgrammar", "reference")
 ONE_DEVICE = ("tp_size", "dp_size", "pp_size", "ep_size")
 """Degrees of parallelism that SGLang's callers spell out; there is one device so far."""
 CPU_STEP_TOKENS = 2048
@@ -60,8 +61,12 @@ class EngineArgs:
     disable_overlap_schedule: bool = False
     skip_tokenizer_init: bool = False
     random_seed: int = 0
+    grammar_backend: Literal["auto", "native", "xgrammar", "reference"] = "auto"
+    """What carries constraints out."""
     grammar_timeout_s: float = 10.0
     """A constraint that takes longer to compile is refused."""
+    jump_forward: bool = True
+    """Take over the tokens that a constraint forces; without, they are sampled one by one, with the same output."""
     trust_remote_code: bool = False
     kv_cache_dtype: str = "auto"
     quantization: str | None = None
@@ -110,6 +115,11 @@ class EngineArgs:
             raise ConfigError(f"schedule_policy must be one of {', '.join(POLICIES)}, got {self.schedule_policy!r}")
         if self.trust_remote_code:
             raise ConfigError("trust_remote_code=True: sglite runs no code from checkpoints; leave it out")
+        if self.grammar_backend not in GRAMMAR_BACKENDS:
+            names = ", ".join(GRAMMAR_BACKENDS)
+            raise ConfigError(f"grammar_backend must be one of {names}, got {self.grammar_backend!r}")
+        if not isinstance(self.jump_forward, bool):
+            raise ConfigError(f"jump_forward must be True or False, got {self.jump_forward!r}")
         if self.grammar_timeout_s <= 0:
             raise ConfigError(f"grammar_timeout_s must be positive, got {self.grammar_timeout_s}")
 
@@ -143,6 +153,8 @@ class EngineConfig:
     max_running: int
     chunk_size: int | None
     overlap: bool
+    grammar_backend: str
+    jump_forward: bool
     dtype: str
     device: str
     vocab_size: int
@@ -178,6 +190,8 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
         max_running=args.max_running_requests,
         chunk_size=args.chunked_prefill_size,
         overlap=not args.disable_overlap_schedule,
+        grammar_backend=args.grammar_backend,
+        jump_forward=args.jump_forward,
         dtype=facts.dtype,
         device=facts.device,
         vocab_size=facts.vocab_size,
@@ -189,6 +203,8 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
             "max_running": origin("max_running_requests"),
             "chunk_size": origin("chunked_prefill_size"),
             "overlap": origin("disable_overlap_schedule"),
+            "grammar_backend": origin("grammar_backend"),
+            "jump_forward": origin("jump_forward"),
             "dtype": "model" if args.dtype == "auto" else "argument",
             "device": "hardware" if args.device == "auto" else "argument",
             "vocab_size": "model",

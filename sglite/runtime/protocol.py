@@ -70,6 +70,10 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     token_ids: list[int]
     sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
     constraint: ConstraintSpec | None = None
+    constraint_after: tuple[int, ...] = ()
+    """The constraint begins after this run of tokens, the end of the reasoning; empty: at once."""
+    reasoning_budget: int | None = None
+    """Most tokens before that run, which is then forced; ``None``: as many as it takes."""
     logprobs: LogprobOptions | None = None
     priority: int = 0
     """Higher runs earlier and is preempted later."""
@@ -91,7 +95,7 @@ class FinishReason(msgspec.Struct, frozen=True, kw_only=True):
     matched: str | int | None = None
     message: str | None = None
     code: str | None = None
-    """Error class for the client: ``timeout``, ``cancelled``, ``constraint``, ``nan``, ``internal`` ..."""
+    """Error class for the client: ``timeout``, ``cancelled``, ``constraint_unsatisfied``, ``nan``, ``internal`` ..."""
 
     def to_dict(self) -> dict[str, Any]:
         """The shape of SGLang's ``meta_info["finish_reason"]``: only the fields that say something."""
@@ -118,8 +122,14 @@ class Accounting(msgspec.Struct, kw_only=True):
     computed_prompt_tokens: int = 0
     completion_tokens: int = 0
     forced_tokens: int = 0
+    resampled_tokens: int = 0
+    """Output tokens taken back because the value they were part of could not end right; sampled anew."""
     forward_passes: int = 0
     """Steps in which the request computed anything."""
+    masks_filled: int = 0
+    """Bitmasks made for its constraint."""
+    mask_ms: float = 0.0
+    """Time spent on them, beside the forward pass."""
     replayed_tokens: int = 0
     """Positions computed again on purpose: last token of a full hit, a logprob start, after preemption."""
     preemptions: int = 0
@@ -145,6 +155,8 @@ class RequestOutput(msgspec.Struct, kw_only=True):
     finish_reason: FinishReason | None = None
     constraint_complete: bool | None = None
     """Set at the end of constrained requests: whether the text is a member of the language."""
+    constraint_filled: list[str] | None = None
+    """Set at the end of those with ``on_limit="close"``: JSON pointers of the values that closing chose."""
     accounting: Accounting = msgspec.field(default_factory=Accounting)
 
 
@@ -152,7 +164,8 @@ class RequestOutput(msgspec.Struct, kw_only=True):
 
 
 class NewRow(msgspec.Struct, kw_only=True):
-    """What the executor must know of a request before its first step, and again after a preemption."""
+    """What the executor must know of a request before its first step, and again after a preemption or when output was
+    taken back."""
 
     slot: int
     request_id: str
@@ -164,7 +177,7 @@ class NewRow(msgspec.Struct, kw_only=True):
     prompt_ids: list[int] = msgspec.field(default_factory=list)
     """Sent only when a penalty needs it."""
     output_ids: list[int] = msgspec.field(default_factory=list)
-    """Output so far (after a preemption), sent only when a penalty needs it."""
+    """Output so far, sent only when a penalty needs it."""
 
 
 class RowStep(msgspec.Struct, kw_only=True):
@@ -276,4 +289,6 @@ class StepOutput(msgspec.Struct, kw_only=True):
     samples: list[SampledToken] = msgspec.field(default_factory=list)
     scores: list[ScoredTokens] = msgspec.field(default_factory=list)
     compute_ms: float = 0.0
+    mask_wait_ms: float = 0.0
+    """How long the samples waited for their bitmasks after the forward pass."""
     error: str | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import hypothesis.strategies as st
-from engines import Bench, Clock, ToyCompiler, toy_logprobs, toy_reference
+from engines import Bench, Clock, Outcome, ToyCompiler, toy_logprobs, toy_outcome
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -18,7 +18,8 @@ from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.protocol import LogprobOptions
 
 REFUSED = ["refused", "broken"]
-CONSTRAINTS = [None, None, None, "* + + *", "+ + + 2|4 * + +", "* * * + *", *REFUSED]
+RESAMPLED = ["* < * * >5 + *", "< * + * >3 < * >4", "< + * + >5 *"]
+CONSTRAINTS = [None, None, None, "* + + *", "+ + + 2|4 * + +", "* * * + *", *RESAMPLED, *REFUSED]
 TRUNKS = [[0, 1, 2, 3, 4, 0, 1, 2, 3], [0, 1, 2, 3, 1, 1], [4, 4, 4], [0]]
 
 prompts = st.builds(
@@ -55,11 +56,11 @@ class Asked:
 class CoreMachine(RuleBasedStateMachine):
     """The rules are the events."""
 
-    @initialize(configuration=configurations, slow=st.booleans(), keeps=st.booleans())
-    def start(self, configuration: dict[str, Any], slow: bool, keeps: bool) -> None:
+    @initialize(configuration=configurations, slow=st.booleans(), keeps=st.booleans(), jumps=st.booleans())
+    def start(self, configuration: dict[str, Any], slow: bool, keeps: bool, jumps: bool) -> None:
         self.clock = Clock()
         self.compiler = ToyCompiler(slow=slow)
-        config = {"radix_cache": keeps, "max_waiting": 12}
+        config = {"radix_cache": keeps, "max_waiting": 12, "jump_forward": jumps}
         self.bench = Bench(compiler=self.compiler, clock=self.clock, config=config, **configuration)
         self.asked: dict[str, Asked] = {}
         self.failures = 0
@@ -158,28 +159,31 @@ class CoreMachine(RuleBasedStateMachine):
         done = self.bench.done[name]
         assert done.terminals == 1 and done.last is not None and done.last.finish_reason is not None
         reason = done.last.finish_reason
+        constraint = None if asked.constraint in REFUSED else asked.constraint
+        outcome = toy_outcome(asked.prompt, asked.n, constraint=constraint)
         if reason.type in ("abort", "error"):
-            self.check_cause(asked, reason.code)
+            self.check_cause(asked, reason.code, outcome)
             if reason.code in ("constraint_refused", "invalid_request") or asked.constraint in REFUSED:
                 assert done.tokens == []
                 return
         assert asked.constraint not in REFUSED
-        want = toy_reference(asked.prompt, asked.n, constraint=asked.constraint)
+        want = outcome.tokens
         if reason.type in ("abort", "error"):
             assert done.tokens == want[: len(done.tokens)]
         else:
-            assert done.tokens == want
+            assert done.tokens == want and reason.type == outcome.end
             accounting = done.last.accounting
             assert accounting.prompt_tokens == accounting.cached_tokens + accounting.computed_prompt_tokens
         if "logprobs" in asked.fields:
             rows = toy_logprobs(self.bench.worker, asked.prompt + want, len(asked.prompt))
             assert done.logprobs == rows[: len(done.tokens)]
 
-    def check_cause(self, asked: Asked, code: str | None) -> None:
+    def check_cause(self, asked: Asked, code: str | None, outcome: Outcome) -> None:
         """Nobody ends early without a reason that was given to it."""
         causes = {
             "cancelled": asked.aborted,
             "timeout": "timeout_s" in asked.fields or "queue_timeout_s" in asked.fields,
+            "constraint_unsatisfied": outcome.end == "constraint_unsatisfied",
             "constraint_refused": asked.constraint == "refused",
             "internal": self.failures > 0 or asked.constraint == "broken",
             "invalid_request": len(self.asked) > 12 or len(asked.prompt) + asked.n > self.bench.core.capacity,

@@ -31,6 +31,8 @@ def test_every_value_has_an_origin():
         "max_running": "default",
         "chunk_size": "default",
         "overlap": "default",
+        "grammar_backend": "default",
+        "jump_forward": "default",
         "dtype": "argument",
         "device": "hardware",
         "vocab_size": "model",
@@ -60,6 +62,8 @@ def test_the_size_of_the_cache(given, free, tokens, origin):
         ({"context_length": 8192}, "give context_length<=4096"),
         ({"mem_fraction_static": 0.5, "max_total_tokens": 64}, "both set the cache's size"),
         ({"pagesize": 4}, "did you mean page_size?"),
+        ({"grammar_backend": "fast"}, "grammar_backend must be one of auto, native, xgrammar, reference, got 'fast'"),
+        ({"jump_forward": "no"}, "jump_forward must be True or False, got 'no'"),
         ({"chunked_prefill_size": True}, "chunked_prefill_size must be a positive integer, got True"),
     ],
 )

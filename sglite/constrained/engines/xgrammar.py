@@ -1,8 +1,9 @@
 """xgrammar as the engine: a normalised grammar, written in its EBNF, becomes masks.
 
 Only the EBNF reader, the Earley matcher and the mask precomputation of xgrammar are used. Its own readers of JSON
-Schema and regular expressions are not, because they pass over what they do not know. The library imports torch
-and transformers, so it is imported when the first engine is made.
+Schema and regular expressions are not, because they pass over what they do not know. It serves where the native
+engine cannot be built, and has less: no checks at run time, no forced text beyond single tokens, no budget; what
+needs them is refused. The library imports torch and transformers, so it is imported when the first engine is made.
 """
 
 from __future__ import annotations
@@ -15,21 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglite.constrained import bitmask
-from sglite.constrained.charset import Ranges, size
-from sglite.constrained.grammar import Alt, Chars, Grammar, Limited, Node, Ref, Repeat, Seq, Text
-from sglite.constrained.matcher import forced_by_mask
-from sglite.constrained.spec import ConstraintError
+from sglite.constrained.engines.xgrammar_ebnf import to_ebnf
+from sglite.constrained.grammar import Grammar, check_expanded
+from sglite.constrained.limits import Limits
+from sglite.constrained.matcher import RawMatcher, forced_by_mask
+from sglite.constrained.spec import ConstraintError, ConstraintRefused
 from sglite.constrained.vocab import Vocabulary
-
-# Copies of a character class up to which a counted one is written out: any class, and one of few characters, such as
-# hexadecimal digits, that only a few tokens can follow.
-_UNROLLED = 4
-_UNROLLED_FEW = 64
-_FEW = 22
 
 
 class XGrammarEngine:
     """Compiles grammars for one vocabulary. Safe to use from several threads; compiling releases the GIL."""
+
+    name = "xgrammar"
 
     def __init__(self, vocab: Vocabulary) -> None:
         import xgrammar
@@ -43,16 +41,11 @@ class XGrammarEngine:
         self._compiler: Any = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
 
     def compile(self, grammar: Grammar) -> XGrammarProgram:
-        """Compile a normalised grammar. ConstraintError when the engine will not read it."""
-        return self._program(self._compiler.compile_grammar, to_ebnf(grammar))
-
-    def compile_tags(self, tag_json: str) -> XGrammarProgram:
-        """Compile a structural tag in the engine's own JSON form."""
-        return self._program(self._compiler.compile_structural_tag, tag_json)
-
-    def _program(self, compile_text: Any, text: str) -> XGrammarProgram:
+        """Compile a normalised grammar. ConstraintRefused for what it cannot say, ConstraintError when it fails."""
+        check_expanded(grammar, Limits())
+        text = to_ebnf(grammar)
         try:
-            compiled = compile_text(text)
+            compiled = self._compiler.compile_grammar(text)
         except (RuntimeError, ValueError, TypeError) as error:
             last = str(error).strip().splitlines()[-1]
             raise ConstraintError(f"the engine could not read the grammar: {last}") from None
@@ -67,16 +60,25 @@ class XGrammarProgram:
         self.nbytes = int(compiled.memory_size_bytes)
         self._make = make
 
-    def matcher(self) -> XGrammarMatcher:
-        return XGrammarMatcher(self.vocab, self._make())
+    def raw_matcher(self) -> RawMatcher:
+        raise ConstraintRefused("the xgrammar engine cannot end a text within a budget; use the native engine")
+
+    def matcher(self, jump_forward: bool = True, close_at: int | None = None) -> XGrammarMatcher:
+        """As `Program.matcher`. ConstraintRefused with `close_at`."""
+        if close_at is not None:
+            self.raw_matcher()
+        return XGrammarMatcher(self.vocab, self._make(), jump_forward)
 
 
 class XGrammarMatcher:
-    """`Matcher` over an xgrammar matcher."""
+    """`Matcher` over an xgrammar matcher. A token is forced where the mask has one bit."""
 
-    def __init__(self, vocab: Vocabulary, handle: Any, accepted: int = 0, ended: bool = False) -> None:
+    def __init__(
+        self, vocab: Vocabulary, handle: Any, jump_forward: bool = True, accepted: int = 0, ended: bool = False
+    ) -> None:
         self._vocab = vocab
         self._handle = handle
+        self._jump = jump_forward
         self._accepted = accepted  # tokens taken, the end of sequence included
         self._ended = ended  # an end of sequence was taken; it is the last token then
         self._mask: tuple[bool, NDArray[np.int32]] | None = None  # what `fill` found here; forced, finished and the
@@ -135,10 +137,28 @@ class XGrammarMatcher:
             self._handle.rollback(n)
 
     def fork(self) -> XGrammarMatcher:
-        return XGrammarMatcher(self._vocab, self._handle.fork(), self._accepted, self._ended)
+        return XGrammarMatcher(self._vocab, self._handle.fork(), self._jump, self._accepted, self._ended)
 
     def forced(self, limit: int = 64) -> list[int]:
-        return forced_by_mask(self, self._vocab.eos_ids, self._vocab.words, limit)
+        return forced_by_mask(self, self._vocab.eos_ids, self._vocab.words, limit) if self._jump else []
+
+    def retreat(self) -> int:
+        return 0  # no value is checked when it ends
+
+    def charge(self, n: int) -> None:
+        """Nothing: there is no budget."""
+
+    @property
+    def held(self) -> int:
+        return 0
+
+    @property
+    def stuck(self) -> bool:
+        return self.error is not None
+
+    @property
+    def closed_from(self) -> int | None:
+        return None
 
     @property
     def accepting(self) -> bool:
@@ -159,73 +179,3 @@ class XGrammarMatcher:
         self.fill(mask)
         bitmask.forbid(mask, self._vocab.eos_ids)
         return bool(mask.any())
-
-
-def to_ebnf(grammar: Grammar) -> str:
-    """A normalised grammar in the engine's EBNF (the GBNF of llama.cpp, with `max_chars`). Rules are renamed."""
-    return _Writer(grammar).write()
-
-
-class _Writer:
-    """Spells nodes the way the engine is fast at.
-
-    It computes a mask in advance for every state that a rule unrolls to, each a walk over the whole vocabulary: a
-    counted character class is therefore written as a star under a limit, not as its copies.
-    """
-
-    def __init__(self, grammar: Grammar) -> None:
-        self._grammar = grammar
-        self._names = {name: "root" if name == grammar.root else f"r{i}" for i, name in enumerate(grammar.rules)}
-        self._limited: dict[Limited, str] = {}
-        self._lines: list[str] = []
-
-    def write(self) -> str:
-        for name, node in self._grammar.rules.items():
-            self._lines.append(f"{self._names[name]} ::= {self._node(node)}")
-        return "\n".join(self._lines)
-
-    def _node(self, node: Node) -> str:
-        if isinstance(node, Text):
-            return '"' + "".join(_escape(ord(c)) for c in node.text) + '"'
-        if isinstance(node, Chars):
-            return _write_class(node.ranges)
-        if isinstance(node, Seq):
-            return " ".join(self._node(item) for item in node.items)
-        if isinstance(node, Alt):
-            return "(" + " | ".join(self._node(item) for item in node.items) + ")"
-        if isinstance(node, Ref):
-            return self._names[node.name]
-        if isinstance(node, Limited):
-            return self._limit(node)
-        return self._repeat(node)
-
-    def _repeat(self, node: Repeat) -> str:
-        if (
-            isinstance(node.item, Chars)
-            and node.high is not None
-            and self._costly(node.item.ranges, node.high - node.low)
-        ):
-            head = f"{self._node(node.item)}{{{node.low},{node.low}}} " if node.low else ""
-            return head + self._limit(Limited(Repeat(node.item, 0, None), node.high - node.low))
-        short = {(0, 1): "?", (0, None): "*", (1, None): "+"}
-        high = "" if node.high is None else node.high
-        return f"({self._node(node.item)}){short.get((node.low, node.high)) or f'{{{node.low},{high}}}'}"
-
-    def _costly(self, ranges: Ranges, copies: int) -> bool:
-        return copies > _UNROLLED and (size(ranges) > _FEW or copies > _UNROLLED_FEW)
-
-    def _limit(self, node: Limited) -> str:
-        if node not in self._limited:
-            self._limited[node] = f"l{len(self._limited)}"
-            self._lines.append(f"{self._limited[node]}[max_chars={node.most}] ::= {self._node(node.item)}")
-        return self._limited[node]
-
-
-def _write_class(ranges: Ranges) -> str:
-    parts = (_escape(low) if low == high else f"{_escape(low)}-{_escape(high)}" for low, high in ranges)
-    return "[" + "".join(parts) + "]"
-
-
-def _escape(code: int) -> str:
-    char = chr(code)
-    return char if char.isascii() and char.isalnum() else f"\\U{code:08X}"

@@ -1,204 +1,164 @@
-"""A JSON Schema becomes a grammar: one rule for each distinct conjunction of places that a value has to satisfy.
+"""A JSON Schema becomes a grammar: one rule for each distinct conjunction that a value has to satisfy.
 
-Promise: whatever the grammar generates is valid under the schema. Every keyword met is enforced, an annotation, or
-refused with its pointer; with strict=False a refused one is left out and reported as unenforced. Properties come
-in the order in which they are declared.
+Promise: what the grammar generates, its guards included, is valid under the schema, and the other way round but for
+the documented policies (the order of properties, numbers in plain spelling, known formats asserted, unique names).
+Every keyword met is enforced, an annotation, or refused with its pointer; with strict=False a refused one is left
+out and reported as unenforced. What no grammar says exactly is checked when the smallest enclosing value ends.
 """
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from typing import Any
 
-from sglite.constrained.grammar import EMPTY, NOTHING, Grammar, Node, Ref, Text, alt, optional, repeat, seq
+from sglite.constrained.grammar import Alt, Grammar, Node, Ref, Scope, Text, Unique, alt, seq
+from sglite.constrained.json_schema.affordable import affordable
 from sglite.constrained.json_schema.arrays import array_node
-from sglite.constrained.json_schema.disjoint import disjoint
-from sglite.constrained.json_schema.document import Conjunction, Document, Place, conjunction
-from sglite.constrained.json_schema.keywords import allowed_types, branches, check_keywords, identity, members
+from sglite.constrained.json_schema.document import Document, Negation, Place
+from sglite.constrained.json_schema.forms import Forms
+from sglite.constrained.json_schema.guards import Guards
 from sglite.constrained.json_schema.layout import Layout
-from sglite.constrained.json_schema.numbers import any_number
+from sglite.constrained.json_schema.listing import bracketed, listed, maybe_empty
+from sglite.constrained.json_schema.normal import ALL, Conjunction, Normal, kind_of, surely_empty
+from sglite.constrained.json_schema.numbers import NumberSet
 from sglite.constrained.json_schema.objects import object_node
-from sglite.constrained.json_schema.scalars import check_encodable, numeric, string
-from sglite.constrained.json_schema.strings import constant, free_string
-from sglite.constrained.json_schema.values import fits
+from sglite.constrained.json_schema.reading import read
+from sglite.constrained.json_schema.scalars import constant
+from sglite.constrained.json_schema.strings import StringSet
 from sglite.constrained.limits import Limits
 from sglite.constrained.report import KeywordReport
-from sglite.constrained.spec import ConstraintError, ConstraintRefused, ConstraintSpec, Whitespace, parse_json
+from sglite.constrained.spec import ConstraintRefused, ConstraintSpec, Order, Whitespace, parse_json
 
-_MAX_BRANCHES = 64  # of a oneOf whose branches are compared pair by pair
+_MAX_DERIVED = 80  # arrays and objects with a negation that get a grammar of their own; further ones are checked
 
 
 def lower_schema(spec: ConstraintSpec, limits: Limits) -> tuple[Grammar, KeywordReport]:
     """The grammar of a `json_schema` spec. Raises ConstraintError or ConstraintRefused."""
     schema = parse_json(spec.value, "JSON schema")
-    return lower_parsed(schema, spec.whitespace, spec.strict, limits)
+    return lower_parsed(schema, spec.whitespace, spec.strict, limits, spec.order)
 
 
-def lower_parsed(schema: Any, whitespace: Whitespace, strict: bool, limits: Limits) -> tuple[Grammar, KeywordReport]:
+def lower_parsed(
+    schema: Any, whitespace: Whitespace, strict: bool, limits: Limits, order: Order = "schema"
+) -> tuple[Grammar, KeywordReport]:
     """The same for a schema that has been parsed already."""
-    lowering = _Lowering(Document(schema, strict, limits), Layout.of(whitespace))
+    lowering = Lowering(Document(schema, strict, limits), Layout.of(whitespace), order)
     return lowering.run(), lowering.document.report()
 
 
-class _Lowering:
-    def __init__(self, document: Document, layout: Layout) -> None:
+class Lowering:
+    """The rules of one document, made as they are first referred to."""
+
+    def __init__(self, document: Document, layout: Layout, order: Order = "schema") -> None:
         self.document = document
-        self._layout = layout
-        self._rules: dict[str, Node] = {}
-        self._names: dict[Conjunction, str] = {}
-        self._waiting: deque[Conjunction] = deque()
-        self._visited = 0
+        self.layout = layout
+        self.any_order = order == "any"
+        self.forms = Forms(document, read)
+        self.guards = Guards(document)
+        self.rules: dict[str, Node] = {}
+        self._nodes: dict[Conjunction, Node] = {}
+        self._waiting: deque[tuple[str, Conjunction, Normal]] = deque()
+        self._named = 0
+        self._derived = 0
 
     def run(self) -> Grammar:
-        root = self._ref(conjunction([self.document.root]))
+        root = self.value((self.document.root,))
         while self._waiting:
-            places = self._waiting.popleft()
-            self._rules[self._names[places]] = self._lower(places)
-        return Grammar({"root": root, **self._rules})
+            name, terms, form = self._waiting.popleft()
+            self.rules[name] = self._lower(name, terms, form)
+            if len(self.rules) > self.document.limits.max_nodes:
+                raise ConstraintRefused(f"too large: over {self.document.limits.max_nodes} rules; simplify it")
+        root = self.guards.around_root(root)
+        return Grammar({"root": root, **self.rules}, checks=self.guards.checks())
 
-    def _ref(self, places: Conjunction) -> Node:
-        """The rule of a conjunction; the work is queued, so that nesting costs no stack."""
-        if not places:
+    def value(self, terms: Conjunction) -> Node:
+        """The values of a conjunction: a rule, or what stands for it. Its work is queued: nesting costs no stack."""
+        found = self._nodes.get(terms)
+        if found is None:
+            found = self._nodes[terms] = self._made(terms)
+            if len(self._nodes) > self.document.limits.max_places:
+                raise ConstraintRefused(f"too large: over {len(self._nodes) - 1} kinds of values; simplify it")
+        return found
+
+    def _made(self, terms: Conjunction) -> Node:
+        form = self.form(terms)
+        plain = self._plain(form)
+        if plain is not None:
+            return plain
+        told = tuple(term for term in terms if not isinstance(term, Negation))
+        if len(told) < len(terms) and (form.arrays or form.objects):
+            self._derived += 1
+            if self._derived > _MAX_DERIVED:
+                return self.guards.around(self.value(told), terms)
+        name = f"s{self._named}"
+        self._named += 1
+        self._waiting.append((name, terms, form))
+        return Ref(name)
+
+    def form(self, terms: Conjunction) -> Normal:
+        """The normal form of a conjunction."""
+        return self.forms.lowered(terms)
+
+    def _plain(self, form: Normal) -> Node | None:
+        """The node of a form that needs no rule of its own."""
+        if form is ALL:
             return self._any()
-        if places not in self._names:
-            self._names[places] = f"s{len(self._names)}"
-            self._waiting.append(places)
-        return Ref(self._names[places])
-
-    def _lower(self, places: Conjunction) -> Node:
-        expanded = self._expand(places)
-        if expanded is None:
-            return NOTHING
-        if not expanded:
-            return self._any()
-        for keyword in ("anyOf", "oneOf"):
-            for place in expanded:
-                if keyword in place:
-                    return self._branch(expanded, place, keyword, self._names[places])
-        if any("enum" in place or "const" in place for place in expanded):
-            return self._listed(expanded)
-        return self._by_type(expanded, self._names[places])
-
-    def _expand(self, places: Conjunction) -> Conjunction | None:
-        """Follow $ref and allOf until none is left. None when a member is `false`."""
-        found: list[Place] = []
-
-        def visit(place: Place, above: frozenset[str]) -> bool:
-            if place.pointer in above and "$ref" in place:
-                raise ConstraintError(f"{place.at('$ref')}: the reference leads back to itself")
-            self._visited += 1
-            if self._visited > self.document.limits.max_places:
-                raise ConstraintRefused(
-                    f"too large: over {self.document.limits.max_places} subschemas to visit; simplify it"
-                )
-            check_keywords(self.document, place)
-            if place.schema is False:
-                return False
-            inner = [self.document.resolve(place)] if "$ref" in place else []
-            inner += branches(self.document, place, "allOf") if "allOf" in place else []
-            above |= {place.pointer}
-            if len(above) > self.document.limits.max_depth:
-                raise ConstraintRefused("references and allOf nested too deeply", pointer=place.pointer)
-            found.append(place.without("$ref").without("allOf"))
-            return all(visit(other, above) for other in inner)
-
-        # a list first: every member is visited, so that each gets its verdicts
-        alive = [visit(place, frozenset()) for place in places]
-        return conjunction(found) if all(alive) else None
-
-    def _branch(self, places: Conjunction, place: Place, keyword: str, name: str) -> Node:
-        others = [place.without(keyword) if other is place else other for other in places]
-        options = [conjunction([*others, branch]) for branch in branches(self.document, place, keyword)]
-        if keyword == "oneOf" and len(options) > 1:
-            reason = self._overlap(options)
-            if reason is not None:
-                self.document.refuse(place, "oneOf", reason)
-        refs = [self._ref(option) for option in options]
-        return alt(ref for ref in refs if ref != Ref(name))
-
-    def _overlap(self, options: list[Conjunction]) -> str | None:
-        if len(options) > _MAX_BRANCHES:
-            return f"with more than {_MAX_BRANCHES} branches cannot be enforced; use anyOf"
-        for j in range(len(options)):
-            for i in range(j):
-                if not disjoint(self.document, self._expand, options[i], options[j]):
-                    return f"branches {i} and {j} may both match; use anyOf, or tell them apart by a required constant"
+        if form.arrays or form.objects or form.constants:
+            return None
+        if form.strings == StringSet.NONE:
+            if form.numbers.is_empty():
+                return alt(_words(form))
+            if not (form.null or form.booleans) and form.numbers in (NumberSet.ALL, NumberSet.INTEGERS):
+                return form.numbers.node("").node
+        elif form.strings == StringSet.ALL and form.numbers.is_empty() and not (form.null or form.booleans):
+            return form.strings.node()
         return None
 
-    def _listed(self, places: Conjunction) -> Node:
-        """enum and const: the values that every other keyword accepts, each written out."""
-        lists = []
-        for place in places:
-            if "const" in place:
-                lists.append([place.schema["const"]])
-            if "enum" in place:
-                lists.append(members(self.document, place, "enum", list))
-        others = [{identity(value) for value in values} for values in lists[1:]]
-        kept = [v for v in lists[0] if all(identity(v) in other for other in others)]
-        types = allowed_types(self.document, places)
-        written = {identity(value): self._constant(value) for value in kept}
-        return alt(written[identity(v)] for v in kept if fits(self.document, places, types, v))
-
-    def _constant(self, value: Any) -> Node:
-        if isinstance(value, str):
-            check_encodable("a constant", value)
-            return constant(value)
-        if isinstance(value, list):
-            items = [self._constant(item) for item in value]
-            return self._bracketed("[", items, "]")
-        if isinstance(value, dict):
-            pairs = [seq(self._constant(k), self._layout.colon, self._constant(v)) for k, v in value.items()]
-            return self._bracketed("{", pairs, "}")
-        return Text(json.dumps(value))
-
-    def _bracketed(self, opening: str, items: list[Node], closing: str) -> Node:
-        parts: list[Node] = []
-        for item in items:
-            parts += [self._layout.comma, item] if parts else [item]
-        inside = seq(*parts, self._layout.space) if items else EMPTY
-        return seq(Text(opening), self._layout.space, inside, Text(closing))
-
-    def _by_type(self, places: Conjunction, name: str) -> Node:
-        types = allowed_types(self.document, places)
-        options: list[Node] = []
-        if "null" in types:
-            options.append(Text("null"))
-        if "boolean" in types:
-            options += [Text("true"), Text("false")]
-        if "string" in types:
-            options.append(string(self.document, places))
-        if "integer" in types or "number" in types:
-            node, rules = numeric(self.document, places, "number" not in types, f"{name}.n")
-            options.append(node)
-            self._rules |= rules
-        if "array" in types:
-            node, rules = array_node(self.document, places, self._layout, self._ref, f"{name}.a")
-            options.append(node)
-            self._rules |= rules
-        if "object" in types:
-            node, rules = object_node(self.document, places, self._layout, self._ref, self._expand, f"{name}.o")
-            options.append(node)
-            self._rules |= rules
+    def _lower(self, name: str, terms: Conjunction, form: Normal) -> Node:
+        options: list[Node] = _words(form)
+        if not surely_empty(form.strings):
+            strings, exact = affordable(form.strings)
+            options.append(strings.node() if exact else self.guards.around(strings.node(), terms))
+        if not form.numbers.is_empty():
+            node, rules, exact = form.numbers.node(f"{name}.n")
+            self.rules.update(rules)
+            options.append(node if exact else self.guards.around(node, terms))
+        options += self._structures(name, terms, "array", form)
+        options += self._structures(name, terms, "object", form)
         return alt(options)
+
+    def _structures(self, name: str, terms: Conjunction, kind: str, form: Normal) -> list[Node]:
+        """The arrays or the objects of a form."""
+        nodes = [constant(each.value, self.layout) for each in form.constants if kind_of(each) == kind]
+        loose = kind in form.loose
+        made = []
+        if kind == "array":
+            made = [array_node(self, shape, f"{name}.a{i}") for i, shape in enumerate(form.arrays)]
+        else:
+            made = [object_node(self, shape, f"{name}.o{i}", _pointer(terms)) for i, shape in enumerate(form.objects)]
+        nodes += [node for node, _ in made]
+        if not loose and not any(wide for _, wide in made):
+            return nodes
+        return [self.guards.around(alt(nodes), terms)] if nodes else []
 
     def _any(self) -> Node:
         """Any JSON value."""
-        if "any" not in self._rules:
-            layout, value = self._layout, Ref("any")
-            text = free_string(0, None)
-            entry = seq(text, layout.colon, value)
-            self._rules["any"] = alt(
-                [
-                    *(Text(word) for word in ("null", "true", "false")),
-                    any_number(),
-                    text,
-                    seq(Text("["), layout.space, optional(_listing(value, layout)), Text("]")),
-                    seq(Text("{"), layout.space, optional(_listing(entry, layout)), Text("}")),
-                ]
-            )
+        if "any" not in self.rules:
+            layout, value, text = self.layout, Ref("any"), StringSet.ALL.node()
+            entry = seq(Unique(text, safe=True), layout.colon, value)
+            items = bracketed("[", maybe_empty(listed(value, layout, 1, None), layout, 0), "]", layout)
+            members = bracketed("{", maybe_empty(listed(entry, layout, 1, None), layout, 0), "}", layout)
+            self.rules["any"] = Alt((*_words(ALL), NumberSet.ALL.node("").node, text, items, Scope(members)))
         return Ref("any")
 
 
-def _listing(item: Node, layout: Layout) -> Node:
-    return seq(item, repeat(seq(layout.comma, item), 0, None), layout.space)
+def _pointer(terms: Conjunction) -> str:
+    """Of the first place of a conjunction, for messages."""
+    bare = (term.of if isinstance(term, Negation) else term for term in terms)
+    return next((term.pointer for term in bare if isinstance(term, Place)), "")
+
+
+def _words(form: Normal) -> list[Node]:
+    words = ["null"] if form.null else []
+    words += [text for text, value in (("true", True), ("false", False)) if value in form.booleans]
+    return [Text(word) for word in words]

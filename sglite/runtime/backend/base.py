@@ -152,4 +152,5 @@ class Backend(Protocol):
 
         ``logits`` [n, vocab] floating point; ``bitmask`` int32 [n, words] on the host, bit ``id % 32`` of word
         ``id // 32`` set when the id is allowed. Ids beyond the words are disallowed, bits beyond vocab are ignored.
+        A row of all ones keeps its logits. The result of a row does not depend on the other rows.
         """

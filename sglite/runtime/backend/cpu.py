@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sglite.runtime.backend.base import AttentionMetadata, BackendError, BatchLayout, Guarantees
+from sglite.runtime.backend.mask import CPUMasks
 from sglite.runtime.cache.pool import KVPool, make_pool
 from sglite.runtime.protocol import CopyPages, GroupSpec
 
@@ -93,6 +94,7 @@ class CPUBackend:
             if num_threads < 1:
                 raise BackendError(f"num_threads={num_threads}: give 1 or more, or None for torch's own choice")
             torch.set_num_threads(num_threads)
+        self._masks = CPUMasks()
 
     def available_memory(self) -> int | None:
         """What the kernel says is available, or what the control group leaves when that is less."""
@@ -165,11 +167,7 @@ class CPUBackend:
         return F.linear(x, weight, bias)
 
     def apply_mask(self, logits: Tensor, bitmask: Tensor) -> None:
-        words = np.ascontiguousarray(bitmask.numpy()).astype("<i4", copy=False)
-        allowed = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, : logits.shape[1]]
-        known = allowed.shape[1]
-        logits[:, :known].masked_fill_(torch.from_numpy(allowed == 0), float("-inf"))
-        logits[:, known:] = float("-inf")
+        self._masks.apply(logits, bitmask)
 
 
 def _own(meta: AttentionMetadata) -> CPUMetadata:

@@ -212,6 +212,31 @@ class RadixCache:
             above = above.parent
         self._cut_promises(node)
 
+    def retreat(self, cursor: Cursor, depth: int) -> None:
+        """Move ``cursor`` up to ``depth`` on its path: what lay below goes, as far as nobody else came to it."""
+        tail = node = cursor.node
+        while node.start >= depth and node.parent is not None:
+            node = node.parent
+        if node.start < depth < node.end:
+            node = self._split(node, depth)
+        self._clock += 1
+        node.cursors += 1
+        tail.cursors -= 1
+        cursor.node = node
+        below = tail
+        while below is not node:
+            assert below.parent is not None
+            below.locks -= 1
+            below.last_access = self._clock
+            if below.locks == 0:
+                self._unlocked_pages += len(below.pages)
+            below = below.parent
+        while tail is not node and tail.is_evictable:
+            above = tail.parent
+            assert above is not None
+            self._remove(tail)
+            tail = above
+
     # --- filling ----------------------------------------------------------------------------------------------
 
     def pages_missing(self, node: RadixNode, upto: int) -> int:

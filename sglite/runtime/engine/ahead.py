@@ -30,11 +30,15 @@ class Ahead:
         self._proposer = proposer
 
     def look_ahead(self, request: Request) -> int | None:
-        """The position of the token being sampled, if a row for it may be planned now; its slot is then reserved."""
+        """The position of the token being sampled, if a row for it may be planned now; its slot is then reserved.
+
+        Where forced tokens are sure to follow, the row waits for them: nothing could be sampled from it.
+        """
         cursor = request.cursor
         assert cursor is not None
         node, position = cursor.node, request.num_tokens
         wanted = request.ending is None and request.num_unknown == 1 and request.num_output + 1 < request.max_new_tokens
+        wanted = wanted and (request.grammar is None or not request.grammar.run_follows())
         if not (self._wanted and wanted and _is_alone(node)) or cursor.depth != position:
             return None
         if not self._reserve(request, position + 1):
@@ -85,6 +89,20 @@ class Ahead:
             request.num_scheduled = request.num_computed = depth
             request.draft = None
         self._cache.finish(cursor.node, request.num_computed)
+
+    def withdraw(self, request: Request) -> None:
+        """Tokens of ``request`` were taken back: leave their place in the tree, and what nobody else uses of it."""
+        cursor = request.cursor
+        assert cursor is not None and not request.in_flight
+        if cursor.node.lookahead is request:
+            cursor.node.lookahead = None
+        self._cache.allocator.free(request.held_pages)
+        self._cache.retreat(cursor, request.num_tokens)
+        request.held_pages, request.page_table, request.pages_sent = [], [], 0
+        self._cache.update_table(request.page_table, cursor.node, self._cache.root(request.request.namespace))
+        depth = min(request.num_computed, request.num_tokens - 1)  # the last token's logits are wanted again
+        request.num_cached = min(request.num_cached, depth)
+        request.num_scheduled = request.num_computed = depth
 
     def _reserve(self, request: Request, upto: int) -> bool:
         """Hold the pages that positions below ``upto`` need beyond the request's table."""

@@ -17,13 +17,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sglite.constrained.spec import ConstraintError, ConstraintRefused
+from sglite.constrained.spec import ConstraintError, ConstraintRefused, ConstraintSpec
+from sglite.constrained.vocab import Vocabulary
 from sglite.runtime.cache.allocator import PageAllocator
 from sglite.runtime.cache.radix import RadixCache
-from sglite.runtime.engine.grammar import Compiler, GrammarState
+from sglite.runtime.engine.grammar import Compiler, GrammarOptions, GrammarState, name_the_constraint
 from sglite.runtime.engine.policy import get_policy
 from sglite.runtime.engine.request import Request, WaitReason
-from sglite.runtime.engine.scheduler import Scheduler, SchedulerLimits
+from sglite.runtime.engine.scheduler import Scheduler
+from sglite.runtime.engine.step_plan import SchedulerLimits
 from sglite.runtime.engine.update import Updater
 from sglite.runtime.executor.base import Executor
 from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, RequestOutput
@@ -31,8 +33,8 @@ from sglite.runtime.spec.base import Proposer
 
 MAX_PROGRAMS = 1024
 """Programs whose accounting is kept."""
-MAX_SHOWN = 80
-"""Characters of a constraint that an error message repeats."""
+LATE_MS = 100.0
+"""A step that waits longer for a constraint counts as late."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class CoreConfig:
     policy: str = "fcfs"
     radix_cache: bool = True
     overlap: bool = False
+    jump_forward: bool = True
+    """Take over tokens that a constraint forces without sampling them."""
     seed: int = 0
     """Seeds of requests that bring none are drawn from it."""
     max_waiting: int = 100_000
@@ -87,6 +91,8 @@ class EngineCore:
         self.num_finished = 0
         self.num_steps = 0
         self.step_tokens = 0
+        self.late_steps = 0
+        """Steps that a constraint held up: its compilation or its masks, for longer than ``LATE_MS``."""
         allocator = PageAllocator(config.num_pages)
         states = {group: PageAllocator(slots) for group, slots in config.state_slots.items()}
         self.cache = RadixCache(allocator, config.page_size, states=states, enabled=config.radix_cache)
@@ -201,21 +207,35 @@ class EngineCore:
         if self._compiler is None:
             return f"{spec.kind} needs a tokenizer, which skip_tokenizer_init=True left out"
         request.reasons.add(WaitReason.COMPILE)
-        request.grammar = GrammarState(self._compiler.submit(spec))
+        options = self._grammar_options(request.request, spec, self._compiler.vocab)
+        request.grammar = GrammarState(self._compiler.submit(spec), options)
         request.grammar.when_ready(self._wake)
         return None
+
+    def _grammar_options(self, wire: GenerateRequest, spec: ConstraintSpec, vocab: Vocabulary) -> GrammarOptions:
+        sampling = wire.sampling
+        return GrammarOptions(
+            vocab=vocab,
+            is_json=spec.kind == "json_schema",
+            jump_forward=self.config.jump_forward,
+            close_at=sampling.max_new_tokens if sampling.on_limit == "close" else None,
+            starts_after=wire.constraint_after,
+            reasoning_budget=wire.reasoning_budget,
+            allowed_ids=sampling.allowed_token_ids,
+            banned_ids=self._updater.ending_ids(sampling) if sampling.min_new_tokens else (),
+        )
 
     def _start_compiled(self) -> None:
         """Let go of requests whose constraint has been compiled, or end them with what was wrong with it."""
         for request in [r for r in self.scheduler.waiting.values() if WaitReason.COMPILE in r.reasons]:
             assert request.grammar is not None
-            if not request.grammar.future.done():
+            if not request.grammar.ready:
                 continue
             request.reasons.discard(WaitReason.COMPILE)
             try:
                 request.grammar.start()
             except (ConstraintRefused, ConstraintError) as error:
-                message = _name_the_constraint(request, str(error))
+                message = _named(request, str(error))
                 self.scheduler.end(request, FinishReason(type="error", code="constraint_refused", message=message))
             except Exception as error:
                 message = f"the constraint could not be compiled: {type(error).__name__}: {error}"
@@ -242,7 +262,9 @@ class EngineCore:
 
     def step(self) -> list[RequestOutput]:
         """Plan a step if there is something to compute, take in one that has finished; returns what came of it."""
+        started = time.perf_counter()
         self._start_compiled()
+        self._count_late(1000 * (time.perf_counter() - started))
         depth = 2 if self.config.overlap else 1
         planned = self.scheduler.schedule() if len(self._in_flight) < depth else None
         if planned is not None:
@@ -254,9 +276,17 @@ class EngineCore:
                 self._maskless.append(planned.step_id)
         self._supply_masks()
         if len(self._in_flight) == depth or (planned is None and self._in_flight):
-            self.scheduler.update(self._executor.collect(self._in_flight.popleft()))
+            self._collect()
             self._supply_masks()
         return self._outputs()
+
+    def _collect(self) -> None:
+        result = self._executor.collect(self._in_flight.popleft())
+        self._count_late(result.mask_wait_ms)
+        self.scheduler.update(result)
+
+    def _count_late(self, waited_ms: float) -> None:
+        self.late_steps += waited_ms > LATE_MS
 
     def _supply_masks(self) -> None:
         """Fill the masks of the oldest step in flight; those of a later one depend on what it samples."""
@@ -272,7 +302,7 @@ class EngineCore:
             if expected is not None:
                 row[:] = 0
                 row[expected // 32] = np.array(1 << (expected % 32), dtype=np.uint32).view(np.int32)
-            elif request.ending is None:
+            elif request.ending is None and not request.retreating:
                 request.grammar.fill(row)
         self._executor.supply_masks(step_id, masks)
 
@@ -298,7 +328,7 @@ class EngineCore:
         """Collect what is in flight without planning more."""
         while self._in_flight:
             self._supply_masks()
-            self.scheduler.update(self._executor.collect(self._in_flight.popleft()))
+            self._collect()
         return self._outputs()
 
     def close(self) -> None:
@@ -316,6 +346,7 @@ class EngineCore:
             "num_finished": self.num_finished,
             "num_steps": self.num_steps,
             "step_tokens": self.step_tokens,
+            "late_steps": self.late_steps,
             "failed_steps": self.scheduler.failed_steps,
             "preemptions": self.scheduler.preemptions,
             "evicted_pages": self.cache.evicted_pages,
@@ -326,10 +357,6 @@ class EngineCore:
         }
 
 
-def _name_the_constraint(request: Request, message: str) -> str:
-    """A compiler's message with the parameter it is about and the value, when it does not begin with them."""
+def _named(request: Request, message: str) -> str:
     spec = request.request.constraint
-    if spec is None or message.startswith(spec.kind):
-        return message
-    shown = spec.value if len(spec.value) <= MAX_SHOWN else spec.value[:MAX_SHOWN] + "..."
-    return f"{spec.kind} {shown!r}: {message}"
+    return message if spec is None else name_the_constraint(spec, message)

@@ -8,6 +8,7 @@ The step loop runs on a thread. Tokenising and presenting text happen in the cal
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import uuid
@@ -16,29 +17,37 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sglite.runtime.config import EngineArgs
+from sglite.runtime.engine.admission import (
+    check_constraint,
+    check_options,
+    ending_ids,
+    logprob_options,
+    pick,
+)
 from sglite.runtime.engine.batch import AsyncBatchStream, Batch, BatchStream
 from sglite.runtime.engine.client import EngineThread
 from sglite.runtime.engine.core import CoreConfig, EngineCore
 from sglite.runtime.engine.generation import EngineError, Generation, RequestRefused
-from sglite.runtime.engine.presenter import LogprobLayout, Presenter
-from sglite.runtime.engine.scheduler import SchedulerLimits
+from sglite.runtime.engine.presenter import Presenter
 from sglite.runtime.engine.sequence import Sequence
-from sglite.runtime.protocol import GenerateRequest, LogprobOptions, ProgramRef
+from sglite.runtime.engine.step_plan import SchedulerLimits
+from sglite.runtime.protocol import GenerateRequest, ProgramRef
 from sglite.runtime.sample.params import InvalidParameter, parse_sampling_params, validate
 from sglite.runtime.text.chat_template import ChatTemplate
 from sglite.runtime.text.tokenizer import Tokenizer, load_tokenizer
 from sglite.runtime.text.turns import TemplateError
 
+if TYPE_CHECKING:
+    from sglite.constrained.compiler import ConstraintCompiler
+
 __all__ = ["Engine", "EngineError", "RequestRefused"]
 
 BUNDLED_MODEL = "sglite-demo"
-MAX_NAME = 256
-MAX_PRIORITY = 2**31 - 1
 
 
 class Engine:
@@ -70,9 +79,13 @@ class Engine:
         self.model_path = self.args.model_path or BUNDLED_MODEL
         eos = built.eos_ids if self.tokenizer is None else (*built.eos_ids, *self.tokenizer.eos_token_ids)
         self._eos_ids = tuple(dict.fromkeys(i for i in eos if i < built.config.vocab_size))
+        self._token_bytes: list[bytes | None] | None = None
+        if self.tokenizer is not None:
+            self._token_bytes = list(self.tokenizer.token_bytes()[: self.config.vocab_size])
         self._weight_bytes = built.weight_bytes
         self._capacity = min(built.config.context_length, built.config.max_total_tokens)
         self._names = itertools.count(1)
+        self._compiler = self._make_compiler()
         self._thread = EngineThread(lambda wake: self._make_core(built.executor, wake))
         self._finalizer = weakref.finalize(self, self._thread.close)
 
@@ -91,20 +104,27 @@ class Engine:
             policy=self.args.schedule_policy,
             radix_cache=not self.args.disable_radix_cache,
             overlap=self.config.overlap,
+            jump_forward=self.config.jump_forward,
             seed=self.args.random_seed,
             max_waiting=self.args.max_queued_requests,
         )
-        if self.tokenizer is None:
-            return EngineCore(executor, config, wake=wake)
+        return EngineCore(executor, config, self._token_bytes, self._compiler, wake)
+
+    def _make_compiler(self) -> ConstraintCompiler | None:
+        """``None`` where no constrained text could ever end, or nothing is known of text at all."""
+        if self.tokenizer is None or self._token_bytes is None or not self._eos_ids:
+            return None
         from sglite.constrained.compiler import ConstraintCompiler
         from sglite.constrained.vocab import Vocabulary
 
-        token_bytes = self.tokenizer.token_bytes()[: self.config.vocab_size]
-        compiler = None
-        if self._eos_ids:
-            vocabulary = Vocabulary(token_bytes, self._eos_ids, self.tokenizer.encode, self.config.vocab_size)
-            compiler = ConstraintCompiler(vocabulary, deadline_s=self.args.grammar_timeout_s)
-        return EngineCore(executor, config, token_bytes, compiler, wake)
+        tokenizer, size = self.tokenizer, self.config.vocab_size
+        named = ((tokenizer.token_text(i), i) for i in tokenizer.special_token_ids if i < size)
+        specials = {text: i for text, i in named if text}
+        encode = functools.partial(tokenizer.encode, parse_special=False)
+        vocabulary = Vocabulary(self._token_bytes, self._eos_ids, encode, size, specials)
+        return ConstraintCompiler(
+            vocabulary, deadline_s=self.args.grammar_timeout_s, engine=self.config.grammar_backend
+        )
 
     # --- SGLang's offline API ---------------------------------------------------------------------------------
 
@@ -125,7 +145,8 @@ class Engine:
         ``sampling_params``: a dict, or one a prompt; see ``SamplingParams``. Returns
         ``{"text", "output_ids", "meta_info"}``, a list of them for a batch or ``n > 1``; with ``stream`` an iterator
         of such dicts with cumulative contents, and ``index`` for a batch. ``options``: ``rid``, ``priority``,
-        ``return_text_in_logprobs``, ``cache_salt``, ``extra_key``, ``timeout_s``, ``queue_timeout_s``.
+        ``return_text_in_logprobs``, ``cache_salt``, ``extra_key``, ``timeout_s``, ``queue_timeout_s``,
+        ``constraint_after``, ``reasoning_budget``.
 
         Raises ``ValueError`` (``InvalidParameter``, ``RequestRefused``) naming the field for what cannot be run and
         ``EngineError`` for what failed.
@@ -227,6 +248,8 @@ class Engine:
         extra_key: str | None = None,
         timeout_s: float | None = None,
         queue_timeout_s: float | None = None,
+        constraint_after: str | list[int] | None = None,
+        reasoning_budget: int | None = None,
         pin: str = "",
         program: ProgramRef | None = None,
         on_finished: Callable[[Items[Presenter]], None] | None = None,
@@ -238,10 +261,12 @@ class Engine:
         if not given.keys() & {"max_new_tokens", "max_tokens"} and sampling.max_new_tokens is not None:
             room = max(1, self._capacity - len(input_ids))  # the default bends to the context, a wish does not
             sampling = msgspec.structs.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-        _check_options(rid, priority, cache_salt, extra_key, timeout_s, queue_timeout_s)
+        check_options(rid, priority, cache_salt, extra_key, timeout_s, queue_timeout_s)
+        after = ending_ids(constraint_after, reasoning_budget, constraint, self.tokenizer, self.config.vocab_size)
+        check_constraint(constraint, sampling, self._compiler)
         rid = rid or uuid.uuid4().hex
         ids = [rid] if sampling.n == 1 else [f"{rid}-{i}" for i in range(sampling.n)]
-        layout, options = _logprobs(
+        layout, options = logprob_options(
             len(input_ids), return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
             return_text_in_logprobs, self.config.vocab_size,
         )  # fmt: skip
@@ -254,6 +279,8 @@ class Engine:
                 token_ids=list(input_ids),
                 sampling=msgspec.structs.replace(sampling, seed=seed, n=1),
                 constraint=constraint,
+                constraint_after=after,
+                reasoning_budget=reasoning_budget,
                 logprobs=options,
                 priority=priority,
                 namespace="\x00".join(filter(None, (cache_salt, extra_key))),
@@ -284,8 +311,8 @@ class Engine:
         batch = Batch(many)
         try:
             for index, row in enumerate(rows):
-                fields = {name: _pick(value, index, len(rows), name, many) for name, value in options.items()}
-                sampling = _pick(sampling_params, index, len(rows), "sampling_params", many)
+                fields = {name: pick(value, index, len(rows), name, many) for name, value in options.items()}
+                sampling = pick(sampling_params, index, len(rows), "sampling_params", many)
                 given = {name: value for name, value in fields.items() if value is not None}
                 batch.generations.append(self.submit(row, sampling, **given))
         except BaseException:
@@ -316,55 +343,6 @@ class Engine:
             if not text:
                 raise InvalidParameter("prompt", text, "prompt is empty: give at least one character")
         return [self.tokenizer.encode(text, add_bos=True) for text in texts], not isinstance(prompt, str)
-
-
-def _pick(value: Any, index: int, count: int, name: str, many: bool) -> Any:
-    """The value for one prompt of a batch: its own when a list was given, else the common one."""
-    if not many or not isinstance(value, list) or (name == "token_ids_logprob" and value and isinstance(value[0], int)):
-        return value
-    if len(value) != count:
-        raise InvalidParameter(name, value, f"{name} has {len(value)} entries for {count} prompts; give one each")
-    return value[index]
-
-
-def _check_options(rid: Any, priority: Any, salt: Any, extra: Any, timeout_s: Any, queue_timeout_s: Any) -> None:
-    """What a request carries besides sampling; ``InvalidParameter`` names the field."""
-    for name, value in (("rid", rid), ("cache_salt", salt), ("extra_key", extra)):
-        if value is not None and not (isinstance(value, str) and len(value) <= MAX_NAME):
-            raise InvalidParameter(name, value, f"{name} must be text of at most {MAX_NAME} characters, got {value!r}")
-    if type(priority) is not int or abs(priority) > MAX_PRIORITY:
-        message = f"priority must be an integer in [-{MAX_PRIORITY}, {MAX_PRIORITY}], got {priority!r}"
-        raise InvalidParameter("priority", priority, message)
-    for name, value in (("timeout_s", timeout_s), ("queue_timeout_s", queue_timeout_s)):
-        if value is not None and not (isinstance(value, (int, float)) and value > 0):
-            raise InvalidParameter(name, value, f"{name} must be a positive number of seconds, got {value!r}")
-
-
-def _logprobs(
-    num_prompt: int,
-    wanted: bool,
-    start_len: int | None,
-    top_n: int | None,
-    given: list[int] | None,
-    text: bool,
-    vocab_size: int,
-) -> tuple[LogprobLayout | None, LogprobOptions | None]:
-    """The caller's words on logprobs, checked; ``logprob_start_len`` -1 or ``None`` asks for no prompt logprobs."""
-    if not wanted:
-        return None, None
-    start = None if start_len is None or start_len < 0 else start_len
-    if start is not None and start > num_prompt:
-        message = f"logprob_start_len={start} is beyond the prompt of {num_prompt} tokens"
-        raise InvalidParameter("logprob_start_len", start, message)
-    if top_n is not None and not 0 <= top_n <= vocab_size:
-        message = f"top_logprobs_num must be in [0, {vocab_size}], got {top_n}"
-        raise InvalidParameter("top_logprobs_num", top_n, message)
-    bad = next((token for token in given or [] if not 0 <= token < vocab_size), None)
-    if bad is not None:
-        message = f"token_ids_logprob has {bad}, outside the vocabulary of {vocab_size} tokens"
-        raise InvalidParameter("token_ids_logprob", given, message)
-    layout = LogprobLayout(top_n=top_n or 0, given=bool(given), text=text)
-    return layout, LogprobOptions(start_len=start, top_n=top_n or 0, token_ids=tuple(given or ()))
 
 
 def _find_model(args: EngineArgs) -> Path:

@@ -1,21 +1,49 @@
-"""A request's constraint: compiled off the step thread, then one matcher that moves with the committed tokens."""
+"""A request's constraint: compiled off the step thread, then one matcher that moves with the known tokens.
+
+Whatever takes long happens where compilation ends: making the matcher, the shortest text, the first mask. The step
+loop finds it done (``ready``) or the request waits, and nobody else.
+
+A value whose rightness is known only at its end is *held*: its tokens may still be taken back, so they are neither
+sent nor final. When nothing can follow (``stuck``, found where masks are filled) the matcher retreats to where it can
+go another way, or gives up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sglite.constrained.compiler import CompiledConstraint
-from sglite.constrained.matcher import Matcher
-from sglite.constrained.spec import ConstraintSpec
+from sglite.constrained import bitmask
+from sglite.constrained.closing import filled_pointers
+from sglite.constrained.spec import ConstraintRefused, ConstraintSpec
+from sglite.constrained.wrappers import ReasoningGate, ThinkEnd
+
+if TYPE_CHECKING:
+    from sglite.constrained.compiler import CompiledConstraint
+    from sglite.constrained.matcher import Matcher
+    from sglite.constrained.vocab import Vocabulary
+    from sglite.runtime.text.stop import StopMatcher
+
+T = TypeVar("T")
+MAX_SHOWN = 80
+"""Characters of a constraint that an error message repeats."""
+MAX_LOOKED_AT = 32
+"""Allowed tokens up to which it is tried out what would follow each of them."""
 
 
 class Compiler(Protocol):
     """What the engine needs of a constraint compiler."""
+
+    @property
+    def vocab(self) -> Vocabulary:
+        """The vocabulary it compiles for."""
+        ...
 
     def submit(self, spec: ConstraintSpec) -> Future[CompiledConstraint]:
         """Compile on another thread; identical specs compile once."""
@@ -26,44 +54,210 @@ class Compiler(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class GrammarOptions:
+    """How a request wants its constraint carried out."""
+
+    vocab: Vocabulary
+    is_json: bool = False
+    """The text is one JSON value."""
+    jump_forward: bool = True
+    close_at: int | None = None
+    """Output tokens after which the text must be whole; ``None``: it may be cut off."""
+    starts_after: tuple[int, ...] = ()
+    """Tokens that end the reasoning, which is free."""
+    reasoning_budget: int | None = None
+    allowed_ids: Collection[int] | None = None
+    banned_ids: Collection[int] = ()
+    """Not sampled as the first token: what ends the output, where a minimum length is asked for."""
+
+
 class GrammarState:
     """The matcher of one request; it has accepted exactly the output tokens the request knows."""
 
-    __slots__ = ("future", "matcher")
+    __slots__ = (
+        "_future", "_gate", "_options", "_row", "_unprepared", "failure", "forced_at", "held", "mask_ms",
+        "masks_filled", "matcher", "num_before", "ready", "retreats", "stop_mark", "stuck",
+    )  # fmt: skip
 
-    def __init__(self, future: Future[CompiledConstraint]) -> None:
-        self.future = future
+    def __init__(self, future: Future[CompiledConstraint], options: GrammarOptions) -> None:
+        self._future = future
+        self._options = options
+        self._unprepared: Exception | None = None
+        self._gate: ReasoningGate | None = None
+        self._row: NDArray[np.int32] | None = None
+        """The last mask, as long as it is right."""
         self.matcher: Matcher | None = None
+        self.ready = False
+        """Compilation has ended, well or not: ``start`` may be called."""
+        self.num_before = 0
+        """Output tokens before the text begins: the reasoning and its end."""
+        self.stuck = False
+        """Nothing can follow; ``retreat`` is due."""
+        self.failure: str | None = None
+        """The matcher raised an exception: this one. It is not asked again."""
+        self.held = 0
+        """Tokens at the end that may still be taken back."""
+        self.masks_filled = 0
+        self.mask_ms = 0.0
+        self.retreats: list[range] = []
+        """Positions whose tokens were taken back, one entry a time."""
+        self.forced_at: list[int] = []
+        """Positions of held tokens that were forced."""
+        self.stop_mark: tuple[int, StopMatcher] | None = None
+        """The state of stop matching before the first held token, and that token's position."""
+
+    # --- compilation ------------------------------------------------------------------------------------------
 
     def when_ready(self, wake: Callable[[], None]) -> None:
-        """Call ``wake`` (from any thread) once compilation has ended, well or not."""
-        self.future.add_done_callback(lambda _: wake())
+        """Call ``wake`` (from any thread) once ``ready``."""
+
+        def finish(_: object) -> None:
+            try:
+                self._prepare()
+            except Exception as error:
+                self._unprepared = error
+            self.ready = True
+            wake()
+
+        self._future.add_done_callback(finish)
 
     def start(self) -> None:
-        """Take the compiled constraint; raises what compilation raised."""
-        self.matcher = self.future.result(timeout=0).matcher()
+        """Raises what compilation raised, or why this request cannot have what was compiled."""
+        assert self.ready
+        if self._unprepared is not None:
+            raise self._unprepared
+
+    def _prepare(self) -> None:
+        """On the thread on which compilation ended: everything up to the first mask."""
+        compiled, options = self._future.result(), self._options
+        budget = options.reasoning_budget
+        if options.close_at is not None:
+            least = compiled.shortest_tokens() + len(options.starts_after)
+            if least > options.close_at:
+                raise ConstraintRefused(
+                    f"the shortest text has {least} tokens and on_limit='close' is to end it within max_new_tokens="
+                    f"{options.close_at}; give max_new_tokens>={least}"
+                )
+            room = options.close_at - least
+            budget = room if budget is None else min(budget, room)
+        matcher = compiled.matcher(jump_forward=options.jump_forward, close_at=options.close_at)
+        self._check_first(matcher)
+        if options.starts_after:
+            end = ThinkEnd(options.vocab, options.starts_after)
+            matcher = self._gate = ReasoningGate(matcher, end, budget, jump_forward=options.jump_forward)
+        self.matcher = matcher
+
+    def _check_first(self, matcher: Matcher) -> None:
+        """Refuse what leaves no first token, naming both sides."""
+        options = self._options
+        if options.starts_after or (options.allowed_ids is None and not options.banned_ids):
+            return
+        row = np.empty(options.vocab.words, dtype=np.int32)
+        matcher.fill(row)
+        if not row.any():
+            return
+        if options.allowed_ids is not None:
+            row &= bitmask.from_ids(options.allowed_ids, options.vocab.size)
+            if not row.any():
+                raise ConstraintRefused("allowed_token_ids has no token with which the text can begin; allow some")
+        bitmask.forbid(row, options.banned_ids)
+        if not row.any():
+            raise ConstraintRefused("the text can only begin with a token that min_new_tokens bans; set it to 0")
+
+    # --- steps ------------------------------------------------------------------------------------------------
 
     def fill(self, row: NDArray[np.int32]) -> None:
-        """Write the mask for the next token into one row of a bitmask."""
-        assert self.matcher is not None
-        self.matcher.fill(row)
+        """Write the mask for the next token into one row of a bitmask; all ones, and ``stuck``, where none is left."""
+        started = time.perf_counter()
+        if self._ask(lambda matcher: matcher.fill(row), False) and not row.any():
+            self.stuck = True
+        if self.stuck:
+            row.fill(-1)
+        self._row = row
+        self.masks_filled += 1
+        self.mask_ms += 1000 * (time.perf_counter() - started)
+
+    def run_follows(self) -> bool:
+        """Whatever the token being sampled is, forced tokens or the end come after it. False where that costs much."""
+        if self._row is None or self.held or np.count_nonzero(self._row) > MAX_LOOKED_AT:
+            return False
+        ids = bitmask.to_ids(self._row)
+        return len(ids) <= MAX_LOOKED_AT and self._ask(
+            lambda matcher: all(_runs_on(matcher, int(i)) for i in ids), False
+        )
 
     def accept(self, token: int) -> bool:
         """Move past an output token; ``False``: it was not allowed."""
-        assert self.matcher is not None
-        return self.matcher.accept(token)
+        self._row = None
+        self.num_before += self._gate is not None and self._gate.thinking
+        taken = self._ask(lambda matcher: matcher.accept(token), False)
+        self.held = self._ask(lambda matcher: matcher.held, self.held)
+        return taken
 
     def forced(self, limit: int) -> list[int]:
         """Tokens that are the only allowed ones from here, in order."""
-        assert self.matcher is not None
-        return self.matcher.forced(limit) if limit > 0 else []
+        return self._ask(lambda matcher: matcher.forced(limit), []) if limit > 0 else []
+
+    def retreat(self) -> int:
+        """Take back what leads nowhere: how many tokens; 0 when there is no other way left to try."""
+        self.stuck = False
+        back = self._ask(lambda matcher: matcher.retreat(), 0)
+        if back:
+            self.held = self._ask(lambda matcher: matcher.held, 0)
+        return back
+
+    def filled(self, text: bytes) -> list[str] | None:
+        """JSON pointers of the values in ``text``, the constrained part, that closing chose; ``None``: no closing."""
+        if self.matcher is None or self._options.close_at is None:
+            return None
+        offset = self._ask(lambda matcher: matcher.closed_from, None)
+        return [] if offset is None or not self._options.is_json else filled_pointers(text, offset)
+
+    def attempt(self, position: int) -> int:
+        """How often a token at ``position`` has been taken back."""
+        return sum(position in taken for taken in self.retreats)
 
     @property
     def finished(self) -> bool:
         """Nothing more can follow."""
-        return self.matcher is not None and self.matcher.finished
+        return self._ask(lambda matcher: matcher.finished, False)
 
     @property
     def complete(self) -> bool:
         """The output so far is a member of the language."""
-        return self.matcher is not None and (self.matcher.accepting or self.matcher.finished)
+        return self.matcher is not None and self._ask(lambda matcher: matcher.accepting or matcher.finished, False)
+
+    @property
+    def error(self) -> str | None:
+        """Why nothing can follow."""
+        return self.failure or self._ask(lambda matcher: matcher.error, None)
+
+    def _ask(self, question: Callable[[Matcher], T], otherwise: T) -> T:
+        """A matcher that raises ends its own request, as one that is stuck for good, and nobody else's."""
+        assert self.matcher is not None
+        if self.failure is not None:
+            return otherwise
+        try:
+            return question(self.matcher)
+        except Exception as error:
+            self.failure = f"the constraint failed at run time: {type(error).__name__}: {error}"
+            self.stuck = True
+            return otherwise
+
+
+def _runs_on(matcher: Matcher, token: int) -> bool:
+    """Forced tokens or the end come after ``token``; the state is unchanged."""
+    if not matcher.accept(token):
+        return False
+    follows = bool(matcher.forced(1)) or matcher.finished
+    matcher.rollback(1)
+    return follows
+
+
+def name_the_constraint(spec: ConstraintSpec, message: str) -> str:
+    """A compiler's message with the parameter it is about and the value, when it does not begin with them."""
+    if message.startswith(spec.kind):
+        return message
+    shown = spec.value if len(spec.value) <= MAX_SHOWN else spec.value[:MAX_SHOWN] + "..."
+    return f"{spec.kind} {shown!r}: {message}"

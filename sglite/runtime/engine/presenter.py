@@ -50,7 +50,7 @@ class Presenter:
         self._rows: list[TokenLogprob] = []
         self._prompt_rows: list[TokenLogprob] = []
         self._accounting = Accounting()
-        self._constraint_complete: bool | None = None
+        self._constraint: dict[str, Any] = {}
         self._bytes = bytearray()
         self._ends: list[int] = []
         """Bytes of text after each output token."""
@@ -70,7 +70,8 @@ class Presenter:
         self._accounting = output.accounting
         if output.finish_reason is not None:
             self.finish_reason = output.finish_reason
-            self._constraint_complete = output.constraint_complete
+            ends = {"constraint_complete": output.constraint_complete, "constraint_filled": output.constraint_filled}
+            self._constraint = {name: value for name, value in ends.items() if value is not None}
             self._finish_text(output.finish_reason)
 
     @property
@@ -148,9 +149,8 @@ class Presenter:
             **accounting,
             "e2e_latency": self._accounting.e2e_ms / 1000,
             "weight_version": "default",
+            **self._constraint,
         }
-        if self._constraint_complete is not None:
-            meta["constraint_complete"] = self._constraint_complete
         if self._layout is not None:
             meta.update(self._logprob_lists(self._layout))
         return meta

@@ -143,6 +143,16 @@ class Request:
         return len(self.tokens) - self.prompt_len
 
     @property
+    def num_final(self) -> int:
+        """Known tokens that stay: all, but those of a value whose end may still turn out to be wrong."""
+        return len(self.tokens) - (0 if self.grammar is None else self.grammar.held)
+
+    @property
+    def retreating(self) -> bool:
+        """Nothing can follow its last tokens: they are taken back once no step in flight touches them."""
+        return self.grammar is not None and self.grammar.stuck
+
+    @property
     def num_unknown(self) -> int:
         """Tokens that steps in flight are sampling and nobody knows beforehand."""
         return sum(token is None for token in self.samples_in_flight)

@@ -64,7 +64,7 @@ class RowPlanner:
 
     def extend(self, request: Request, plan: StepPlan, reserve: int = 0) -> bool:
         """Plan what ``request`` can compute in this step. ``False`` only when memory is lacking."""
-        if request.finish is not None or request.preempting:
+        if request.finish is not None or request.preempting or request.retreating:
             return True
         if 0 < request.num_needed <= request.num_scheduled:
             position = self._ahead.look_ahead(request)
@@ -78,10 +78,10 @@ class RowPlanner:
         start = max(planned, request.num_scheduled)
         if request.logprobs is not None and request.logprobs.unscored:
             start = min(start, request.logprobs.unscored[0] - 1)
-        if start >= request.num_tokens:
+        if start >= request.num_needed:
             if self._join(request, plan):
                 return True
-            start = request.num_tokens - 1
+            start = request.num_needed - 1
         return self._plan_row(request, plan, start, planned, reserve)
 
     def _claim(self, request: Request) -> bool:
@@ -107,10 +107,10 @@ class RowPlanner:
         return True
 
     def _join(self, request: Request, plan: StepPlan) -> bool:
-        """All known tokens are computed or in flight: share the logits of the row that does it in this step."""
+        """All that is needed is computed or in flight: share the logits of the row that does it in this step."""
         assert request.cursor is not None
-        end = request.num_tokens
-        if request.max_new_tokens > 0:
+        end = request.num_needed
+        if request.max_new_tokens > 0 and request.ending is None:
             row = plan.row_covering(request.cursor.node.owner, end - 1)
             if row is None or request.state_slots:
                 return False
@@ -175,8 +175,5 @@ class RowPlanner:
         request.state_at = end
         index = plan.add_row(request, row, end, copies)
         plan.add_scores(request, index)
-        if request.unsent_forced:
-            plan.output.appended[request.slot] = request.unsent_forced
-            request.unsent_forced = []
         if samples:
             plan.add_sample(request, index, end - 1)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.ahead import Ahead
@@ -26,7 +25,7 @@ from sglite.runtime.engine.policy import Policy, fcfs
 from sglite.runtime.engine.recurrent import StatePlanner
 from sglite.runtime.engine.request import Request, RequestStatus, WaitReason
 from sglite.runtime.engine.rows import RowPlanner, block, unblock
-from sglite.runtime.engine.step_plan import StepPlan
+from sglite.runtime.engine.step_plan import SchedulerLimits, StepPlan
 from sglite.runtime.engine.update import Updater
 from sglite.runtime.protocol import (
     FinishReason,
@@ -36,20 +35,6 @@ from sglite.runtime.protocol import (
     StepOutput,
 )
 from sglite.runtime.spec.base import Proposer
-
-
-@dataclass(frozen=True)
-class SchedulerLimits:
-    """Budgets of a step and of the engine."""
-
-    max_step_tokens: int = 2048
-    """Tokens computed a step."""
-    max_running: int = 64
-    """Requests admitted at once."""
-    chunk_size: int | None = None
-    """Tokens of one request a step; ``None``: whatever the step leaves."""
-    look_ahead: bool = False
-    """Plan a row for a token that the step in flight is still sampling."""
 
 
 class Scheduler:
@@ -181,6 +166,11 @@ class Scheduler:
                 return False
             if not self._free_slots and not self._make_room(request):
                 return False
+            if request.num_output == 0:
+                self._updater.append_forced(request)
+            if request.retreating:
+                self._retreat(request)
+                continue
             match = self.cache.match(request.tokens, request.request.namespace)
             if match.blocked_on is not None:
                 block(request, self._states.branch_off(match, match.blocked_on))
@@ -294,10 +284,30 @@ class Scheduler:
                 if requests.get(request.id) is request:
                     del requests[request.id]
             request.status = RequestStatus.FINISHED
-        elif request.preempting:
+        elif not (request.retreating and self._retreat(request)) and request.preempting:
             self.preemptions += 1
             request.accounting.preemptions += 1
             self._back_to_queue(request)
+
+    def _retreat(self, request: Request) -> bool:
+        """Take back tokens that lead nowhere; ``True`` when that was the request's end.
+
+        It stays where it is and computes its last token again. Recurrent state cannot be taken back: such a request
+        starts over from a checkpoint.
+        """
+        while request.retreating:
+            if not self._updater.retreat(request):
+                assert request.ending is not None
+                self.end(request, request.ending)
+                return True
+            self._ahead.withdraw(request)
+            self._updater.append_forced(request)
+        self._released_slots.append(request.slot)
+        self._new_rows[request.slot] = self._new_row(request)
+        if request.state_slots and not request.preempting:
+            self._back_to_queue(request)
+        self._report(request)
+        return request.finish is not None
 
     def _back_to_queue(self, request: Request) -> None:
         self._release(request)
@@ -368,7 +378,7 @@ class Scheduler:
             expected = request.samples_in_flight.popleft() if request.samples_in_flight else None
             if request.finish is None and sample.error is None:
                 self._updater.add_sample(request, expected, sample)
-            elif request.finish is None:
+            elif request.finish is None and not request.retreating:
                 self.end(request, FinishReason(type="error", code="sampling", message=sample.error))
 
     def _report(self, request: Request) -> None:
@@ -378,7 +388,8 @@ class Scheduler:
         expected = any(token is not None for token in request.samples_in_flight)
         state = request.logprobs
         scoring = state is not None and (bool(state.unscored) or request.scores_in_flight > 0 or expected)
-        if request.ending is not None and not scoring:
+        prefilled = request.num_computed >= request.prompt_len  # a constraint may dictate the whole answer before
+        if request.ending is not None and prefilled and not scoring:
             self.end(request, request.ending)
         elif (output := self._updater.progress(request, self._clock())) is not None:
             self._outbox.append(output)

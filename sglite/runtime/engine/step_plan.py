@@ -6,8 +6,24 @@ which request each sample and score belongs to, and how far each row brings its 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sglite.runtime.engine.request import Request
 from sglite.runtime.protocol import CopyPages, RowStep, SampleTask, SchedulerOutput, ScoreTask
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """Budgets of a step and of the engine."""
+
+    max_step_tokens: int = 2048
+    """Tokens computed a step."""
+    max_running: int = 64
+    """Requests admitted at once."""
+    chunk_size: int | None = None
+    """Tokens of one request a step; ``None``: whatever the step leaves."""
+    look_ahead: bool = False
+    """Plan a row for a token that the step in flight is still sampling."""
 
 
 class StepPlan:
@@ -68,9 +84,13 @@ class StepPlan:
             row=row,
             position=position,
             num_output=request.num_output + request.num_unknown,
+            attempt=0 if request.grammar is None else request.grammar.attempt(position + 1),
             constrained=request.grammar is not None,
         )
         self.output.samples.append(task)
+        if request.unsent_forced:
+            self.output.appended[request.slot] = request.unsent_forced
+            request.unsent_forced = []
         self.sampled.append(request)
         request.samples_in_flight.append(None)
         self.join(request)

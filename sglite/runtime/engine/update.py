@@ -2,6 +2,8 @@
 
 Every output token takes the same way, sampled or forced. A request that wants logprobs sends a token together with
 its logprob: forced tokens wait until a row has scored them, and so does the end of a request that ends on them.
+Tokens that the constraint may still take back wait until it has made up its mind; ``retreat`` takes them back, with
+all that came of them: stop matching, logprobs, counts.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class Updater:
             elif rows[0] is not None and request.logprobs is not None:
                 request.logprobs.output[self._position_of_expected(request)] = rows[0]
             return
-        if request.ending is not None:
+        if request.ending is not None or request.retreating:
             return
         for token, row in zip(sample.token_ids, rows, strict=True):
             if row is not None and request.logprobs is not None:
@@ -64,7 +66,7 @@ class Updater:
             request.ending = self._append(request, token)
             if request.ending is not None:
                 return
-        self._append_forced(request)
+        self.append_forced(request)
 
     def add_scores(self, request: Request, position: int, rows: Sequence[TokenLogprob]) -> None:
         """Logprobs of the known tokens at ``position`` and after."""
@@ -88,13 +90,13 @@ class Updater:
         count = request.num_output
         if request.grammar is not None and not request.grammar.accept(token):
             message = f"token {token} is not allowed by the constraint at output position {count - 1}"
+            message = request.grammar.failure or message
             return FinishReason(type="error", code="internal", message=message)
+        self._mark_stop(request)
         if token in sampling.stop_token_ids or (token in self._eos and not sampling.ignore_eos):
             return FinishReason(type="stop", matched=token)
         if request.stop is not None:
-            assert self._token_bytes is not None
-            piece = self._token_bytes[token] if token < len(self._token_bytes) else None
-            hit = request.stop.push(piece or b"")
+            hit = request.stop.push(self._bytes_of(token))
             if hit is not None and count >= sampling.min_new_tokens:
                 return FinishReason(type="stop", matched=hit.matched)
         if request.grammar is not None and request.grammar.finished:
@@ -104,13 +106,16 @@ class Updater:
             return FinishReason(type="stop")
         return FinishReason(type="length") if count >= request.max_new_tokens else None
 
-    def _append_forced(self, request: Request) -> None:
+    def append_forced(self, request: Request) -> None:
         """Take over the tokens that the constraint allows no choice about: they cost no sampling and no own step."""
         if request.grammar is None:
             return
         pending = request.samples_in_flight
         room = min(request.max_new_tokens - request.num_output, MAX_FORCED_RUN)
         for index, token in enumerate(request.grammar.forced(room)):
+            request.ending = self._forbidden(request, token)
+            if request.ending is not None:
+                return
             if index == 0 and pending and pending[0] is None:
                 pending[0] = token
             else:
@@ -119,14 +124,84 @@ class Updater:
                     request.logprobs.unscored.append(request.num_tokens)
             request.accounting.forced_tokens += 1
             request.ending = self._append(request, token)
+            if request.grammar.held:
+                request.grammar.forced_at.append(request.num_tokens - 1)
             if request.ending is not None:
                 return
+
+    def _forbidden(self, request: Request, token: int) -> FinishReason | None:
+        """A forced token that sampling would not be allowed to give: the end that sampling it would have come to."""
+        sampling = request.request.sampling
+        if sampling.allowed_token_ids is not None and token not in sampling.allowed_token_ids:
+            other = "allowed_token_ids"
+        elif request.num_output < sampling.min_new_tokens and token in self.ending_ids(sampling):
+            other = f"the ban of stop tokens by min_new_tokens={sampling.min_new_tokens}"
+        else:
+            return None
+        message = (
+            f"every token is masked at position {request.num_tokens - 1}: {other} and the grammar leave none to "
+            "sample; relax one of them"
+        )
+        return FinishReason(type="error", code="sampling", message=message)
+
+    # --- tokens taken back ------------------------------------------------------------------------------------
+
+    def retreat(self, request: Request) -> bool:
+        """Take back the tokens that lead nowhere, and what came of them; ``False``: there is no other way, it ends."""
+        grammar = request.grammar
+        assert grammar is not None and not request.in_flight
+        error, back = grammar.error, grammar.retreat()
+        cut = request.num_tokens - back
+        if back == 0 or cut < request.prompt_len + request.emitted:
+            why = grammar.error or error or "no value that was tried can be ended as the constraint demands"
+            message = f"the constraint cannot be satisfied after {request.num_final - request.prompt_len} tokens: {why}"
+            code = "constraint_unsatisfied" if grammar.failure is None else "internal"
+            request.ending = FinishReason(type="error", code=code, message=grammar.failure or message)
+            return False
+        grammar.retreats.append(range(cut, request.num_tokens))
+        del request.tokens[cut:]
+        request.seen = min(request.seen, cut)
+        request.accounting.resampled_tokens += back
+        while grammar.forced_at and grammar.forced_at[-1] >= cut:
+            grammar.forced_at.pop()
+            request.accounting.forced_tokens -= 1
+        if request.logprobs is not None:
+            request.logprobs.output = {at: row for at, row in request.logprobs.output.items() if at < cut}
+            request.logprobs.restart(request.prompt_len, request.prompt_len + request.emitted, cut)
+        self._rewind_stop(request)
+        return True
+
+    def _mark_stop(self, request: Request) -> None:
+        """Remember, at the first token that may be taken back, how far stop matching was before it."""
+        grammar = request.grammar
+        if grammar is None:
+            return
+        if not grammar.held:
+            grammar.stop_mark = None
+            grammar.forced_at.clear()
+        elif grammar.stop_mark is None and request.stop is not None:
+            grammar.stop_mark = request.num_tokens - 1, request.stop.fork()
+
+    def _rewind_stop(self, request: Request) -> None:
+        """Bring stop matching back to where the known tokens end."""
+        if request.stop is None:
+            return
+        assert request.grammar is not None and request.grammar.stop_mark is not None
+        position, matcher = request.grammar.stop_mark
+        assert position <= request.num_tokens, (position, request)
+        request.stop = matcher.fork()
+        for token in request.tokens[position:]:
+            request.stop.push(self._bytes_of(token))
+
+    def _bytes_of(self, token: int) -> bytes:
+        known = self._token_bytes
+        return (known[token] if known is not None and token < len(known) else None) or b""
 
     # --- what goes out ----------------------------------------------------------------------------------------
 
     def progress(self, request: Request, now: float) -> RequestOutput | None:
         """What can be sent of a request that goes on; ``None``: nothing new."""
-        tokens, rows = self._unsent(request)
+        tokens, rows = self._unsent(request, request.num_final)
         prompt_rows = self._prompt_rows(request)
         if not tokens and not prompt_rows:
             return None
@@ -140,12 +215,18 @@ class Updater:
         )
 
     def terminal(self, request: Request, reason: FinishReason, now: float) -> RequestOutput:
-        """The last output of a request, with all that was not sent yet; marks it as ended."""
+        """The last output of a request, with all that was not sent yet; marks it as ended.
+
+        What might still have been taken back is part of an answer that was cut off, but not of a failure; nor is
+        what a constraint dictates of a request that never ran.
+        """
         request.finish = reason
-        tokens, rows = self._unsent(request)
+        answered = reason.type in ("stop", "length")
+        upto = request.num_tokens if answered else request.num_final if request.first_run is not None else 0
+        tokens, rows = self._unsent(request, upto)
         self._stamp(request, now)
         complete = None if request.request.constraint is None else False
-        if request.grammar is not None and request.grammar.complete and reason.type in ("stop", "length"):
+        if request.grammar is not None and request.grammar.complete and answered:
             complete = True
         return RequestOutput(
             request_id=request.id,
@@ -154,13 +235,22 @@ class Updater:
             prompt_logprobs=self._prompt_rows(request),
             finish_reason=reason,
             constraint_complete=complete,
+            constraint_filled=self._filled(request) if answered else None,
             accounting=request.accounting,
         )
 
-    def _unsent(self, request: Request) -> tuple[list[int], list[TokenLogprob]]:
-        """Output tokens not sent yet, as far as their logprobs have come in if any were asked for."""
+    def _filled(self, request: Request) -> list[str] | None:
+        """Pointers of the values that closing chose, where it was asked for."""
+        grammar = request.grammar
+        if grammar is None:
+            return None
+        start = request.prompt_len + grammar.num_before
+        return grammar.filled(b"".join(self._bytes_of(token) for token in request.tokens[start:]))
+
+    def _unsent(self, request: Request, upto: int) -> tuple[list[int], list[TokenLogprob]]:
+        """Output tokens below ``upto`` not sent yet, as far as their logprobs have come in if any were asked for."""
         start = request.prompt_len + request.emitted
-        tokens = request.tokens[start:]
+        tokens = request.tokens[start:upto]
         rows: list[TokenLogprob] = []
         if request.logprobs is not None:
             while len(rows) < len(tokens) and start + len(rows) in request.logprobs.output:
@@ -179,5 +269,8 @@ class Updater:
         return rows
 
     def _stamp(self, request: Request, now: float) -> None:
-        request.accounting.completion_tokens = request.num_output
+        request.accounting.completion_tokens = request.emitted
+        if request.grammar is not None:
+            request.accounting.masks_filled = request.grammar.masks_filled
+            request.accounting.mask_ms = request.grammar.mask_ms
         request.accounting.e2e_ms = 1000 * (now - request.start_time)

@@ -60,13 +60,17 @@ class _Job:
         self.step = step
         self.masks: Masks | None = None
         self.masks_ready = threading.Event()
+        self.mask_wait_ms = 0.0
         self.done = threading.Event()
         self.output: StepOutput | None = None
         if not any(task.constrained for task in step.samples):
             self.masks_ready.set()
 
     def wait_for_masks(self) -> Masks | None:
-        self.masks_ready.wait()
+        if not self.masks_ready.is_set():
+            started = time.perf_counter()
+            self.masks_ready.wait()
+            self.mask_wait_ms = 1000 * (time.perf_counter() - started)
         return self.masks
 
 
@@ -111,4 +115,5 @@ class ThreadExecutor:
             except Exception as error:
                 job.output = StepOutput(step_id=job.step.step_id, error=f"{type(error).__name__}: {error}")
             job.output.compute_ms = 1000 * (time.perf_counter() - started)
+            job.output.mask_wait_ms = job.mask_wait_ms
             job.done.set()

@@ -5,7 +5,8 @@ fingerprint that the row's page table leads to for the position before. Its next
 fingerprint. A page mixed up, freed too early or not copied therefore changes tokens, and output is right exactly
 when it equals ``script`` applied to the whole sequence (``reference``).
 
-A recurrent-state group works the same way with one fingerprint a slot, which must agree with the paged one.
+A token sampled anew follows from the fingerprint and the attempt. Rows with penalties must have been told their whole
+output. A recurrent-state group works the same way with one fingerprint a slot, which must agree with the paged one.
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ def fingerprint_of(tokens: Sequence[int]) -> int:
     return fingerprint
 
 
+def attempt_at(fingerprint: int, attempt: int) -> int:
+    """What the script is given for a token that was taken back ``attempt`` times."""
+    return fingerprint if attempt == 0 else extend_fingerprint(fingerprint, -1 - attempt)
+
+
 class ScriptedWorker:
     """Runs steps over fingerprints.
 
@@ -87,6 +93,8 @@ class ScriptedWorker:
         self._rows: dict[int, NewRow] = {}
         self._pages: dict[int, list[int]] = {}
         self._last: dict[int, int] = {}
+        self._outputs: dict[int, list[int]] = {}
+        """What each slot has been told of its output."""
 
     def execute(self, step: SchedulerOutput, masks: Callable[[], Masks | None]) -> StepOutput:
         """Run a step; see ``Worker``."""
@@ -118,6 +126,9 @@ class ScriptedWorker:
             del self._rows[slot], self._pages[slot]
         for new in step.new_rows:
             self._rows[new.slot], self._pages[new.slot] = new, []
+            self._outputs[new.slot] = list(new.output_ids)
+        for slot, tokens in step.appended.items():
+            self._outputs[slot] += tokens
         for row in step.rows:
             self._pages[row.slot][row.pages_from :] = row.pages
         for copy in step.copies:
@@ -185,7 +196,8 @@ class ScriptedWorker:
         fingerprints = [prints[task.row, task.position + i] for i in range(len(parents) + 1)]
         depths = [0, *draft_depths(parents)]
         sampled = [
-            self._choose(new, task.num_output + d, f, allowed) for f, d in zip(fingerprints, depths, strict=True)
+            self._choose(new, task.num_output + d, attempt_at(f, task.attempt), allowed)
+            for f, d in zip(fingerprints, depths, strict=True)
         ]
         drafts = row.token_ids[len(row.token_ids) - len(parents) :] if parents else []
         path = accept_path(drafts, parents, sampled)
@@ -193,6 +205,11 @@ class ScriptedWorker:
         if tokens[0] < 0:
             return SampledToken(slot=task.slot, token_ids=[], error="every token is masked")
         self._last[task.slot] = tokens[-1]
+        if new.sampling.has_penalties:
+            known = fingerprint_of([*new.prompt_ids, *self._outputs[task.slot]])
+            right = known == fingerprints[0] or self._failed_step >= 0
+            assert right, f"slot {task.slot} counts another output than it has"
+        self._outputs[task.slot] += tokens
         logprobs = [] if new.logprobs is None else [self._logprob(fingerprints[i], sampled[i]) for i in path]
         return SampledToken(slot=task.slot, token_ids=tokens, logprobs=logprobs)
 
@@ -200,8 +217,9 @@ class ScriptedWorker:
         """The scripted token, or the next allowed one; -1: none is."""
         token = self.script(fingerprint)
         banned = new.banned_until_min if num_output < new.sampling.min_new_tokens else ()
+        only = new.sampling.allowed_token_ids
         for _ in range(MAX_TOKEN):
-            if allowed(token) and token not in banned:
+            if allowed(token) and token not in banned and (only is None or token in only):
                 return token
             token = (token + 1) % MAX_TOKEN
         return -1

@@ -69,7 +69,7 @@ class ModelWorker:
         self._model = model
         self._backend = backend
         self._pool = pool
-        self._sampler = Sampler()
+        self._sampler = Sampler(backend.apply_mask)
         self._rows: dict[int, RowState] = {}
 
     @torch.inference_mode()

@@ -4,12 +4,13 @@ Applied in this order, each only to the rows that ask for it, on one float32 cop
 
     logit_bias -> penalties -> allowed_token_ids -> ban of stop tokens before min_new_tokens -> grammar bitmask
 
-A forbidden token has logit -inf. A row may end with no token at all; ``masks_of`` then names who was involved.
+A forbidden token has logit -inf. A row may end with no token at all; ``masks_of`` then names who was involved. Rows
+whose masks leave few tokens do not come here: ``few`` does the same to these tokens alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 from sglite.runtime.protocol import LogprobOptions
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.sample.penalties import TokenCounts, apply_penalties
+
+ApplyMask = Callable[[Tensor, Tensor], None]
+"""Sets the logits [n, V] that a bitmask [n, words] forbids to -inf: a backend's ``apply_mask``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,16 @@ class SampleRow:
         return self.banned_until_min if self.num_output < self.params.min_new_tokens else ()
 
 
+def apply_bitmask(logits: Tensor, mask: Tensor) -> None:
+    """``ApplyMask`` in plain torch, for any device and dtype: what a backend's own must equal."""
+    # The lowest bits come first in an int32 as in its bytes on every machine torch runs on (little endian).
+    octets = mask.to(logits.device).contiguous().view(torch.uint8)  # [n, words * 4]
+    bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=logits.device)
+    forbidden = (octets.unsqueeze(-1) & bits).eq_(0).view(torch.bool).flatten(1)[:, : logits.shape[1]]  # [n, V]
+    logits[:, : forbidden.shape[1]].masked_fill_(forbidden, -torch.inf)
+    logits[:, forbidden.shape[1] :] = -torch.inf
+
+
 def needs_adjusting(rows: Sequence[SampleRow], mask: Tensor | None) -> bool:
     """Whether ``adjust`` would change anything; if not, the batch needs no copy."""
     return mask is not None or any(
@@ -51,27 +65,36 @@ def needs_adjusting(rows: Sequence[SampleRow], mask: Tensor | None) -> bool:
     )
 
 
-def adjust(logits: Tensor, rows: Sequence[SampleRow], mask: Tensor | None) -> Tensor:
-    """An adjusted float32 copy of ``logits`` [n, V].
+def adjust(
+    logits: Tensor,
+    rows: Sequence[SampleRow],
+    mask: Tensor | None,
+    apply: ApplyMask = apply_bitmask,
+    *,
+    copy: bool = True,
+) -> Tensor:
+    """An adjusted float32 copy of ``logits`` [n, V]; without ``copy`` the tensor given may be written.
 
     ``mask`` [n, words] int32 has bit ``t % 32`` of word ``t // 32`` set where token t is allowed, and covers V.
     Raises ``ValueError`` or ``IndexError`` for rows that contradict the shapes; ``validate`` keeps requests from it.
     """
-    work = logits.to(torch.float32, copy=True)
-    _add_bias(work, rows)
-    penalised = []
-    for index, row in enumerate(rows):
-        if row.params.has_penalties:
-            if row.counts is None:
-                raise ValueError(f"row {index} has penalties but no token counts")
-            penalised.append((index, row.params, row.counts))
+    work = logits.to(torch.float32, copy=copy)
+    add_bias(work, [(index, row.params.logit_bias) for index, row in enumerate(rows) if row.params.logit_bias])
+    penalised = [(i, row.params, counts_of(row, i)) for i, row in enumerate(rows) if row.params.has_penalties]
     if penalised:
         apply_penalties(work, penalised)
     _keep_allowed(work, rows)
     _ban(work, rows)
     if mask is not None:
-        _apply_bitmask(work, mask)
+        apply(work, mask)
     return work
+
+
+def counts_of(row: SampleRow, index: int) -> TokenCounts:
+    """The token counts that the penalties of row ``index`` need."""
+    if row.counts is None:
+        raise ValueError(f"row {index} has penalties but no token counts")
+    return row.counts
 
 
 def masks_of(row: SampleRow, mask: Tensor | None) -> list[str]:
@@ -95,12 +118,12 @@ def _cells(logits: Tensor, pairs: Sequence[tuple[int, Sequence[int]]], what: str
     return torch.cat(flat).to(logits.device)
 
 
-def _add_bias(logits: Tensor, rows: Sequence[SampleRow]) -> None:
-    pairs = [(index, tuple(row.params.logit_bias)) for index, row in enumerate(rows) if row.params.logit_bias]
-    if pairs:
-        bias = [value for row in rows for value in row.params.logit_bias.values()]
-        flat, cells = logits.view(-1), _cells(logits, pairs, "logit_bias")
-        flat[cells] += torch.tensor(bias, dtype=torch.float32).to(logits.device)
+def add_bias(logits: Tensor, biases: Sequence[tuple[int, Mapping[int, float]]]) -> None:
+    """Add to ``logits`` [n, V] float32 in place; an entry is (row, column to number), at most one per row."""
+    if biases:
+        flat, cells = logits.view(-1), _cells(logits, [(row, tuple(bias)) for row, bias in biases], "logit_bias")
+        values = [value for _, bias in biases for value in bias.values()]
+        flat[cells] += torch.tensor(values, dtype=torch.float32).to(logits.device)
 
 
 def _keep_allowed(logits: Tensor, rows: Sequence[SampleRow]) -> None:
@@ -116,21 +139,3 @@ def _ban(logits: Tensor, rows: Sequence[SampleRow]) -> None:
     pairs = [(index, row.banned) for index, row in enumerate(rows) if row.banned]
     if pairs:
         logits.view(-1)[_cells(logits, pairs, "banned_until_min")] = -torch.inf
-
-
-def _apply_bitmask(logits: Tensor, mask: Tensor) -> None:
-    rows, width = logits.shape
-    if mask.dtype != torch.int32 or mask.shape[0] != rows or mask.shape[1] * 32 < width:
-        given = f"{mask.dtype} {list(mask.shape)}"
-        raise ValueError(f"the bitmask is {given}; int32 with {rows} rows of {width} bits is needed")
-    constrained = (mask != -1).any(dim=1).nonzero().flatten().to(logits.device)
-    if len(constrained) == 0:
-        return
-    # The lowest bits come first in an int32 as in its bytes on every machine torch runs on (little endian).
-    octets = mask.to(logits.device)[constrained].contiguous().view(torch.uint8)  # [m, words * 4]
-    bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=logits.device)
-    forbidden = (octets.unsqueeze(-1) & bits).eq_(0).view(torch.bool).flatten(1)[:, :width]  # [m, V]
-    if len(constrained) == rows:
-        logits.masked_fill_(forbidden, -torch.inf)
-    else:
-        logits[constrained] = logits[constrained].masked_fill_(forbidden, -torch.inf)

@@ -27,6 +27,7 @@ MAX_STOP_IDS = 1024
 MAX_BIASES = 4096
 MAX_ALLOWED_IDS = 2**20
 MAX_N = 128
+ON_LIMIT = ("stop", "close")
 GREEDY_BELOW = 1e-6
 """Temperatures below this mean argmax (SGLang's bound)."""
 MAX_TEMPERATURE = 10**6
@@ -88,6 +89,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Most new tokens; ``None``: as far as the context allows; 0: prefill only."""
     min_new_tokens: int = 0
     """No stop token is sampled before this many new tokens."""
+    on_limit: str = "stop"
+    """What ``max_new_tokens`` does to a constrained text: ``stop`` cuts it off, ``close`` has it whole by then."""
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     stop_regex: tuple[str, ...] = ()
@@ -125,6 +128,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             if self.min_new_tokens > self.max_new_tokens:
                 limit = f"must be in [0, max_new_tokens={self.max_new_tokens}]"
                 raise _bad("min_new_tokens", self.min_new_tokens, limit)
+        if self.on_limit not in ON_LIMIT:
+            raise _bad("on_limit", self.on_limit, f"must be {' or '.join(ON_LIMIT)}")
         _check_texts("stop", self.stop)
         _check_texts("stop_regex", self.stop_regex)
         _check_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_IDS)
@@ -171,6 +176,8 @@ def parse_sampling_params(mapping: Mapping[str, Any]) -> tuple[SamplingParams, C
     if len(asked) > 1:
         raise InvalidParameter(asked[1], given[asked[1]], f"only one of {' and '.join(asked)} can be set.")
     constraint = _constraint(asked[0], given.pop(asked[0])) if asked else None
+    if constraint is None and given.get("on_limit") == "close":
+        raise InvalidParameter("on_limit", "close", f"on_limit='close' needs one of {', '.join(_CONSTRAINTS)}.")
     return SamplingParams(**{name: _plain(name, value) for name, value in given.items()}), constraint
 
 

@@ -10,6 +10,7 @@ the number of distinct tokens of the penalised rows, not their vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +56,14 @@ class TokenCounts:
         self._counts = torch.cat([self._counts, self._counts.new_zeros(room)])
 
 
-def apply_penalties(logits: Tensor, entries: Sequence[tuple[int, SamplingParams, TokenCounts]]) -> None:
+class Counted(NamedTuple):
+    """Distinct ``ids`` [size] int64 and their ``counts`` [size] float32, as ``TokenCounts`` has them."""
+
+    ids: Tensor
+    counts: Tensor
+
+
+def apply_penalties(logits: Tensor, entries: Sequence[tuple[int, SamplingParams, TokenCounts | Counted]]) -> None:
     """Penalise ``logits`` [n, V] float32 in place; an entry is (row, parameters, counts), at most one per row.
 
     Raises ``IndexError`` when a counted id is not below V.

@@ -5,22 +5,25 @@ else: not on the other rows, their number or order, or what was sampled before. 
 an error and leaves the others alone. Work that no row asks for is not done.
 
     raw logits --adjust--> bias, penalties, masks --argmax or draw--> token id
+        |------few-------> the tokens left, alone -------^
         '-------------------log-softmax-----------------------------> log probabilities
 
-Only torch operations on the logits' own device; the logits given are never written.
+A row whose masks leave few tokens is sampled among those (``few``), with the same result. The logits given are never
+written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sglite.runtime.protocol import LogprobOptions, TokenLogprob
-from sglite.runtime.sample.adjust import SampleRow, adjust, masks_of, needs_adjusting
+from sglite.runtime.sample.adjust import ApplyMask, SampleRow, adjust, apply_bitmask, masks_of, needs_adjusting
 from sglite.runtime.sample.draw import draw
+from sglite.runtime.sample.few import Ids, few_ids, gather
 from sglite.runtime.sample.logprobs import LogitsNotFinite, not_finite, token_logprobs
 
 __all__ = ["SampleResult", "SampleRow", "Sampler"]
@@ -36,38 +39,58 @@ class SampleResult:
 
 
 class Sampler:
-    """Samples and scores. Holds no state: whatever a row needs comes with it."""
+    """Samples and scores. Holds no state: whatever a row needs comes with it.
+
+    ``apply_mask`` is the backend's; the default is what that must equal.
+    """
+
+    def __init__(self, apply_mask: ApplyMask = apply_bitmask) -> None:
+        self._apply_mask = apply_mask
 
     def sample(self, logits: Tensor, rows: Sequence[SampleRow], mask: Tensor | None = None) -> list[SampleResult]:
         """One result per row of ``logits`` [n, V], any float dtype; V may exceed the tokenizer's vocabulary.
 
-        ``mask`` [n, words] int32: bit ``t % 32`` of word ``t // 32`` is set where token t is allowed; rows without
-        a constraint are all ones; ``words * 32 >= V``. Greedy rows take the lowest id among equals.
+        ``mask`` [n, words] int32 on the host: bit ``t % 32`` of word ``t // 32`` is set where token t is allowed;
+        rows without a constraint are all ones; ``words * 32 >= V``. Greedy rows take the lowest id among equals.
         Raises ``ValueError`` or ``IndexError`` only for arguments that contradict each other.
         """
-        if logits.dim() != 2 or logits.shape[0] != len(rows):
-            raise ValueError(f"logits {list(logits.shape)} for {len(rows)} rows; one row of logits each is needed")
+        _check(logits, rows, mask)
         if not rows:
             return []
-        adjusted = adjust(logits, rows, mask) if needs_adjusting(rows, mask) else logits
-        best = adjusted.max(dim=1)
-        tokens: list[int] = best.indices.tolist()
-        peaks: list[float] = best.values.tolist()
-        raw_peaks = peaks if adjusted is logits else logits.amax(dim=1).tolist()
-        errors = [
-            not_finite(raw_peak) or (_nothing_left(row, mask, index) if peak == float("-inf") else None)
-            for index, (row, peak, raw_peak) in enumerate(zip(rows, peaks, raw_peaks, strict=True))
-        ]
-        drawing = [i for i, row in enumerate(rows) if errors[i] is None and not row.params.is_greedy]
-        if drawing:
-            part = _select(adjusted, drawing)
-            for index, token_id in zip(drawing, draw(part, [rows[i] for i in drawing]).tolist(), strict=True):
-                tokens[index] = token_id
+        width = logits.shape[1]
+        few = [few_ids(row, None if mask is None else mask[i], width) for i, row in enumerate(rows)]
+        peaks: list[float] = logits.amax(dim=1).tolist()
+        errors = [not_finite(peak) for peak in peaks]
+        tokens = [-1] * len(rows)
+        for part in self._parts(logits, rows, mask, few):
+            _choose(part, rows, tokens, errors)
+        for index, row in enumerate(rows):
+            if errors[index] is None and tokens[index] < 0:
+                errors[index] = _nothing_left(row, mask, index)
         logprobs = _logprobs(logits, rows, tokens, errors)
         return [
             SampleResult(tokens[i], logprobs.get(i)) if errors[i] is None else SampleResult(-1, None, errors[i])
             for i in range(len(rows))
         ]
+
+    def _parts(
+        self, logits: Tensor, rows: Sequence[SampleRow], mask: Tensor | None, few: Sequence[Ids | None]
+    ) -> Iterator[_Part]:
+        """The batch as at most two parts: rows over the whole vocabulary, and rows over few tokens."""
+        wide = [index for index, ids in enumerate(few) if ids is None]
+        if wide:
+            part = _select(logits, wide)
+            chosen = [rows[i] for i in wide]
+            own = None if mask is None else _select(mask, wide)
+            own = None if own is None or bool((own == -1).all()) else own  # constrained rows may all be narrow
+            if needs_adjusting(chosen, own):
+                part = adjust(part, chosen, own, self._apply_mask, copy=part is logits)
+            yield _Part(wide, part)
+        narrow = [(index, ids) for index, ids in enumerate(few) if ids is not None]
+        if narrow:
+            places = [index for index, _ in narrow]
+            found = gather(logits, places, [rows[i] for i in places], [ids for _, ids in narrow])
+            yield _Part(places, found.logits, found.ids, found.sizes)
 
     def score(self, logits: Tensor, targets: Sequence[int], options: LogprobOptions) -> list[TokenLogprob]:
         """Log probabilities of known tokens: row i of ``logits`` [m, V] scores ``targets[i]``.
@@ -83,6 +106,49 @@ class Sampler:
             if reason is not None:
                 raise LogitsNotFinite(f"{reason} (row {index} of {len(targets)} scored)")
         return token_logprobs(logits, targets, [options] * len(targets))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of the batch at ``places``, their adjusted ``logits`` [m, K], and what the columns stand for."""
+
+    places: list[int]
+    logits: Tensor
+    ids: Tensor | None = None
+    """[m, K]; ``None``: column t is token t."""
+    sizes: list[int] | None = None
+    """Tokens each row is left with, where they are few."""
+
+
+def _check(logits: Tensor, rows: Sequence[SampleRow], mask: Tensor | None) -> None:
+    if logits.dim() != 2 or logits.shape[0] != len(rows):
+        raise ValueError(f"logits {list(logits.shape)} for {len(rows)} rows; one row of logits each is needed")
+    width = logits.shape[1]
+    if mask is not None and (mask.dtype != torch.int32 or mask.shape[0] != len(rows) or mask.shape[1] * 32 < width):
+        given = f"{mask.dtype} {list(mask.shape)}"
+        raise ValueError(f"the bitmask is {given}; int32 with {len(rows)} rows of {width} bits is needed")
+
+
+def _choose(part: _Part, rows: Sequence[SampleRow], tokens: list[int], errors: Sequence[str | None]) -> None:
+    """Write the token of each row of a part; a row that is left with none keeps -1."""
+    best = part.logits.max(dim=1)
+    columns = best.indices
+    left = [peak != float("-inf") for peak in best.values.tolist()]
+    drawing = [
+        i
+        for i, place in enumerate(part.places)
+        if left[i]
+        and errors[place] is None
+        and not rows[place].params.is_greedy
+        and (part.sizes is None or part.sizes[i] > 1)
+    ]
+    if drawing:
+        drawn = draw(_select(part.logits, drawing), [rows[part.places[i]] for i in drawing])
+        columns[torch.tensor(drawing, device=columns.device)] = drawn
+    ids = columns if part.ids is None else part.ids.gather(1, columns.unsqueeze(1)).squeeze(1)
+    for i, (place, token_id) in enumerate(zip(part.places, ids.tolist(), strict=True)):
+        if left[i]:
+            tokens[place] = token_id
 
 
 def _select(logits: Tensor, indices: list[int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -11,8 +12,13 @@ from typing import Any
 
 import pytest
 
+from sglite.constrained.budget import Budget, OutOfTime
 from sglite.constrained.compiler import CompiledConstraint, ConstraintCompiler
 from sglite.constrained.grammar import Grammar, Text
+from sglite.constrained.idle import NICENESS, run_idle
+from sglite.constrained.limits import Limits
+from sglite.constrained.lower import lower
+from sglite.constrained.readings import Readings
 from sglite.constrained.spec import ConstraintError, ConstraintRefused, ConstraintSpec
 from sglite.constrained.vocab import Vocabulary
 
@@ -20,10 +26,14 @@ VOCAB = Vocabulary([bytes([i]) for i in range(256)] + [None], [256], lambda text
 
 
 class Program:
-    nbytes = 1
+    def __init__(self, nbytes: int = 1) -> None:
+        self.nbytes = nbytes
 
-    def matcher(self) -> Any:
+    def raw_matcher(self) -> Any:
         raise NotImplementedError
+
+    def matcher(self, jump_forward: bool = True, close_at: int | None = None) -> Any:
+        return jump_forward, close_at
 
 
 class Engine:
@@ -43,10 +53,7 @@ class Engine:
             self.release.wait(20)
         if node.text == "broken":
             raise ConstraintError("broken")
-        return Program()
-
-    def compile_tags(self, tag_json: str) -> Program:
-        raise NotImplementedError
+        return Program(int(node.text[5:]) if node.text.startswith("bytes") else 1)
 
 
 def spec(text: str) -> ConstraintSpec:
@@ -139,8 +146,126 @@ def test_a_failure_is_told_and_not_remembered() -> None:
     assert engine.compiled == ["broken", "broken"]
     with pytest.raises(ConstraintRefused, match="matches nothing"):
         compiler.compile(ConstraintSpec.json_schema(False))
-    with pytest.raises(ConstraintRefused, match="/not"):
-        compiler.check(ConstraintSpec.json_schema({"not": {}}))
+    with pytest.raises(ConstraintRefused, match=r"/[$]ref"):
+        compiler.check(ConstraintSpec.json_schema({"$ref": "https://example.com/other.json"}))
+    compiler.close()
+
+
+def test_a_spec_is_read_once_by_check_and_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counting(spec: ConstraintSpec, *args: Any, **options: Any) -> Any:
+        read.append(spec.value)
+        return lower(spec, *args, **options)
+
+    monkeypatch.setattr("sglite.constrained.readings.lower", counting)
+    compiler = ConstraintCompiler(VOCAB, engine=Engine())
+    compiler.check(spec("a"))
+    compiler.compile(spec("a"))
+    assert read == ['["a"]']
+    for _ in range(2):
+        for ask in (compiler.check, compiler.compile):
+            with pytest.raises(ConstraintError, match=r"missing [)]"):
+                ask(ConstraintSpec.regex("(a"))
+    assert read == ['["a"]', "(a"], "a refusal is the same the next time"
+    compiler.close()
+
+
+def test_what_ran_out_of_time_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([OutOfTime("late"), OutOfTime("late"), None])
+
+    def sometimes(spec: ConstraintSpec, *args: Any, **options: Any) -> Any:
+        error = next(times)
+        if error is not None:
+            raise error
+        return lower(spec, *args, **options)
+
+    monkeypatch.setattr("sglite.constrained.readings.lower", sometimes)
+    compiler = ConstraintCompiler(VOCAB, engine=Engine())
+    for _ in range(2):
+        with pytest.raises(ConstraintRefused, match="late"):
+            compiler.compile(spec("a"))
+    assert compiler.compile(spec("a"))
+    compiler.close()
+
+
+def test_readings_are_bounded_in_characters_and_in_number() -> None:
+    readings = Readings(Limits(max_bytes=10**7), {})
+    for i in range(100):
+        readings.read(spec(f"{i}"), Budget())
+    assert len(readings._known) == 64
+    for i in range(5):
+        readings.read(spec("x" * 999_990 + str(i)), Budget())
+    assert readings._characters <= 4_000_000 and len(readings._known) == 4
+
+
+def test_the_engine_runs_at_low_priority_and_the_front_end_does_not() -> None:
+    if not hasattr(os, "getpriority"):
+        pytest.skip("no thread priorities here")
+    seen: list[int] = []
+
+    class Nice(Engine):
+        def compile(self, grammar: Grammar) -> Program:
+            seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return super().compile(grammar)
+
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    compiler = ConstraintCompiler(VOCAB, engine=Nice())
+    compiler.compile(spec("a"))
+    assert seen == [NICENESS] and os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
+    with pytest.raises(ZeroDivisionError):
+        run_idle(lambda: 1 / 0)
+    compiler.close()
+
+
+def test_the_cache_is_bounded_in_bytes() -> None:
+    engine = Engine()
+    compiler = ConstraintCompiler(VOCAB, engine=engine, cache_bytes=100)
+    for text in ("bytes40", "bytes50", "bytes40", "bytes30", "bytes40", "bytes50"):
+        compiler.compile(spec(text))
+    assert engine.compiled == ["bytes40", "bytes50", "bytes30", "bytes50"]
+    compiler.compile(spec("bytes400"))
+    compiler.compile(spec("bytes400"))
+    assert engine.compiled[-1] == "bytes400" and engine.compiled.count("bytes400") == 1, "one result is always kept"
+    compiler.close()
+
+
+def test_wishes_reach_the_engine_s_matcher() -> None:
+    compiler = ConstraintCompiler(VOCAB, engine=Engine())
+    assert compiler.compile(spec("a")).matcher(jump_forward=False, close_at=7) == (False, 7)
+    compiler.close()
+
+
+def test_engines_by_name() -> None:
+    for name in ("reference", "xgrammar", "auto"):
+        compiler = ConstraintCompiler(VOCAB, engine=name)
+        matcher = compiler.compile(spec("ab")).matcher()
+        assert matcher.accept_run(list(b"ab")) == 2 and matcher.finished
+        compiler.close()
+    with pytest.raises(ValueError, match="the constraint engine 'magic' is not one of auto, native"):
+        ConstraintCompiler(VOCAB, engine="magic")
+
+
+def test_the_fewest_tokens_of_a_text() -> None:
+    compiler = ConstraintCompiler(VOCAB, engine="reference")
+    assert compiler.compile(ConstraintSpec.regex("abc|ab?c{3,}")).shortest_tokens() == 3
+    compiler.close()
+
+
+@pytest.mark.parametrize(
+    ("constraint", "feature"),
+    [
+        (ConstraintSpec.regex("(?=.*a)(?=.*b).*"), "several conditions"),
+        (ConstraintSpec.regex("(?!ab)[a-z]*"), "several conditions"),
+        (ConstraintSpec.json_schema({"type": "object", "properties": {"a": {}}}), "differ from each other"),
+    ],
+)
+def test_xgrammar_names_what_it_cannot_enforce(constraint: ConstraintSpec, feature: str) -> None:
+    compiler = ConstraintCompiler(VOCAB, engine="xgrammar")
+    with pytest.raises(ConstraintRefused, match=f"the xgrammar engine cannot enforce .*{feature}"):
+        compiler.compile(constraint)
+    with pytest.raises(ConstraintRefused, match="the xgrammar engine cannot end a text within a budget"):
+        compiler.compile(spec("a")).matcher(close_at=5)
     compiler.close()
 
 
@@ -211,7 +336,10 @@ def test_vocabulary() -> None:
     same = Vocabulary([b"a", None, b"", b"b"], (1,), lambda text: [0], size=33)
     other = Vocabulary([b"a", None, None, b"b"], (1,), lambda text: [0], size=34)
     assert vocab.fingerprint == same.fingerprint != other.fingerprint
-    for bad in ({"size": 3}, {"eos_ids": []}, {"eos_ids": [4]}, {"eos_ids": [-1]}):
+    named = Vocabulary([b"a", None, None, b"b"], (1,), lambda text: [0], size=33, special_ids={"<t>": 2, "</s>": 1})
+    assert dict(named.special_ids) == {"<t>": 2}, "an end of sequence cannot stand inside a text"
+    assert named.fingerprint != Vocabulary([b"a", None, None, b"b"], (1,), lambda text: [0], size=33).fingerprint
+    for bad in ({"size": 3}, {"eos_ids": []}, {"eos_ids": [4]}, {"eos_ids": [-1]}, {"special_ids": {"": 2}}):
         arguments: dict[str, Any] = {"eos_ids": [1], **bad}
         with pytest.raises(ValueError):
             Vocabulary([b"a", None, b"", b"b"], encode=lambda text: [], **arguments)

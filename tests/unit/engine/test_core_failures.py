@@ -127,7 +127,7 @@ def test_masks_that_leave_no_token_end_the_request_with_an_error() -> None:
     """The constraint allows two tokens, and the minimum length bans both."""
     b = Bench(compiler=ToyCompiler())
     sampling = {"stop_token_ids": (1, 2), "min_new_tokens": 2}
-    b.add("bad", PROMPT, 6, constraint=ConstraintSpec.regex("1|2 *"), sampling=sampling)
+    b.add("bad", PROMPT, 6, constraint=ConstraintSpec.regex("* 1|2 *"), sampling=sampling)
     b.add("good", PROMPT, 6)
     assert b.run()["good"].tokens == toy_reference(PROMPT, 6)
     assert reason(b, "bad").type == "error" and "masked" in reason(b, "bad").message
