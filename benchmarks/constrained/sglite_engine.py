@@ -19,10 +19,11 @@ from engines.base import Engine, Refused, State
 from numpy.typing import NDArray
 
 from sglite.constrained.compiler import CompiledConstraint, ConstraintCompiler
-from sglite.constrained.spec import ConstraintError, ConstraintRefused, ConstraintSpec, Whitespace
+from sglite.constrained.spec import ConstraintError, ConstraintRefused, ConstraintSpec, Order, Whitespace
 from sglite.constrained.vocab import Vocabulary
 
 ENGINE_VARIABLE = "SGLITE_CONSTRAINT_ENGINE"
+ORDER_VARIABLE = "SGLITE_CONSTRAINT_ORDER"
 ENGINES = ("native", "xgrammar")
 
 
@@ -86,15 +87,17 @@ class SgliteEngine(Engine):  # type: ignore[misc]
 
     name = "sglite"
     whitespace: Whitespace = "fixed"
+    order: Order = "schema"
 
     def __init__(self, vocab: Any, **_: Any) -> None:
+        self.order = os.environ.get(ORDER_VARIABLE, self.order)  # type: ignore[assignment]
         self._vocab = Vocabulary(vocab.bytes, (vocab.eos,), vocab.encode, vocab.size)
         engine = load_engine(os.environ.get(ENGINE_VARIABLE, ""), self._vocab)
         # The harness forks its workers from here, and threads do not survive a fork: this compiler has none yet.
         self._compiler = ConstraintCompiler(self._vocab, cache_entries=1, engine=engine)
 
     def compile(self, schema: Any) -> CompiledConstraint:
-        return self._compile(ConstraintSpec.json_schema, schema, whitespace=self.whitespace)
+        return self._compile(ConstraintSpec.json_schema, schema, whitespace=self.whitespace, order=self.order)
 
     def compile_regex(self, pattern: str) -> CompiledConstraint:
         return self._compile(ConstraintSpec.regex, pattern)

@@ -208,34 +208,6 @@ def optional(item: Node) -> Node:
     return repeat(item, 0, 1)
 
 
-def lengths(node: Node) -> tuple[int, int | None]:
-    """Fewest and most characters of a text of `node`, which holds no Ref; None is without bound."""
-    if isinstance(node, Text):
-        return len(node.text), len(node.text)
-    if isinstance(node, Chars):
-        return 1, 1
-    if isinstance(node, Seq):
-        return _sum_lengths([lengths(item) for item in node.items])
-    if isinstance(node, Alt):
-        bounds = [lengths(item) for item in node.items]
-        highs = [high for _, high in bounds]
-        return min((low for low, _ in bounds), default=0), None if None in highs else max(
-            (h for h in highs if h is not None), default=0
-        )
-    if isinstance(node, Repeat):
-        low, high = lengths(node.item)
-        return low * node.low, None if node.high is None or high is None else high * node.high
-    if isinstance(node, Limited):
-        low, high = lengths(node.item)
-        return low, node.most if high is None else min(high, node.most)
-    raise TypeError(f"lengths of a reference to rule {node.name!r} are not defined")
-
-
-def _sum_lengths(bounds: list[tuple[int, int | None]]) -> tuple[int, int | None]:
-    highs = [high for _, high in bounds]
-    return sum(low for low, _ in bounds), None if None in highs else sum(h for h in highs if h is not None)
-
-
 def normalise(grammar: Grammar, limits: Limits) -> Grammar:
     """The same language without alternatives that can never finish and rules that are never reached.
 

@@ -163,6 +163,7 @@ class Rules:
         moved: where it accepts it may be over, and where it can go on it also stays."""
         found: set[Config | None] = set()
         seen: set[Stack] = set()
+        begun: set[Stack] = set()  # repetitions begun here, of what may be empty
         waiting: list[Stack] = []
         for stack, config in tasks:
             if config is None:
@@ -181,7 +182,7 @@ class Rules:
                 continue
             frame, below = stack
             if frame.inside:
-                waiting.extend(self._leave(frame, below, text))
+                waiting.extend(self._leave(stack, text, begun))
             elif isinstance(frame.node, Special):
                 found.add(Config(frame.node, None, below))
             elif self.is_leaf(frame.node):
@@ -189,7 +190,7 @@ class Rules:
                 if start is not None:
                     self._arrive(Config(frame.node, start, below), found, waiting)
             else:
-                waiting.extend(self._enter(frame.node, below, text))
+                waiting.extend(self._enter(frame.node, below, text, begun))
         return frozenset(found)
 
     def _arrive(self, config: Config, found: set[Config | None], waiting: list[Stack]) -> None:
@@ -200,7 +201,7 @@ class Rules:
         if not leaf.over(config.state):
             found.add(config)
 
-    def _enter(self, node: Node, below: Stack, text: bytes) -> list[Stack]:
+    def _enter(self, node: Node, below: Stack, text: bytes, begun: set[Stack]) -> list[Stack]:
         if isinstance(node, Seq):
             for item in reversed(node.items):
                 below = (Frame(item), below)
@@ -210,19 +211,19 @@ class Rules:
         if isinstance(node, Ref):
             return [(Frame(self.grammar.rules[node.name]), below)]
         if isinstance(node, Repeat):
-            return self._repeat(node, 0, below, text)
+            return self._repeat(node, 0, below, begun)
         if isinstance(node, Shuffle):
             return self._shuffle(node, Frame(node), below)
         if isinstance(node, Scope | Unique | Guard):
             return [(Frame(node.item), (Frame(node, True, len(text)), below))]
         raise ConstraintRefused(f"{type(node).__name__} cannot be executed here")
 
-    def _leave(self, frame: Frame, below: Stack, text: bytes) -> list[Stack]:
-        """The body of a frame is over."""
+    def _leave(self, stack: tuple[Frame, Stack], text: bytes, begun: set[Stack]) -> list[Stack]:
+        """The body of the frame on top is over."""
+        frame, below = stack
         node = frame.node
         if isinstance(node, Repeat):
-            empty = self.nullable(node.item) and frame.start == len(text)
-            return [] if empty else self._repeat(node, frame.count, below, text)
+            return [] if stack in begun else self._repeat(node, frame.count, below, begun)
         if isinstance(node, Shuffle):
             return self._shuffle(node, frame, below)
         if isinstance(node, Guard):
@@ -231,14 +232,17 @@ class Rules:
             return [below] if _differs(text, frame.start, _scope_start(below)) else []
         return [below]
 
-    def _repeat(self, node: Repeat, count: int, below: Stack, text: bytes) -> list[Stack]:
-        """After `count` repetitions: enough of them, or one more. One that stays empty is no step forward, and where
-        the item may be empty any number of them is enough."""
+    def _repeat(self, node: Repeat, count: int, below: Stack, begun: set[Stack]) -> list[Stack]:
+        """After `count` repetitions: enough of them, or one more. Where the item may be empty any number of them is
+        enough, and one that is empty, over where it was begun, is no step forward."""
         nullable = self.nullable(node.item)
         ways = [below] if count >= node.low or nullable else []
         if node.high is None or count < node.high:
-            begun = min(count + 1, node.low) if node.high is None else count + 1
-            ways.append((Frame(node.item), (Frame(node, True, len(text) if nullable else 0, begun), below)))
+            number = min(count + 1, node.low) if node.high is None else count + 1
+            inside: Stack = (Frame(node, True, 0, number), below)
+            if nullable:
+                begun.add(inside)
+            ways.append((Frame(node.item), inside))
         return ways
 
     def _shuffle(self, node: Shuffle, frame: Frame, below: Stack) -> list[Stack]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from sglite.constrained import charset
+from sglite.constrained.engines.reference_derivatives import Expressions
 from sglite.constrained.grammar import Alt, And, Chars, JsonString, Node, Not, Repeat, Seq, Text
 from sglite.constrained.spec import ConstraintRefused
 
@@ -19,139 +20,10 @@ State = tuple[int, bytes]
 state (-1, b"") before its first quote and in (-2, b"") after its last."""
 
 _MAX_STATES = 2_000
-_MAX_SIZE = 500_000  # of all expressions that come up, in parts
 _OPEN: State = (-1, b"")
 _DONE: State = (-2, b"")
 _SHORT = {'"': b'\\"', "\\": b"\\\\", "\b": b"\\b", "\f": b"\\f", "\n": b"\\n", "\r": b"\\r", "\t": b"\\t"}
 _HEX = b"0123456789abcdefABCDEF"
-
-
-class Expressions:
-    """Regular expressions as numbers, equal ones under the same number, and their derivatives."""
-
-    NOTHING = 0
-    EMPTY = 1
-
-    def __init__(self) -> None:
-        self._keys: list[tuple[object, ...]] = []
-        self._numbers: dict[tuple[object, ...], int] = {}
-        self._derived: dict[tuple[int, int], int] = {}
-        self._size = 0
-        self._make("nothing")
-        self._make("empty")
-
-    def of(self, node: Node) -> int:
-        if isinstance(node, Text):
-            return self._seq([self._chars(charset.of(char)) for char in node.text])
-        if isinstance(node, Chars):
-            return self._chars(node.ranges)
-        if isinstance(node, Seq):
-            return self._seq([self.of(item) for item in node.items])
-        if isinstance(node, Alt):
-            return self._alt(self.of(item) for item in node.items)
-        if isinstance(node, Repeat):
-            return self._repeat(self.of(node.item), node.low, node.high)
-        if isinstance(node, And):
-            return self._and([self.of(item) for item in node.items])
-        if isinstance(node, Not):
-            return self._not(self.of(node.item))
-        raise ConstraintRefused(f"{type(node).__name__} is not regular, so And, Not and JsonString cannot hold it")
-
-    def nullable(self, number: int) -> bool:
-        kind, *parts = self._keys[number]
-        if kind == "seq" or kind == "and":
-            return all(self.nullable(part) for part in parts)  # type: ignore[arg-type]
-        if kind == "alt":
-            return any(self.nullable(part) for part in parts)  # type: ignore[arg-type]
-        if kind == "repeat":
-            return parts[1] == 0 or self.nullable(parts[0])  # type: ignore[arg-type]
-        return not self.nullable(parts[0]) if kind == "not" else kind == "empty"  # type: ignore[arg-type]
-
-    def derive(self, number: int, code: int) -> int:
-        """What may follow the character `code`."""
-        key = (number, code)
-        found = self._derived.get(key)
-        if found is None:
-            found = self._derived[key] = self._derive(number, code)
-        return found
-
-    def _derive(self, number: int, code: int) -> int:
-        kind, *raw = self._keys[number]
-        parts: list[int] = raw  # type: ignore[assignment]
-        if kind == "chars":
-            return self.EMPTY if charset.contains(raw[0], code) else self.NOTHING  # type: ignore[arg-type]
-        if kind == "seq":
-            head, tail = parts
-            after = self._seq([self.derive(head, code), tail])
-            return self._alt([after, self.derive(tail, code)]) if self.nullable(head) else after
-        if kind == "repeat":
-            item, low, high = parts
-            rest = self._repeat(item, max(low - 1, 0), None if high is None else high - 1)
-            return self._seq([self.derive(item, code), rest])
-        derived = [self.derive(part, code) for part in parts]
-        if kind == "alt":
-            return self._alt(derived)
-        if kind == "and":
-            return self._and(derived)
-        return self._not(derived[0]) if kind == "not" else self.NOTHING
-
-    def _make(self, *key: object) -> int:
-        number = self._numbers.setdefault(key, len(self._keys))
-        if number == len(self._keys):
-            self._keys.append(key)
-            self._size += len(key)
-            if self._size > _MAX_SIZE:
-                raise ConstraintRefused("too large: a regular part needs too many derivatives; simplify it")
-        return number
-
-    def _chars(self, ranges: charset.Ranges) -> int:
-        return self._make("chars", ranges) if ranges else self.NOTHING
-
-    def _seq(self, items: list[int]) -> int:
-        result = self.EMPTY
-        for item in reversed(items):
-            if item == self.NOTHING or result == self.NOTHING:
-                return self.NOTHING
-            result = self._joined(item, result)
-        return result
-
-    def _joined(self, left: int, right: int) -> int:
-        if left == self.EMPTY or right == self.EMPTY:
-            return right if left == self.EMPTY else left
-        kind, *parts = self._keys[left]
-        if kind == "seq":
-            return self._make("seq", parts[0], self._joined(parts[1], right))  # type: ignore[arg-type]
-        return self._make("seq", left, right)
-
-    def _alt(self, items: Iterable[int]) -> int:
-        return self._gathered("alt", items, self.NOTHING)
-
-    def _and(self, items: Iterable[int]) -> int:
-        listed = list(items)
-        return self.NOTHING if self.NOTHING in listed else self._gathered("and", listed, None)
-
-    def _gathered(self, kind: str, items: Iterable[int], unit: int | None) -> int:
-        flat: set[int] = set()
-        for item in items:
-            head, *parts = self._keys[item]
-            flat.update(parts if head == kind else [item])  # type: ignore[arg-type]
-        flat.discard(-1 if unit is None else unit)
-        if not flat:
-            return self.NOTHING if kind == "alt" else self._not(self.NOTHING)
-        return next(iter(flat)) if len(flat) == 1 else self._make(kind, *sorted(flat))
-
-    def _not(self, item: int) -> int:
-        kind, *parts = self._keys[item]
-        return parts[0] if kind == "not" else self._make("not", item)  # type: ignore[return-value]
-
-    def _repeat(self, item: int, low: int, high: int | None) -> int:
-        if high is not None and high < low:
-            return self.NOTHING
-        if high == 0 or item == self.EMPTY:
-            return self.EMPTY
-        if item == self.NOTHING:
-            return self.NOTHING if low else self.EMPTY
-        return item if low == high == 1 else self._make("repeat", item, low, high)
 
 
 class Letters:
@@ -190,13 +62,13 @@ class Letters:
                 raise ConstraintRefused(f"too large: a regular part needs more than {_MAX_STATES} states; simplify it")
         return rows, [expressions.nullable(number) for number in waiting]
 
-    def alike(self, state: int) -> int | None:
-        """A next state when every character leads to one, or to others that accept the same texts."""
-        row = self.rows[state]
-        if len(row) < sum(not 0xD800 <= first <= 0xDFFF for first in self.firsts):
-            return None
-        first = next(iter(row.values()))
-        return first if all(self._same(first, to) for to in set(row.values())) else None
+    def alike(self) -> bool:
+        """Whether no character is treated unlike another: a text belongs to the language by its length alone."""
+        whole = sum(not 0xD800 <= first <= 0xDFFF for first in self.firsts)
+        for row in self.rows:
+            if row and (len(row) < whole or not all(self._same(row[0], to) for to in set(row.values()))):
+                return False
+        return True
 
     def _same(self, left: int, right: int) -> bool:
         """Whether two states accept the same texts."""
@@ -262,6 +134,7 @@ class Leaf:
         self.json = isinstance(node, JsonString)
         self._letters = Letters(node.item if isinstance(node, JsonString) else node)
         self._escapes: dict[int, list[tuple[bytes, int]]] = {}
+        self._any_escape = self.json and self._letters.alike()
         self._next: dict[tuple[State, int], State | None] = {}
         self._least = self._distances()
         first = self._letters.start
@@ -331,12 +204,12 @@ class Leaf:
         yield from self._escaped(state)
 
     def _escaped(self, state: int) -> list[tuple[bytes, int]]:
-        """The escapes of the characters that may follow; where all are alike there are more (`_any_escape`)."""
+        """The escapes of the characters that may follow; where all characters are alike there are more."""
         if not self.json:
             return []
         if state not in self._escapes:
             found = self._escapes[state] = []
-            for code in (*range(0x20), 0x22, 0x5C):
+            for code in (*range(0x20), *(ord(char) for char in _SHORT if char >= " ")):
                 to = self._letters.to(state, code)
                 if to is not None:
                     ways = {b"\\u%04x" % code, b"\\u%04X" % code} if code < 0x20 else set()
@@ -353,10 +226,10 @@ class Leaf:
             for spelling, to in self._escaped(state):
                 if spelling.startswith(begun):
                     yield spelling[len(begun) :], to
-            to_all = self._letters.alike(state)
-            rest = _any_escape(begun)
-            if to_all is not None and rest is not None:
-                yield rest, to_all
+            rest = _any_escape(begun) if self._any_escape else None
+            alike = self._letters.to(state, 0)
+            if rest is not None and alike is not None:
+                yield rest, alike
             return
         bounds = _code_bounds(begun)
         if bounds is None:

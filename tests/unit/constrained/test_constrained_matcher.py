@@ -119,7 +119,8 @@ def test_forced_tokens_are_each_the_only_one_allowed() -> None:
     vocab = Vocabulary([*(bytes([i]) for i in range(256)), None], [256], lambda text: list(text.encode()))
     compiler = ConstraintCompiler(vocab)
     schema = {"type": "object", "properties": {"answer": {"type": "boolean"}}, "required": ["answer"]}
-    matcher = compiler.compile(ConstraintSpec.json_schema(schema)).matcher()
+    closed = schema | {"additionalProperties": False}
+    matcher = compiler.compile(ConstraintSpec.json_schema(closed)).matcher()
     assert bytes(matcher.forced()) == b'{"answer": '
     assert bytes(matcher.forced(limit=3)) == b'{"a'
     other = matcher.fork()
