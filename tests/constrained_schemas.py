@@ -197,7 +197,7 @@ def lowered(schema: Any, order: Any = "schema") -> Grammar | None:
     """The grammar of a schema; None when it is refused or nothing satisfies it."""
     try:
         grammar, _ = lower_parsed(schema, "fixed", True, Limits(), order)
-        return normalise(grammar, Limits())
+        return normalise(grammar)
     except (ConstraintRefused, ConstraintError):
         return None
 

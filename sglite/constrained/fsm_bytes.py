@@ -87,9 +87,10 @@ class ByteFsm:
         if len(begun) == 1:
             if self._any_escape:
                 return [(0, 0x10FFFF)], False
-            return [(0, 0x1F), *((code, code) for code in _SHORT.values())], False
+            return [(0, 0x1F), *((code, code) for code in _SHORT.values() if code != 0x2F)], False
         if name != "u":
-            return ([(_SHORT[name], _SHORT[name])] if name in _SHORT else []), True
+            known = name in _SHORT and (name != "/" or self._any_escape)  # what can stand for itself does, elsewhere
+            return ([(_SHORT[name], _SHORT[name])] if known else []), True
         first = _hexadecimal(begun[2:6])
         if first is None or not self._any_escape:
             controls = [] if first is None or first[0] > 0x1F else [(first[0], min(first[1], 0x1F))]

@@ -173,14 +173,21 @@ class Grammar:
 def seq(*items: Node) -> Node:
     """A sequence, flattened, with neighbouring strings joined."""
     flat: list[Node] = []
+    last = None  # the text at the end of `flat`, if that is one
     for item in items:
-        for part in item.items if isinstance(item, Seq) else (item,):
-            if isinstance(part, Text) and flat and isinstance(flat[-1], Text):
-                flat[-1] = Text(flat[-1].text + part.text)
-            elif part != EMPTY:
-                flat.append(part)
-    if any(part == NOTHING for part in flat):
-        return NOTHING
+        for part in item.items if item.__class__ is Seq else (item,):
+            if part.__class__ is Text:
+                if not part.text:
+                    continue
+                if last is not None:
+                    flat.pop()
+                    part = Text(last + part.text)
+                last = part.text
+            else:
+                if part.__class__ is Alt and not part.items:
+                    return NOTHING
+                last = None
+            flat.append(part)
     return flat[0] if len(flat) == 1 else Seq(tuple(flat)) if flat else EMPTY
 
 
@@ -208,12 +215,11 @@ def optional(item: Node) -> Node:
     return repeat(item, 0, 1)
 
 
-def normalise(grammar: Grammar, limits: Limits) -> Grammar:
+def normalise(grammar: Grammar) -> Grammar:
     """The same language without alternatives that can never finish and rules that are never reached.
 
-    Raises ConstraintRefused when nothing is left, or when the grammar is larger than `limits` allow.
+    Raises ConstraintRefused when nothing is left.
     """
-    _check_size(grammar, limits)
     productive = _productive_rules(grammar)
     if grammar.root not in productive:
         raise ConstraintRefused("matches nothing: no text can satisfy it; relax what contradicts itself")
@@ -313,26 +319,23 @@ def _each_ref(node: Node, see: Callable[[str], object]) -> None:
             _each_ref(item, see)
 
 
-def _check_size(grammar: Grammar, limits: Limits) -> None:
+def check_expanded(grammar: Grammar, limits: Limits) -> None:
+    """For an engine that multiplies counts out: refuse a grammar that is too large once that is done."""
     nodes = sum(_count(node) for node in grammar.rules.values())
     if nodes > limits.max_nodes:
         raise ConstraintRefused(
             f"too large: {nodes} grammar nodes, at most {limits.max_nodes}; split it or simplify it"
+        )
+    weight = sum(_weight(node, limits) for node in grammar.rules.values())
+    if weight > limits.max_weight:
+        raise ConstraintRefused(
+            f"too large: repetitions multiply to {weight} states, at most {limits.max_weight}; lower the counts"
         )
 
 
 def _count(node: Node) -> int:
     own = 1 + len(node.ranges) if isinstance(node, Chars) else 1
     return own + sum(_count(item) for item in children(node))
-
-
-def check_expanded(grammar: Grammar, limits: Limits) -> None:
-    """For an engine that multiplies counts out: refuse a grammar that is too large once that is done."""
-    weight = sum(_weight(node, limits) for node in grammar.rules.values())
-    if weight > limits.max_weight:
-        raise ConstraintRefused(
-            f"too large: repetitions multiply to {weight} states, at most {limits.max_weight}; lower the counts"
-        )
 
 
 def _weight(node: Node, limits: Limits) -> int:

@@ -36,7 +36,6 @@ from sglite.constrained.grammar import (
     children,
     normalise,
 )
-from sglite.constrained.limits import Limits
 from sglite.constrained.matcher import ForcedText
 from sglite.constrained.spec import ConstraintRefused
 
@@ -224,7 +223,7 @@ def engine(request: pytest.FixtureRequest) -> Any:
 def normal(grammar: Grammar) -> Grammar:
     """The grammar as engines are given it; draws another one where they may refuse."""
     try:
-        grammar = normalise(grammar, Limits())
+        grammar = normalise(grammar)
         ReferenceEngine(VOCAB).compile(grammar)
     except ConstraintRefused:
         assume(False)

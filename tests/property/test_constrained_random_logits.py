@@ -20,7 +20,6 @@ from constrained_walks import engine_named, small_vocabulary
 
 from sglite.constrained import bitmask
 from sglite.constrained.grammar import Grammar, normalise
-from sglite.constrained.limits import Limits
 from sglite.constrained.regex import match_expr
 from sglite.constrained.spec import ConstraintError, ConstraintRefused
 
@@ -159,7 +158,7 @@ def test_every_finished_answer_of_twenty_thousand_is_valid(engine: Any) -> None:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_finished_text_matches_its_pattern(engine: Any, pattern: str) -> None:
-    program = engine.compile(normalise(Grammar({"root": match_expr(pattern)}), Limits()))
+    program = engine.compile(normalise(Grammar({"root": match_expr(pattern)})))
     for seed in range(12):
         given, budget = answer(program, seed)
         if given.end == "ended":

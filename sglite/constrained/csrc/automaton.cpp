@@ -239,7 +239,7 @@ Dfa build_dfa(const Node& expr, bool json, size_t max_states, size_t max_work) {
     const Classes classes(expr, budget);
     Exprs exprs(classes, budget);
     const Table characters = character_table(*exprs.read(expr), exprs, classes.count, budget);
-    if (characters.size() == 0) throw Refusal{"matches nothing: no text can satisfy it; relax what contradicts itself"};
+    if (characters.size() == 0) throw Refusal{"matches nothing: no text can satisfy it; relax what contradicts itself", true};
     std::vector<int> firsts;
     Table bytes = Speller(characters, classes, json, budget).run(firsts);
     if (json && may_coincide(bytes, 2, 2 + characters.size())) bytes = minimise(bytes, budget);

@@ -24,8 +24,8 @@ struct Dfa {
 // numbered from the start, breadth first, so equal languages give equal automata.
 //
 // A JSON string spells a character as itself (from U+0020, but for the quote and the backslash), with its short escape
-// (\" \\ \/ \b \f \n \r \t), or, below U+0020, as \u00XX in either case. Where the language treats all characters
-// alike, every \uXXXX is a spelling too, a surrogate pair being one character.
+// (\" \\ \b \f \n \r \t), or, below U+0020, as \u00XX in either case. Where the language treats all characters
+// alike, \/ and every \uXXXX are spellings too, a surrogate pair being one character.
 //
 // Throws Refusal when there is no text at all, when more than `max_states` states are needed on the way, or more than
 // `max_work` elementary steps (ten to thirty nanoseconds and a few bytes each).

@@ -12,7 +12,8 @@ namespace {
 constexpr int MAX_NESTED_ENDS = 64;  // leaves ending one inside the other without a byte between
 constexpr size_t FEW_TRANSITIONS = 8;
 constexpr size_t MAX_COMPLETION = 1u << 22;  // bytes
-constexpr int MAX_TRIES = 4000;
+constexpr int MAX_TRIES = 1500;
+constexpr uint64_t HASTE = 8;                 // what a byte to the end weighs against one that is written
 constexpr size_t MAX_ASKED = 256;             // values at a time
 
 uint64_t mix(uint64_t hash, uint64_t value) {
@@ -552,7 +553,8 @@ bool Program::complete(int state, Context& context, std::string& text) {
     return byte == -1 || search(start, context, text);
 }
 
-// The straight way ended at a value that is not right: others are tried, those that promise to be short first.
+// The straight way ended at a value that is not right: others are tried, those that promise to end soon first. What is
+// found is short, not always the shortest.
 bool Program::search(int state, Context& context, std::string& text) {
     struct Place {
         int state;
@@ -587,7 +589,7 @@ bool Program::search(int state, Context& context, std::string& text) {
             context.text.pop_back();
             if (to == DEAD) continue;
             places.push_back({to, index, here.length + 1, static_cast<uint8_t>(byte)});
-            open.push({here.length + 1 + states_[to]->distance, here.length + 1, static_cast<int32_t>(places.size()) - 1});
+            open.push({here.length + 1 + HASTE * states_[to]->distance, here.length + 1, static_cast<int32_t>(places.size()) - 1});
         }
         if (found) text = context.text.substr(before.size());
     }

@@ -120,7 +120,7 @@ Edges Shape::escapes(bool any) {
                                 {'f', '\f'}, {'n', '\n'}, {'r', '\r'},  {'t', '\t'}};
     Edges edges;
     for (const auto& [byte, code] : SHORT)
-        if (target(code) < 0) edges.push_back({byte, byte, target(code)});
+        if (target(code) < 0 && (any || code != '/')) edges.push_back({byte, byte, target(code)});
     const Edges number = any ? any_number() : control_number();
     if (!number.empty()) edges.push_back({'u', 'u', node(number)});
     sort(edges);

@@ -31,7 +31,7 @@ class Program(Protocol):
 
 
 class Engine(Protocol):
-    """Compiles a normalised grammar. Called from several threads, with nothing locked."""
+    """Compiles a grammar. Called from several threads, with nothing locked."""
 
     def compile(self, grammar: Grammar) -> Program: ...
 

@@ -7,6 +7,7 @@ a `Guard` asks is answered here: the library hands out the text of a value, and 
 from __future__ import annotations
 
 import ctypes
+import sys
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,7 +25,6 @@ from sglite.constrained.grammar import (
     Grammar,
     Guard,
     JsonString,
-    Limited,
     Node,
     Not,
     Ref,
@@ -48,6 +48,7 @@ _MAX_LEAF_STATES = 60_000
 _MAX_LEAF_WORK = 40_000_000
 _ERROR_BYTES = 400
 _FORCED_BYTES = 1024
+_MAX_STREAM = 8_000_000
 _COUNTED = 1000  # characters, a limit beyond which the engine counts
 _MAX_ROUNDS = 10_000  # of questions about values, within one call
 
@@ -95,7 +96,7 @@ class NativeEngine:
                 matcher.accept(quote)
 
     def compile(self, grammar: Grammar) -> NativeProgram:
-        """Compile a normalised grammar. ConstraintRefused when it is beyond the engine's limits."""
+        """Compile a grammar. ConstraintRefused when it is beyond the engine's limits."""
         stream = serialise(grammar)
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         address, length = stream.buffer_info()
@@ -249,49 +250,77 @@ _NOTHING_FORCED = ForcedText(b"", ())
 
 def serialise(grammar: Grammar) -> array[int]:
     """A grammar as the int32 stream that `csrc/ir` reads."""
-    numbers = {name: i for i, name in enumerate(grammar.rules)}
-    out = array("i", [len(numbers), numbers[grammar.root]])
-    for node in grammar.rules.values():
-        _write(node, numbers, out)
-    return out
+    return _Writer(grammar).write()
 
 
-def _write(node: Node, rules: dict[str, int], out: array[int]) -> None:
-    op, a, b, data, kids = _parts(node, rules)
-    out.extend((op, a, b, len(data)))
-    out.extend(data)
-    out.append(len(kids))
-    for kid in kids:
-        _write(kid, rules, out)
+class _Writer:
+    """Each node is [op, a, b, n_data, data..., n_kids, kids...]. A node that stands at several places is written once
+    and copied."""
 
+    def __init__(self, grammar: Grammar) -> None:
+        self._grammar = grammar
+        self._numbers = {name: i for i, name in enumerate(grammar.rules)}
+        self._known: dict[int, array[int]] = {}
+        self._write: dict[type, Callable[[Any], array[int]]] = {
+            Text: self._text,
+            Chars: lambda node: self._flat(1, [bound for pair in node.ranges for bound in pair]),
+            Seq: lambda node: self._kids((2, 0, 0, 0), node.items),
+            Alt: lambda node: self._kids((3, 0, 0, 0), node.items),
+            Repeat: self._repeat,
+            And: lambda node: self._kids((5, 0, 0, 0), node.items),
+            Not: lambda node: self._kids((6, 0, 0, 0), (node.item,)),
+            JsonString: lambda node: self._kids((7, 0, 0, 0), (node.item,)),
+            Ref: lambda node: array("i", (8, self._numbers[node.name], 0, 0, 0)),
+            Shuffle: self._shuffle,
+            Scope: lambda node: self._kids((10, 0, 0, 0), (node.item,)),
+            Unique: lambda node: self._kids((11, int(node.safe), 0, 0), (node.item,)),
+            Guard: lambda node: self._kids((12, node.check, 0, 0), (node.item,)),
+            Special: lambda node: self._flat(13, node.ids),
+        }
 
-def _parts(node: Node, rules: dict[str, int]) -> tuple[int, int, int, Sequence[int], Sequence[Node]]:
-    if isinstance(node, Text):
-        return 0, 0, 0, [ord(c) for c in node.text], ()
-    if isinstance(node, Chars):
-        return 1, 0, 0, [bound for pair in node.ranges for bound in pair], ()
-    if isinstance(node, Repeat):
-        return 4, _int32(node.low), -1 if node.high is None else _int32(node.high), (), (node.item,)
-    if isinstance(node, Ref):
-        return 8, rules[node.name], 0, (), ()
-    if isinstance(node, Shuffle):
+    def write(self) -> array[int]:
+        out = array("i", (len(self._numbers), self._numbers[self._grammar.root]))
+        for node in self._grammar.rules.values():
+            out += self._node(node)
+            if len(out) > _MAX_STREAM:
+                raise ConstraintRefused(f"too large: over {_MAX_STREAM} numbers describe it; split it or simplify it")
+        return out
+
+    def _node(self, node: Node) -> array[int]:
+        known = self._known.get(id(node))
+        if known is None:
+            write = self._write.get(node.__class__)
+            if write is None:
+                raise ConstraintRefused(f"the native engine does not execute {type(node).__name__}")
+            known = self._known[id(node)] = write(node)
+        return known
+
+    def _kids(self, head: tuple[int, ...], kids: Sequence[Node]) -> array[int]:
+        out = array("i", head)
+        out.append(len(kids))
+        for kid in kids:
+            out += self._node(kid)
+        return out
+
+    def _text(self, node: Text) -> array[int]:
+        out = array("i", (0, 0, 0, len(node.text)))
+        out.frombytes(node.text.encode(_CODE_POINTS))
+        out.append(0)
+        return out
+
+    def _flat(self, op: int, data: Sequence[int]) -> array[int]:
+        return array("i", (op, 0, 0, len(data), *data, 0))
+
+    def _repeat(self, node: Repeat) -> array[int]:
+        return self._kids((4, _int32(node.low), -1 if node.high is None else _int32(node.high), 0), (node.item,))
+
+    def _shuffle(self, node: Shuffle) -> array[int]:
         kids = (*node.items, node.separator, *((node.rest,) if node.rest is not None else ()))
-        high = -1 if node.high is None else node.high
-        return 9, node.low, high, [int(node.rest is not None), *sorted(node.required)], kids
-    if isinstance(node, Unique):
-        return 11, int(node.safe), 0, (), (node.item,)
-    if isinstance(node, Guard):
-        return 12, node.check, 0, (), (node.item,)
-    if isinstance(node, Special):
-        return 13, 0, 0, node.ids, ()
-    if isinstance(node, Limited):
-        raise ConstraintRefused("a limit on the characters of a rule is not executed by the native engine")
-    if isinstance(node, Not | JsonString | Scope):
-        return _OPS[type(node)], 0, 0, (), (node.item,)
-    return _OPS[type(node)], 0, 0, (), node.items
+        head = (9, node.low, -1 if node.high is None else node.high, 1 + len(node.required))
+        return self._kids((*head, int(node.rest is not None), *sorted(node.required)), kids)
 
 
-_OPS: dict[type, int] = {Seq: 2, Alt: 3, And: 5, Not: 6, JsonString: 7, Scope: 10}
+_CODE_POINTS = f"utf-32-{sys.byteorder[0]}e"
 
 
 def _int32(count: int) -> int:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sglite.constrained import bitmask
 from sglite.constrained.engines.reference_costs import Costs
 from sglite.constrained.engines.reference_frames import Configs, Frame, Rules, Stack
-from sglite.constrained.grammar import Grammar, Guard, Special, Unique
+from sglite.constrained.grammar import Grammar, Guard, Special, Unique, normalise
 from sglite.constrained.matcher import ForcedText
 from sglite.constrained.token_matcher import TokenMatcher
 from sglite.constrained.vocab import Vocabulary
@@ -39,7 +39,7 @@ class ReferenceEngine:
 
     def compile(self, grammar: Grammar) -> ReferenceProgram:
         """Raises ConstraintRefused for left recursion, and for a regular part with very many states."""
-        return ReferenceProgram(self.vocab, Rules(grammar))
+        return ReferenceProgram(self.vocab, Rules(normalise(grammar)))
 
 
 class ReferenceProgram:

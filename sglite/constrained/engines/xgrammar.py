@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sglite.constrained import bitmask
 from sglite.constrained.engines.xgrammar_ebnf import to_ebnf
-from sglite.constrained.grammar import Grammar, check_expanded
+from sglite.constrained.grammar import Grammar, check_expanded, normalise
 from sglite.constrained.limits import Limits
 from sglite.constrained.matcher import RawMatcher, forced_by_mask
 from sglite.constrained.spec import ConstraintError, ConstraintRefused
@@ -41,7 +41,8 @@ class XGrammarEngine:
         self._compiler: Any = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
 
     def compile(self, grammar: Grammar) -> XGrammarProgram:
-        """Compile a normalised grammar. ConstraintRefused for what it cannot say, ConstraintError when it fails."""
+        """Compile a grammar. ConstraintRefused for what it cannot say, ConstraintError when it fails."""
+        grammar = normalise(grammar)
         check_expanded(grammar, Limits())
         text = to_ebnf(grammar)
         try:

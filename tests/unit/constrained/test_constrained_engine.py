@@ -14,7 +14,7 @@ import pytest
 from constrained_walks import small_vocabulary, walk
 
 from sglite.constrained.compiler import ConstraintCompiler
-from sglite.constrained.spec import ConstraintSpec, Whitespace
+from sglite.constrained.spec import ConstraintError, ConstraintSpec, Whitespace
 
 WALKS = 12
 VOCAB = small_vocabulary()

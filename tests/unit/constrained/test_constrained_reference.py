@@ -33,7 +33,6 @@ from sglite.constrained.grammar import (
     Unique,
     normalise,
 )
-from sglite.constrained.limits import Limits
 from sglite.constrained.spec import ConstraintRefused
 
 VOCAB = tiny_vocabulary()
@@ -133,7 +132,7 @@ def take(matcher: ReferenceMatcher, text: str) -> bool:
 def test_the_language_is_what_the_docstrings_say(root: Node, one: Node) -> None:
     grammar = Grammar({"root": root, "one": one}, checks=CHECKS)
     try:
-        program = ENGINE.compile(normalise(grammar, Limits()))
+        program = ENGINE.compile(normalise(grammar))
     except ConstraintRefused:
         assume(False)
     rules = dict(grammar.rules)
