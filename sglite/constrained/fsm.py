@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from functools import lru_cache
 
+from sglite.constrained import fsm_native
 from sglite.constrained.fsm_bytes import ByteFsm
 from sglite.constrained.fsm_plain import (
     is_plain,
@@ -43,7 +44,7 @@ __all__ = [
 MAX_STATES = 10_000
 _SIMULATED = 256  # characters; following positions takes quadratic time, so longer texts go through the automaton
 _FEW = 1_000  # texts that are better tried one by one
-_KEPT = 4_000  # terms a remembered expression may hold
+_KEPT = 1_000  # terms a remembered expression may hold
 
 
 class _Lazy:
@@ -81,7 +82,7 @@ class _Lazy:
         return self._terms
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=48)
 def _lazy(node: Node) -> _Lazy:
     return _Lazy(node)
 
@@ -121,7 +122,10 @@ def is_empty(node: Node) -> bool:
         return all(is_empty(item) for item in node.items)
     if isinstance(node, And) and (texts := _listed(node, _FEW)) is not None:
         return not texts
-    return not _has_obvious_text(node) and _lazy(node).shortest() is None
+    if _has_obvious_text(node):
+        return False
+    known = fsm_native.is_empty(node)
+    return _lazy(node).shortest() is None if known is None else known
 
 
 def _listed(node: And, limit: int) -> list[str] | None:

@@ -160,6 +160,19 @@ void sg_matcher_free(void* matcher) { delete static_cast<Matcher*>(matcher); }
 
 const char* sg_matcher_failure(void* matcher) { return static_cast<Matcher*>(matcher)->failure.c_str(); }
 
+// Whether a regular expression, the only rule of the stream, has no text: 1, 0, or below 0 when that takes too much.
+int sg_expr_is_empty(const int32_t* stream, int64_t length, int64_t max_states, int64_t max_work) {
+    try {
+        const Grammar grammar = read_grammar(stream, static_cast<size_t>(length));
+        build_dfa(*grammar.rules[0], false, static_cast<size_t>(max_states), static_cast<size_t>(max_work));
+        return 0;
+    } catch (const Refusal& refusal) {
+        return refusal.empty ? 1 : FAILED;
+    } catch (const std::bad_alloc&) {
+        return FAILED;
+    }
+}
+
 // Overwrites one row. With room >= 0 only tokens after which that many bytes can complete the text.
 int sg_matcher_fill(void* matcher, int32_t* mask, int64_t room) {
     auto& m = *static_cast<Matcher*>(matcher);

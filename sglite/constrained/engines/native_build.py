@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
@@ -31,6 +31,7 @@ class NativeUnavailable(RuntimeError):
     """There is no native library and none can be built. One line, with what to install."""
 
 
+@lru_cache(maxsize=1)
 def load() -> ctypes.CDLL:
     """The library. Raises NativeUnavailable."""
     path = PREBUILT if PREBUILT.exists() else build(cache_folder())
@@ -38,6 +39,11 @@ def load() -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NativeUnavailable(f"the native constraint engine cannot be loaded: {error}") from None
+
+
+def loaded() -> ctypes.CDLL | None:
+    """The library if it was loaded before."""
+    return load() if load.cache_info().currsize else None
 
 
 def cache_folder() -> Path:

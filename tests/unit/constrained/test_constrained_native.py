@@ -113,7 +113,7 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(native_build.NativeUnavailable, match=r"install g\+\+"):
-        native_build.load()
+        native_build.build(native_build.cache_folder())
 
 
 def test_the_library_is_built_once() -> None:
