@@ -24,7 +24,7 @@ from sglite.constrained import bitmask
 from sglite.constrained.jump_forward import StableTokens
 from sglite.constrained.matcher import RawMatcher
 
-_TRIED = 64  # tokens that are looked at one by one
+_TRIED = 16  # tokens that are looked at one by one
 _POINTERS = 256
 _JSON = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 

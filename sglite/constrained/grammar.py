@@ -233,6 +233,12 @@ def normalise(grammar: Grammar) -> Grammar:
     return Grammar(kept, grammar.root, grammar.checks)
 
 
+def check_satisfiable(grammar: Grammar) -> None:
+    """Raises ConstraintRefused when plainly no text can come to an end. What And and Not leave is not looked into."""
+    if grammar.root not in _productive_rules(grammar):
+        raise ConstraintRefused("matches nothing: no text can satisfy it; relax what contradicts itself")
+
+
 def _productive_rules(grammar: Grammar) -> set[str]:
     users: dict[str, set[str]] = {}
     for name, node in grammar.rules.items():

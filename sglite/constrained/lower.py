@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sglite.constrained.budget import Budget
 from sglite.constrained.ebnf import read_ebnf
-from sglite.constrained.grammar import Grammar, Text, alt
+from sglite.constrained.grammar import Grammar, Text, alt, check_satisfiable
 from sglite.constrained.json_schema.lower import lower_schema
 from sglite.constrained.limits import Limits
 from sglite.constrained.regex import match_expr
@@ -36,6 +36,7 @@ def lower(
         raise ConstraintRefused(f"the {spec.kind} has {nbytes} bytes, at most {limits.max_bytes}; make it smaller")
     try:
         grammar, report = _read(spec, limits, specials or {}, budget)
+        check_satisfiable(grammar)
         return Lowered(report, grammar)
     except RecursionError:
         raise ConstraintRefused(f"the {spec.kind} is nested too deeply; make it flatter") from None

@@ -12,7 +12,7 @@ namespace {
 constexpr int MAX_NESTED_ENDS = 64;  // leaves ending one inside the other without a byte between
 constexpr size_t FEW_TRANSITIONS = 8;
 constexpr size_t MAX_COMPLETION = 1u << 22;  // bytes
-constexpr int MAX_TRIES = 1500;
+constexpr int MAX_TRIES = 400;
 constexpr uint64_t HASTE = 8;                 // what a byte to the end weighs against one that is written
 constexpr size_t MAX_ASKED = 256;             // values at a time
 
