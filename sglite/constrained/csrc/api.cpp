@@ -16,6 +16,9 @@ namespace {
 constexpr int PENDING = -1;
 constexpr int FAILED = -2;
 constexpr size_t MAX_ANSWERS = 50000;
+constexpr int MAX_TRIES = 1200;      // of a search for a completion, saved up
+constexpr int TRIES_A_TOKEN = 4;
+constexpr int MAX_ROUNDS = 4;  // of questions while a completion is looked for
 
 struct VocabHandle {
     std::shared_ptr<Vocabulary> vocab;
@@ -38,6 +41,7 @@ struct Matcher {
     std::vector<Step> steps;  // the first is the start
     int epoch = 0;
     bool ended = false;       // the last step is an end of sequence
+    int rounds = 0;           // of questions about values on the way to a completion
     std::string failure;
 
     int state() const { return steps.back().state; }
@@ -150,6 +154,7 @@ void* sg_matcher_new(void* handle) {
     auto m = std::make_unique<Matcher>();
     m->program = static_cast<ProgramHandle*>(handle)->program;
     m->epoch = -1;
+    m->context.tries = MAX_TRIES;
     m->steps = {{DEAD, 0, -1}};
     return m.release();
 }
@@ -209,6 +214,7 @@ int sg_matcher_accept(void* matcher, int32_t token) {
             return m.context.unknown ? PENDING : 0;
         }
         m.steps.push_back({to, m.context.text.size(), token});
+        m.context.tries = std::min(m.context.tries + TRIES_A_TOKEN, MAX_TRIES);
         return 1;
     });
 }
@@ -258,8 +264,14 @@ int64_t sg_matcher_shortest(void* matcher, char* out, int64_t capacity) {
     int64_t length = 0;
     const int done = guarded(m, [&] {
         std::string text;
+        m.context.asking = m.rounds < MAX_ROUNDS;
         const bool found = m.ended || m.program->complete(m.state(), m.context, text);
-        if (m.context.unknown) return PENDING;
+        m.context.asking = true;
+        if (m.context.unknown) {
+            m.rounds++;
+            return PENDING;
+        }
+        m.rounds = 0;
         length = static_cast<int64_t>(text.size());
         std::memcpy(out, text.data(), std::min(length, capacity));
         return found ? 1 : 0;

@@ -286,6 +286,7 @@ bool Program::holds(const Frame& frame, size_t position, Context& context) {
     const std::string key = std::to_string(inst.a) + ':' + value;
     const auto found = context.answers.find(key);
     if (found != context.answers.end()) return found->second;
+    if (!context.asking) return false;
     context.unknown = true;
     for (const auto& [check, text] : context.pending)
         if (check == inst.a && text == value) return false;
@@ -576,6 +577,7 @@ bool Program::search(int state, Context& context, std::string& text) {
     open.push({states_[state]->distance, 0, 0});
     bool found = false;
     for (int tries = 0; tries < MAX_TRIES && !open.empty() && !found && context.pending.size() < MAX_ASKED; tries++) {
+        if (context.tries-- <= 0) break;
         const Place here = places[open.top().place];
         const int32_t index = open.top().place;
         open.pop();

@@ -106,6 +106,8 @@ struct Context {
     std::string text;
     bool looked = false;      // a position was kept or a value checked since this was last cleared
     bool unknown = false;     // an answer is missing
+    bool asking = true;       // or else what is not known does not hold
+    int tries = 0;            // left for searches of a completion; tokens earn more
     std::unordered_map<std::string, bool> answers;
     std::vector<std::pair<int, std::string>> pending;
     size_t committed = 0;     // of the text; what comes after it belongs to a walk

@@ -49,7 +49,7 @@ class Counting:
         self._rule = rule
         self._entries = ready.entries
         self._cells = ready.cells
-        self._tail = Tail(values, ready.cells, f"{rule}.more")
+        self._tail = Tail(values, ready.cells, f"{rule}.more", listing=not ready.some)
         self._low, self._high, self._some = ready.low, ready.high, ready.some
         self.wide = False  # whether something is left for a guard
 

@@ -70,7 +70,7 @@ def piece_node(piece: Piece, name: str) -> Spelled:
     listed = None if plain else first_members(piece, _LISTED)
     if listed is not None:
         texts = (text for value in listed for text in spellings(value))
-        dotted = (f"{value:f}.0" for value in listed if exponent < 0 and parts(value)[1] >= 0)
+        dotted = (f"{int(value)}.0" for value in listed if exponent < 0 and parts(value)[1] >= 0)
         return Spelled(alt(Text(text) for text in (*texts, *dotted)), {}, True)
     return _Stepped(piece, whole, exponent).spelled(name)
 

@@ -6,16 +6,21 @@ from sglite.constrained.grammar import EMPTY, NOTHING, Node, Ref, Shuffle, Uniqu
 from sglite.constrained.json_schema.cells import Cell
 from sglite.constrained.json_schema.listing import Values, listed, maybe_empty, name_node
 
-MAX_SHUFFLED = 64  # entries of a Shuffle
+MAX_SHUFFLED = 1024  # entries of a Shuffle
+_MAX_LISTED = 64  # names written out where they could be compared instead
 
 
 class Tail:
-    """Any number of undeclared properties between two counts. Few names are written out, each used once at most."""
+    """Any number of undeclared properties between two counts.
 
-    def __init__(self, values: Values, cells: list[Cell], rule: str) -> None:
+    With `listing` few names are written out, each used once at most; without, all are compared with those before them,
+    as they have to be where others of the same names were written before the tail begins.
+    """
+
+    def __init__(self, values: Values, cells: list[Cell], rule: str, listing: bool = True) -> None:
         self._layout = values.layout
         named = [(name, cell.value) for cell in cells for name in cell.listed or ()]
-        written = len(named) <= MAX_SHUFFLED
+        written = listing and len(named) <= _MAX_LISTED
         self._written = tuple(
             seq(name_node(name, values.layout), values.layout.colon, values.value(value))
             for name, value in (named if written else ())
