@@ -49,7 +49,10 @@ class Run:
 def planned(peers: bool) -> list[Run]:
     """What the harness is asked, sglite first."""
     runs = [Run("sglite", f"{ADAPTER}:SgliteEngine", split) for split in ("dev", "jsts", "regex", "features")]
-    runs.append(Run("sglite", f"{ADAPTER}:SgliteCompact", "dev", "compact"))
+    runs += [
+        Run("sglite, schema order", f"{ADAPTER}:SgliteSchemaOrder", split) for split in ("dev", "jsts", "features")
+    ]
+    runs.append(Run("sglite, schema order", f"{ADAPTER}:SgliteCompact", "dev", "compact"))
     for name in ("llguidance", "xgrammar"):
         if not peers or importlib.util.find_spec(name) is None:
             continue
