@@ -5,8 +5,8 @@
     python harness.py --engine <project>/benchmarks/constrained/sglite_engine.py:SgliteCompact --split dev --ser compact
 
 The data has valid instances whose properties come in another order than the schema's. They are measured with
-``order="any"``, the request that accepts every order; ``SgliteSchemaOrder`` and ``SgliteCompact`` have the default, which
-refuses them by policy and forces more tokens. ``SGLITE_CONSTRAINT_ORDER`` chooses for all.
+``order="any"``, the request that accepts every order; ``SgliteSchemaOrder`` and ``SgliteCompact`` have the default,
+which refuses them by policy and forces more tokens. ``SGLITE_CONSTRAINT_ORDER`` chooses for all.
 
 ``SGLITE_CONSTRAINT_ENGINE`` names the engine below the matcher (``native``, ``xgrammar``); without it the native one is
 measured. The engine is loaded here, once, as a server loads it at its start. No compiled constraint outlives its item.

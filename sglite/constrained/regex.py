@@ -52,16 +52,6 @@ def search_expr(
     return _lowered(pattern, limits, sense, budget, search=True)
 
 
-def check_regex(pattern: str, limits: Limits | None = None) -> Regex:
-    """`match_expr` with the pattern kept beside it."""
-    return Regex(pattern, match_expr(pattern, limits))
-
-
-def check_search(pattern: str, limits: Limits | None = None) -> Regex:
-    """`search_expr` with the pattern kept beside it."""
-    return Regex(pattern, search_expr(pattern, limits))
-
-
 def _lowered(pattern: str, limits: Limits | None, sense: Sense, budget: Budget | None, *, search: bool) -> Node:
     def refuse(what: str) -> NoReturn:
         reason = f"regex {pattern!r:.80}: {what} is not enforced; rewrite the pattern without it"

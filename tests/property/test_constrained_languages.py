@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from sglite.constrained import charset
 from sglite.constrained.compiler import ConstraintCompiler
-from sglite.constrained.matching import matches
-from sglite.constrained.regex import check_regex, check_search
+from sglite.constrained.fsm import matches
+from sglite.constrained.regex import match_expr, search_expr
 from sglite.constrained.spec import ConstraintSpec
 
 ATOMS = ["a", "b", "1", ".", r"\d", r"\w", "[ab]", "[^a]", r"[^\w]", r"[^\d]", "[a-c1]", r"\s", r"\W", "é", r"\."]
@@ -38,7 +38,7 @@ TEXTS = st.text(alphabet="aab1c.é٣ \n", max_size=12)
 @settings(max_examples=300, deadline=None)
 @given(PATTERNS, st.lists(TEXTS, min_size=1, max_size=8))
 def test_regex_language_is_that_of_re_where_dialects_agree(pattern: str, texts: list[str]) -> None:
-    body = check_regex(pattern).body
+    body = match_expr(pattern)
     for text in texts:
         if matches(body, text):
             assert re.fullmatch(pattern, text)
@@ -50,7 +50,7 @@ def test_regex_language_is_that_of_re_where_dialects_agree(pattern: str, texts: 
 @given(PATTERNS, st.sampled_from(["", "^"]), st.sampled_from(["", "$"]), TEXTS)
 def test_search_language_is_that_of_re_search(pattern: str, start: str, end: str, text: str) -> None:
     anchored = f"{start}(?:{pattern}){end}"
-    found = matches(check_search(anchored).body, text)
+    found = matches(search_expr(anchored), text)
     if found:
         assert re.search(anchored, text)
     elif text.isascii() and "\n" not in text:
@@ -65,7 +65,7 @@ def compiler() -> ConstraintCompiler:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pattern=PATTERNS, texts=st.lists(TEXTS, min_size=1, max_size=6))
 def test_the_engine_accepts_exactly_the_language(compiler: ConstraintCompiler, pattern: str, texts: list[str]) -> None:
-    body = check_regex(pattern).body
+    body = match_expr(pattern)
     compiled = compiler.compile(ConstraintSpec.regex(pattern))
     for text in texts:
         matcher = compiled.matcher()

@@ -53,4 +53,7 @@ Grammar read_grammar(const int32_t* stream, size_t length);
 // Whether a subtree is regular: no rule, and nothing that looks at the text or at token ids.
 bool is_regular(const Node& node);
 
+// Appends a character as UTF-8.
+void put_utf8(std::string& out, uint32_t c);
+
 }  // namespace sglite

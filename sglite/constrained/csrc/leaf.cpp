@@ -81,23 +81,7 @@ std::unique_ptr<CountedView> view_counted(const CountedBase& base, int sub, cons
 
 std::string utf8(const std::vector<int>& code_points) {
     std::string out;
-    for (const int c : code_points) {
-        if (c < 0x80) {
-            out += static_cast<char>(c);
-        } else if (c < 0x800) {
-            out += static_cast<char>(0xC0 | c >> 6);
-            out += static_cast<char>(0x80 | (c & 63));
-        } else if (c < 0x10000) {
-            out += static_cast<char>(0xE0 | c >> 12);
-            out += static_cast<char>(0x80 | (c >> 6 & 63));
-            out += static_cast<char>(0x80 | (c & 63));
-        } else {
-            out += static_cast<char>(0xF0 | c >> 18);
-            out += static_cast<char>(0x80 | (c >> 12 & 63));
-            out += static_cast<char>(0x80 | (c >> 6 & 63));
-            out += static_cast<char>(0x80 | (c & 63));
-        }
-    }
+    for (const int c : code_points) put_utf8(out, static_cast<uint32_t>(c));
     return out;
 }
 
