@@ -9,7 +9,6 @@ quantifiers and atomic groups that drop matches, and what needs more states than
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NoReturn
 
 from sglite.constrained.budget import Budget
@@ -23,14 +22,6 @@ from sglite.constrained.regex_tree import cat
 from sglite.constrained.spec import ConstraintRefused
 
 _MAX_WORK = 80_000
-
-
-@dataclass(frozen=True)
-class Regex:
-    """A checked pattern and the texts it stands for, as a regular node."""
-
-    pattern: str
-    body: Node
 
 
 def match_expr(
