@@ -54,13 +54,13 @@ def gen(
     choices: Sequence[str] | None = None,
     choices_method: ChoicesMethod | None = None,
     regex: str | None = None,
-    json_schema: str | dict[str, Any] | None = None,
+    json_schema: str | dict[str, Any] | type | None = None,
 ) -> Expr:
     """Text from the model, kept as variable ``name``. What is None comes from ``run``, and there from the back end.
 
-    ``n`` > 1: the variable is a list and its first item joins the text. ``regex``, ``json_schema`` (text or dict) and
-    ``dtype`` (int, float, bool, str; the value stays a string) constrain the text; at most one of them. ``choices``
-    makes it a ``select``, of whose arguments only ``temperature`` and ``choices_method`` matter then.
+    ``n`` > 1: the variable is a list and its first item joins the text. ``regex``, ``json_schema`` (text, a dict or a
+    pydantic model) and ``dtype`` (int, float, bool, str; the value stays a string) constrain the text; at most one of
+    them. ``choices`` makes it a ``select``, of whose arguments only ``temperature`` and ``choices_method`` matter then.
     Raises re.error for a broken ``regex`` and ValueError for arguments that exclude each other.
     """
     constraints = {"dtype": dtype, "regex": regex, "json_schema": json_schema}

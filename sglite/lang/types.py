@@ -44,8 +44,13 @@ def dtype_rule(dtype: type | str) -> DtypeRule:
     raise ValueError(f"gen(dtype={dtype!r}): not a known dtype; use one of {names}, a regex or a json_schema")
 
 
-def schema_text(schema: str | dict[str, Any]) -> str:
-    """A JSON Schema as JSON text; ValueError when a string is not JSON."""
+def schema_text(schema: str | dict[str, Any] | type) -> str:
+    """A JSON Schema, or a pydantic model, as JSON text; ValueError when a string is not JSON or a type is no model."""
+    if isinstance(schema, type):
+        describe = getattr(schema, "model_json_schema", None)
+        if describe is None:
+            raise ValueError(f"gen(json_schema={schema.__name__}): a type has to be a pydantic model; or give a schema")
+        schema = describe()
     if not isinstance(schema, str):
         return json.dumps(schema)
     try:

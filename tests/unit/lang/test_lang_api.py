@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pydantic
 import pytest
 
 import sglite as sgl
@@ -37,6 +38,7 @@ def test_every_public_name_of_the_language_resolves() -> None:
         (lambda: sgl.gen(regex="(a"), re.error, "unterminated"),
         (lambda: sgl.gen(regex="a", dtype=int), ValueError, "dtype and regex exclude"),
         (lambda: sgl.gen(json_schema="{"), ValueError, "not JSON"),
+        (lambda: sgl.gen(json_schema=int), ValueError, "has to be a pydantic model"),
         (lambda: sgl.gen(dtype=complex), ValueError, "int, float, bool, str"),
         (lambda: sgl.gen(choices=["a"], regex="a"), ValueError, "cannot be combined with regex"),
         (lambda: sgl.gen(choices=["a"], n=2), ValueError, "cannot be combined with n"),
@@ -177,3 +179,11 @@ def test_the_mock_answers_by_name_in_order_and_says_what_is_missing() -> None:
 def test_sampling_shows_only_what_is_set() -> None:
     assert str(Gen("x", Sampling(temperature=0.0, stop=("a",)))) == "gen('x', stop=('a',), temperature=0.0)"
     assert str(Gen(None, Sampling())) == "gen()"
+
+
+def test_a_pydantic_model_is_its_schema() -> None:
+    class Person(pydantic.BaseModel):
+        name: str
+        age: int
+
+    assert sgl.gen(json_schema=Person) == sgl.gen(json_schema=Person.model_json_schema())
