@@ -178,6 +178,19 @@ int sg_expr_is_empty(const int32_t* stream, int64_t length, int64_t max_states, 
     }
 }
 
+// Whether the JSON strings of a regular expression are an automaton within the limits: 1 or 0.
+int sg_expr_fits(const int32_t* stream, int64_t length, int64_t max_states, int64_t max_work) {
+    try {
+        const Grammar grammar = read_grammar(stream, static_cast<size_t>(length));
+        build_dfa(*grammar.rules[0], true, static_cast<size_t>(max_states), static_cast<size_t>(max_work));
+        return 1;
+    } catch (const Refusal& refusal) {
+        return refusal.empty;
+    } catch (const std::bad_alloc&) {
+        return 0;
+    }
+}
+
 // Overwrites one row. With room >= 0 only tokens after which that many bytes can complete the text.
 int sg_matcher_fill(void* matcher, int32_t* mask, int64_t room) {
     auto& m = *static_cast<Matcher*>(matcher);

@@ -6,11 +6,13 @@ from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
-from sglite.constrained import fsm
+from sglite.constrained import fsm, fsm_native
 from sglite.constrained.grammar import And, Node
 from sglite.constrained.json_schema.strings import StringSet
 
 _MAX_STATES = 50_000  # of bytes
+_MAX_NATIVE_STATES = 30_000
+_MAX_NATIVE_WORK = 20_000_000
 _SEARCHED = 2_000  # states of characters that are counted one by one
 _BYTES = 6  # states for a character beyond ASCII: its bytes, and its escapes
 _BEYOND_ASCII = "\u4e00"
@@ -26,6 +28,8 @@ class _Size(NamedTuple):
 def affordable(strings: StringSet) -> tuple[StringSet, bool]:
     """The set itself and True, or a larger one that takes fewer states and False."""
     if not strings.parts or (len(strings.parts) == 1 and strings.low <= 1 and strings.high is None):
+        return strings, True
+    if _fits(strings.expr):
         return strings, True
     nodes = [part.node for part in strings.parts]
     sizes = [_size(node) for node in nodes]
@@ -46,6 +50,12 @@ def affordable(strings: StringSet) -> tuple[StringSet, bool]:
         if taken <= _MAX_STATES:
             kept.append(i)
     return StringSet(0, None, tuple(strings.parts[i] for i in sorted(kept))), False
+
+
+@lru_cache(maxsize=256)
+def _fits(node: Node) -> bool:
+    """Whether the native library, if it is loaded, makes an automaton of it."""
+    return bool(fsm_native.fits(node, _MAX_NATIVE_STATES, _MAX_NATIVE_WORK))
 
 
 @lru_cache(maxsize=256)
