@@ -6,7 +6,8 @@ small automata: a fraction of a second has at most 12 digits, and a leap second 
 the numbers of a duration have at most 9 digits; a host name has up to 3 labels of 63 characters or up to 6 of 40, and
 no label is punycode; an international one has labels of 14 characters at most, of scripts without context rules; a mail
 address has no IPv6 domain, and an IPv6 address in a URI no IPv4 part. "regex" is what ECMA-262 (u flag) and Python both
-compile, see `formats_regex`. The part of a mail address before the @ has at most 64 characters; its domain may be of any length.
+compile, see `formats_regex`. The part of a mail address before the @ has at most 64 characters; its domain may be of
+any length.
 """
 
 from __future__ import annotations
