@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """`max_bytes` of constraint text, nesting `max_depth`, a quantifier's largest count `max_repeat`, the size
-    `max_weight` of a grammar with its nested counts multiplied out, `max_nodes` of it as it is written down, and
-    `max_places` of a schema: subschemas visited while its alternatives are multiplied out."""
+    """`max_bytes` of constraint text, nesting `max_depth`, a quantifier's largest count `max_repeat` in a pattern or an
+    EBNF grammar, and `max_places` of a schema: subschemas visited while its alternatives are multiplied out. Engines
+    that multiply nested counts out bound a grammar further: `max_nodes` as it is written down, `max_weight` after."""
 
     max_bytes: int = 256 * 1024
     max_depth: int = 48

@@ -1,4 +1,4 @@
-"""xgrammar as the engine: a normalised grammar, written in its EBNF, becomes masks.
+"""xgrammar as the engine: a grammar, normalised and written in its EBNF, becomes masks.
 
 Only the EBNF reader, the Earley matcher and the mask precomputation of xgrammar are used. Its own readers of JSON
 Schema and regular expressions are not, because they pass over what they do not know. It serves where the native
