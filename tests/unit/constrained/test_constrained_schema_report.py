@@ -54,6 +54,8 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "string", "pattern": "(a*)\\1"}, "/pattern"),
     ({"patternProperties": {"(a*)\\1": {}}}, "/patternProperties/(a*)\\1"),
     ({"type": "object", "required": True}, "/required"),
+    ({"type": "array", "items": {"$ref": "other.json#/x"}}, "/items/$ref"),
+    ({"type": "string", "pattern": "(.+)-\\1"}, "/pattern"),
 ]
 
 
@@ -62,6 +64,8 @@ def test_what_is_not_enforced_is_refused_with_its_pointer(schema: Any, pointer: 
     with pytest.raises(ConstraintRefused) as caught:
         check(schema)
     assert caught.value.pointer == pointer
+    *_, above, last = pointer.split("/")
+    assert caught.value.keyword == (above if above == "patternProperties" else last)
     assert caught.value.reason and str(caught.value).startswith(f"{pointer}: ") and "\n" not in str(caught.value)
 
 
@@ -139,6 +143,7 @@ EMPTY: list[Any] = [
         "$defs": {"n": {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"]}},
         "$ref": "#/$defs/n",
     },
+    {"type": "string", "pattern": "(?=a)b"},
 ]
 
 
