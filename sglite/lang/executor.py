@@ -46,9 +46,10 @@ from sglite.lang.ir import (
     Sampling,
     Select,
 )
+from sglite.lang.messages import Message
 from sglite.lang.reasoning import split_reasoning
 from sglite.lang.threads import LoopThread
-from sglite.lang.transcript import Message, Transcript
+from sglite.lang.transcript import Transcript
 
 logger = logging.getLogger(__name__)
 

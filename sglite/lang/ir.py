@@ -12,13 +12,16 @@ prompt order; for the first node of a branch, the fork), ``sources`` are data ed
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 from sglite.lang.errors import SymbolicValueError
+from sglite.lang.messages import Message, ToolSpec
 
 if TYPE_CHECKING:
     from sglite.lang.choices import ChoicesMethod
+    from sglite.lang.typed import TypeSpec
 
 
 class Expr:
@@ -67,8 +70,13 @@ class Sampling:
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     ignore_eos: bool | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
     regex: str | None = None
     json_schema: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | None = None
+    on_limit: str | None = None
     return_logprob: bool | None = None
     logprob_start_len: int | None = None
     top_logprobs_num: int | None = None
@@ -90,11 +98,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Gen(Expr):
-    """Text from the model. ``extra_stop``: stop strings beside those of ``sampling`` or of the run."""
+    """Text from the model. ``extra_stop``: stop strings beside those of ``sampling`` or of the run.
+
+    ``type``: what the text is read as. ``check``: refuses a value by an error or by returning False; the text is then
+    taken back and written again, up to ``retries`` times. ``whole_turn``: it wants what is left of the context where
+    nobody says how many tokens it may take.
+    """
 
     name: str | None
     sampling: Sampling
     extra_stop: tuple[str, ...] = ()
+    type: TypeSpec | None = None
+    check: Callable[[Any], Any] | None = None
+    retries: int = 0
+    whole_turn: bool = False
 
     def __str__(self) -> str:
         parts = [repr(self.name)] if self.name is not None else []
@@ -152,6 +169,36 @@ class Media(Expr):
 
     def __str__(self) -> str:
         return f"{self.kind}({len(self.data) * 3 // 4} bytes)"
+
+
+@dataclass(frozen=True)
+class Tell(Expr):
+    """A finished turn given as a message; where a chat template writes turns, the next ``Ask`` brings its text."""
+
+    message: Message
+
+    def __str__(self) -> str:
+        return f"{self.message.get('role')} message"
+
+
+@dataclass(frozen=True)
+class Ask(Expr):
+    """Opens the assistant's turn, the prompt being what the model's template makes of the messages and ``tools``."""
+
+    tools: tuple[ToolSpec, ...] = ()
+
+    def __str__(self) -> str:
+        return f"ask(tools=[{', '.join(tool.name for tool in self.tools)}])"
+
+
+@dataclass(frozen=True)
+class Reply(Expr):
+    """Closes the assistant's turn that ``Ask`` opened; ``message`` is what it comes to."""
+
+    message: Message
+
+    def __str__(self) -> str:
+        return "reply"
 
 
 @dataclass(frozen=True)
@@ -239,7 +286,22 @@ class VarRef(Symbol):
 
 
 Op = (
-    Lit | Gen | Reasoned | Select | RoleBegin | RoleEnd | Media | CaptureBegin | CaptureEnd | Fork | Join | Arg | VarRef
+    Lit
+    | Gen
+    | Reasoned
+    | Select
+    | RoleBegin
+    | RoleEnd
+    | Media
+    | Tell
+    | Ask
+    | Reply
+    | CaptureBegin
+    | CaptureEnd
+    | Fork
+    | Join
+    | Arg
+    | VarRef
 )
 
 
@@ -262,20 +324,47 @@ def flatten(value: object) -> tuple[Op, ...]:
 
 @dataclass(frozen=True)
 class Node:
-    """One operation in its place; see the module for the edges."""
+    """One operation in its place; see the module for the edges. ``line``: where the program wrote it, "file.py:12"."""
 
     id: int
     stream: int
     prev: int | None
     op: Op
     sources: tuple[int, ...] = ()
+    line: str = ""
+
+
+@dataclass
+class NodeRecord:
+    """What became of a node in a run; nodes that only concern text have none.
+
+    ``started``, ``ended``: seconds since the run began. ``text``: what the node added to its stream. ``meta``: what
+    the back end said of its requests (SGLang's ``meta_info``; a list with n > 1), one entry per ``attempts`` in
+    ``metas``. ``prompt_text``: length in characters of the stream before it.
+    """
+
+    started: float
+    ended: float | None = None
+    text: str = ""
+    meta: Any = None
+    metas: list[Any] = field(default_factory=list)
+    prompt_chars: int = 0
+    attempts: int = 1
+    error: str | None = None
 
 
 class Graph:
-    """The nodes of one run in the order in which they were appended; safe to append to from any thread."""
+    """The nodes of one run in the order in which they were appended; safe to append to from any thread.
 
-    def __init__(self) -> None:
+    ``records``: by node id, what a run made of them; empty for a graph that was only compiled. ``program_id``: under
+    which the runtime accounts for the run.
+    """
+
+    def __init__(self, name: str = "program", program_id: str = "") -> None:
+        self.name = name
+        self.program_id = program_id
         self.nodes: list[Node] = []
+        self.records: dict[int, NodeRecord] = {}
         self._streams = 0
         self._lock = threading.Lock()
 
@@ -285,9 +374,9 @@ class Graph:
             self._streams += 1
             return self._streams - 1
 
-    def add(self, stream: int, prev: int | None, op: Op, sources: tuple[int, ...] = ()) -> Node:
+    def add(self, stream: int, prev: int | None, op: Op, sources: tuple[int, ...] = (), line: str = "") -> Node:
         """Appends a node; its id is its index in ``nodes``."""
         with self._lock:
-            node = Node(len(self.nodes), stream, prev, op, sources)
+            node = Node(len(self.nodes), stream, prev, op, sources, line)
             self.nodes.append(node)
         return node

@@ -22,8 +22,8 @@ from sglite.lang.cells import Cell, Signal
 from sglite.lang.errors import Failure, ProgramError
 from sglite.lang.executor import End, Job, Mark, RunContext, Snapshot, StreamRunner, Warmup
 from sglite.lang.ir import CaptureEnd, Gen, Graph, Join, Node, Reasoned, Sampling, Select
+from sglite.lang.messages import Message
 from sglite.lang.session import SESSION
-from sglite.lang.transcript import Message
 from sglite.lang.writer import Writer
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from sglite.lang.backends.base import Backend, GenCall, Output, Stream
+from sglite.lang.backends.base import Backend, Conversation, GenCall, Hints, Output, Stream
 from sglite.lang.choices import ChoiceScores
 from sglite.lang.errors import BackendError
 from sglite.lang.formats import PLAIN, ChatFormat
@@ -80,7 +80,21 @@ class _MockStream(Stream):
         yield tuple(Output(answer, meta) for answer in answers)
         self._text += answers[0]
 
-    async def score(self, name: str | None, choices: Sequence[str], *, unconditional: bool) -> ChoiceScores:
+    def mark(self) -> object:
+        return self._text
+
+    def rewind(self, mark: object) -> None:
+        self._text = str(mark)
+
+    async def score(
+        self,
+        name: str | None,
+        choices: Sequence[str],
+        *,
+        unconditional: bool,
+        conversation: Conversation | None = None,
+        hints: Hints = Hints(),  # noqa: B008  (frozen)
+    ) -> ChoiceScores:
         (answer,) = self._mock.answer(name, self._text)
         if answer not in choices:
             raise BackendError(f"the Mock's answer {answer!r} for {name!r} is none of {list(choices)}")

@@ -33,7 +33,8 @@ from sglite.lang.ir import (
     Symbol,
     VarRef,
 )
-from sglite.lang.transcript import Message, Transcript
+from sglite.lang.messages import Message
+from sglite.lang.transcript import Transcript
 from sglite.lang.writer import Writer
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,7 @@ Pure bookkeeping: pieces of text in order, finished turns as messages, the open 
 from __future__ import annotations
 
 from sglite.lang.formats import ChatFormat
-
-Message = dict[str, str]
-"""``{"role": ..., "content": ...}``, as in the OpenAI chat API."""
+from sglite.lang.messages import Message
 
 
 class Transcript:

@@ -9,21 +9,65 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from sglite.lang.choices import ChoiceScores, Rows
 from sglite.lang.errors import BackendError, Unsupported
 from sglite.lang.formats import ChatFormat
 from sglite.lang.ir import Media, Sampling
+from sglite.lang.messages import Message, ToolCall, ToolSpec
+
+
+class Conversation(Protocol):
+    """The text before a request as turns, for back ends that are asked with messages."""
+
+    @property
+    def messages(self) -> list[Message]:
+        """Finished turns."""
+        ...
+
+    @property
+    def role(self) -> str | None:
+        """Whose turn is open; None outside turns."""
+        ...
+
+    @property
+    def open_text(self) -> str:
+        """Text of the open turn so far; outside turns, what follows the last one."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """Where in the program's graph a request stands; what a runtime may use to order and keep prefixes.
+
+    ``node``: names the request in its run, the same in every run of the same program. ``group``: the fork whose
+    branches send their first requests together, ``group_size`` of them. ``upcoming``: requests that the stream is
+    known to send after this one.
+    """
+
+    node: str = ""
+    group: str = ""
+    group_size: int = 1
+    upcoming: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenCall:
-    """One request for text. ``sampling`` is complete: the run's defaults and the format's stops are in it."""
+    """One request for text. ``sampling`` is complete: the run's defaults and the format's stops are in it.
+
+    ``tools``: what the model may call; only with ``conversation``, and only for back ends with ``calls_tools``.
+    ``schema_of``: the Python type that the text is read as, for back ends that make text up.
+    """
 
     name: str | None
     sampling: Sampling
     stream: bool = False
+    conversation: Conversation | None = field(default=None, compare=False)
+    hints: Hints = field(default=Hints(), compare=False)
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: str = "auto"
+    schema_of: Any = field(default=None, compare=False)
 
     def params(self) -> dict[str, Any]:
         """``sampling_params`` of SGLang's native protocol."""
@@ -46,6 +90,8 @@ class Output:
 
     text: str
     meta: dict[str, Any] = field(default_factory=dict)
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls, from back ends with ``calls_tools``; others write them into the text."""
 
 
 def scored_rows(choice: str, rows: Rows) -> Rows:
@@ -80,11 +126,37 @@ class Stream(ABC):
         """
 
     @abstractmethod
-    async def score(self, name: str | None, choices: Sequence[str], *, unconditional: bool) -> ChoiceScores:
+    async def score(
+        self,
+        name: str | None,
+        choices: Sequence[str],
+        *,
+        unconditional: bool,
+        conversation: Conversation | None = None,
+        hints: Hints = Hints(),
+    ) -> ChoiceScores:
         """Log probabilities of each choice as continuation; the sequence stays as it is.
 
         ``unconditional``: also without the sequence before it.
         """
+
+    def mark(self) -> object:
+        """This place in the sequence, for ``rewind``; ``rewind`` to one mark may happen several times."""
+        raise Unsupported(f"{type(self).__name__} cannot take text back; checks with retries and rollback() need that")
+
+    def rewind(self, mark: object) -> None:
+        """Takes back everything since ``mark``; what was computed up to there stays cached. Not while generating."""
+        raise Unsupported(f"{type(self).__name__} cannot take text back; checks with retries and rollback() need that")
+
+    def prepare(self, text: str, call: GenCall) -> None:
+        """A hint, given while the stream generates or is about to: ``text`` will be appended after what is under way
+        and ``call`` made then. A back end that can begin it without waiting to be asked returns its outputs when
+        exactly that is asked for, and drops it otherwise."""
+        return None
+
+    def park(self, expected_s: float | None = None) -> None:
+        """A hint: the program now waits for something else, a tool say, for about so long."""
+        return None
 
     @abstractmethod
     async def fork(self, n: int) -> list[Stream]:
@@ -105,9 +177,19 @@ class Stream(ABC):
 class Backend(ABC):
     """What ``backend=`` and ``set_default_backend`` take (an ``Engine`` is wrapped into one)."""
 
+    calls_tools = False
+    """Whether the back end takes ``GenCall.tools`` and answers with ``Output.tool_calls``."""
+    by_messages = False
+    """Whether requests carry ``GenCall.conversation`` and not the text of the sequence."""
+
     @abstractmethod
     def chat_format(self) -> ChatFormat:
         """How the model's turns are spelled; never blocks."""
+
+    def render(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> str | None:
+        """The prompt that the model's own chat template makes of a conversation with ``tools``, up to and with the
+        opening of the assistant's turn. None: there is no template; ValueError: it refuses the messages."""
+        return None
 
     @abstractmethod
     def open(self, program_id: str) -> Stream:

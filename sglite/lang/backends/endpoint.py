@@ -10,11 +10,11 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import httpx
 
-from sglite.lang.backends.base import Backend, GenCall, Output, Stream, scored_rows
+from sglite.lang.backends.base import Backend, Conversation, GenCall, Hints, Output, Stream, scored_rows
 from sglite.lang.choices import ChoiceScores, Rows, cost_of
 from sglite.lang.errors import BackendError
 from sglite.lang.formats import ChatFormat, TableFormat, UntoldFormat, named_format
@@ -207,6 +207,17 @@ class EndpointStream(Stream):
             await self._prefill()
         return [EndpointStream(self._endpoint, self._text, self._computed, self._images) for _ in range(n)]
 
+    def mark(self) -> object:
+        """See Stream."""
+        return len(self._text), self._images
+
+    def rewind(self, mark: object) -> None:
+        """See Stream."""
+        length: int
+        length, self._images = cast(tuple[int, tuple[str, ...]], mark)
+        self._text = self._text[:length]
+        self._computed = min(self._computed, length)
+
     async def _prefill(self) -> int:
         """Computes the text so far; returns its number of tokens."""
         answer = await self._endpoint.post(self._body(self._text, sampling_params=_NOTHING_NEW))
@@ -216,7 +227,15 @@ class EndpointStream(Stream):
     async def aclose(self) -> None:
         """Nothing to give back: the server keeps no sequences."""
 
-    async def score(self, name: str | None, choices: Sequence[str], *, unconditional: bool) -> ChoiceScores:
+    async def score(
+        self,
+        name: str | None,
+        choices: Sequence[str],
+        *,
+        unconditional: bool,
+        conversation: Conversation | None = None,
+        hints: Hints = Hints(),  # noqa: B008  (frozen)
+    ) -> ChoiceScores:
         """See Stream. Two requests: the prompt, then all choices at once, from just before the prompt's end, since a
         choice may change the prompt's last tokens."""
         num_prompt = await self._prefill() if self._text else 0

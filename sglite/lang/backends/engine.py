@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from sglite.lang.backends.base import Backend, GenCall, Output, Stream, scored_rows
+from sglite.lang.backends.base import Backend, Conversation, GenCall, Hints, Output, Stream, scored_rows
 from sglite.lang.choices import ChoiceScores, cost_of
 from sglite.lang.formats import ChatFormat
 
@@ -43,6 +43,8 @@ class SequenceLike(Protocol):
     def token_ids(self) -> list[int]: ...
 
     def extend(self, token_ids: Sequence[int]) -> None: ...
+
+    def truncate(self, length: int) -> None: ...
 
     def generate(self, sampling_params: dict[str, Any], *, stream: bool = ..., **options: Any) -> GenerationLike: ...
 
@@ -140,6 +142,16 @@ class EngineStream(Stream):
         """See Stream."""
         self._pending += text
 
+    def mark(self) -> object:
+        """See Stream."""
+        return len(self._sequence.token_ids), self._pending, self._fresh
+
+    def rewind(self, mark: object) -> None:
+        """See Stream."""
+        length: int
+        length, self._pending, self._fresh = cast(tuple[int, str, bool], mark)
+        self._sequence.truncate(length)
+
     async def _commit(self) -> None:
         if self._pending or self._fresh:
             text, self._pending = self._pending, ""
@@ -169,7 +181,15 @@ class EngineStream(Stream):
             EngineStream(self._backend, self._program_id, sequence, fresh=False) for sequence in self._sequence.fork(n)
         ]
 
-    async def score(self, name: str | None, choices: Sequence[str], *, unconditional: bool) -> ChoiceScores:
+    async def score(
+        self,
+        name: str | None,
+        choices: Sequence[str],
+        *,
+        unconditional: bool,
+        conversation: Conversation | None = None,
+        hints: Hints = Hints(),  # noqa: B008  (frozen)
+    ) -> ChoiceScores:
         """See Stream.
 
         A choice may change how the text just before it is encoded. So text not committed yet is encoded with each

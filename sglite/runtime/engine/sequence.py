@@ -58,6 +58,15 @@ class Sequence:
                 raise RuntimeError("this sequence is generating: wait for its output before extending it")
             self._ids.extend(token_ids)
 
+    def truncate(self, length: int) -> None:
+        """Take back the committed ids from ``length`` on; what was computed of them may be found in the cache again."""
+        with self._lock:
+            if self._generating:
+                raise RuntimeError("this sequence is generating: wait for its output before truncating it")
+            if not 0 <= length <= len(self._ids):
+                raise ValueError(f"truncate({length}): the sequence has {len(self._ids)} tokens")
+            del self._ids[length:]
+
     def generate(
         self, sampling_params: dict[str, Any] | None = None, *, stream: bool = False, **options: Any
     ) -> Generation:
