@@ -10,14 +10,35 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from sglite.lang.errors import Failure
 
+T = TypeVar("T")
+
 Meta = dict[str, Any]
 """What a back end says about an output; SGLang's ``meta_info``. A list of them for ``n`` > 1."""
+
+
+async def arrival(future: Future[T]) -> T:
+    """``future``'s result, awaited. Unlike with ``wrap_future``, cancelling the one who waits leaves it as it is."""
+    if not future.done():
+        loop = asyncio.get_running_loop()
+        here: asyncio.Future[None] = loop.create_future()
+
+        def tell() -> None:
+            if not here.done():
+                here.set_result(None)
+
+        def arrived(_: Future[T]) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(tell)
+
+        future.add_done_callback(arrived)
+        await here
+    return future.result()
 
 
 class Signal:
@@ -93,15 +114,22 @@ class Feed:
             if closed and not chunks:
                 return
             if not chunks:
-                await asyncio.wrap_future(waiter)
+                await arrival(waiter)
 
 
 class Cell:
-    """One variable. ``node`` is the graph node that produces it (-1: set by the program)."""
+    """One variable. ``node`` is the graph node that produces it (-1: set by the program).
+
+    ``raw``: the text that ``value`` was read from. ``partial``: what can be read of text that is still being written.
+    """
 
     def __init__(self, name: str, node: int = -1) -> None:
         self.name = name
         self.node = node
+        self.graph: object = None
+        """The graph that ``node`` is in."""
+        self.raw: Any = None
+        self.partial: Callable[[str], Any] | None = None
         self.feed = Feed()
         self.done: Future[None] = Future()
         self.failure: Failure | None = None
@@ -132,20 +160,22 @@ class Cell:
                 if failure:
                     whole.fail(failure)
                 else:
-                    whole.resolve([p.value for p in parts], [p.meta for p in parts])
+                    raws = [p.raw for p in parts]
+                    whole.resolve([p.value for p in parts], [p.meta for p in parts], raws)
 
         for part in parts:
             part.done.add_done_callback(one_done)
         return whole
 
-    def resolve(self, value: Any, meta: Any) -> None:
-        """Gives the cell its value; text that was not streamed into the feed yet follows there."""
+    def resolve(self, value: Any, meta: Any, raw: Any = None) -> None:
+        """Gives the cell its value, read from ``raw`` (``value`` itself if None); text that was not streamed into the
+        feed yet follows there."""
         if self.done.done():
             return
-        self.value, self.meta = value, meta
-        if isinstance(value, str):
+        self.value, self.meta, self.raw = value, meta, value if raw is None else raw
+        if isinstance(self.raw, str):
             seen = sum(len(text) for text, _ in self.feed.so_far())
-            self.feed.write(value[seen:], meta)
+            self.feed.write(self.raw[seen:], meta)
         self.feed.close()
         self.done.set_result(None)
 

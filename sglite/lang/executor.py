@@ -10,125 +10,54 @@ A program has one ``StreamRunner`` per stream: a queue of jobs that a coroutine 
                      streams 1, 2 (queued until adopted):  Lit  Gen  ...
 
 Promises: jobs of a stream run in order; literals reach the back end merged, just before an output or a fork needs
-them; after a failure every later job of the stream, and of branches forked later, fails at once with that cause;
-``End`` is the last job of every stream and closes the back end's sequence.
+them; what is queued behind a gen under way is shown to the back end, which may begin it at once; after a failure every
+later job of the stream, and of branches forked later, fails at once with that cause; ``End`` is the last job of every
+stream and closes the back end's sequence.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import threading
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import islice
 
-from sglite.lang.backends.base import Backend, GenCall, Output, Stream, check_finished
-from sglite.lang.cells import Cell, Feed
-from sglite.lang.choices import decide
+from sglite.lang.backends.base import Stream
+from sglite.lang.cells import Feed
+from sglite.lang.context import End, Job, Mark, RunContext, Snapshot
 from sglite.lang.errors import Failure
-from sglite.lang.ir import (
-    CaptureBegin,
-    CaptureEnd,
-    Fork,
-    Gen,
-    Join,
-    Lit,
-    Media,
-    Node,
-    Reasoned,
-    RoleBegin,
-    RoleEnd,
-    Sampling,
-    Select,
-)
-from sglite.lang.messages import Message
-from sglite.lang.reasoning import split_reasoning
-from sglite.lang.threads import LoopThread
+from sglite.lang.ir import Gen, Lit, NodeRecord
+from sglite.lang.perform import Performer
 from sglite.lang.transcript import Transcript
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Job:
-    """A node to run. ``cell``: where its value goes; ``reasoning``: where the reasoning goes; ``children``: the streams
-    of a fork; ``parts``: text a join waits for."""
-
-    node: Node
-    cell: Cell | None = None
-    reasoning: Cell | None = None
-    children: tuple[StreamRunner, ...] = ()
-    parts: tuple[Future[Snapshot], ...] = ()
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A stream as it stood when all jobs before had run. ``new_text``: what it has beyond its parent's at the fork."""
-
-    text: str
-    new_text: str
-    messages: list[Message]
-    failure: Failure | None
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Resolves ``future`` when all jobs before have run; never fails."""
-
-    future: Future[Snapshot] = field(default_factory=Future)
-
-
-@dataclass(frozen=True)
-class End:
-    """No job follows."""
-
-
-class Warmup(Protocol):
-    """Lets the first requests of a batch wait until their common prefix is cached."""
-
-    async def arrive(self, prompt: str) -> None:
-        """Called with the text before a stream's first request; returns when it may be sent."""
-        ...
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What all streams of one run share."""
-
-    program_id: str
-    backend: Backend
-    defaults: Sampling
-    stream: bool
-    loop: LoopThread
-    rng: random.Random
-    on_end: Callable[[], None]
-    """Called on the loop for every stream that has ended."""
-    warmup: Warmup | None = None
+_LOOK_AHEAD = 64
+"""Jobs behind the one under way that the back end is told of."""
 
 
 class StreamRunner:
-    """One stream of one run. ``push`` and ``cancel`` may be called from any thread; the rest is the loop's."""
+    """One stream of one run. ``push`` and ``cancel`` may be called from any thread; the rest is the loop's.
 
-    def __init__(self, context: RunContext, *, root: bool) -> None:
+    ``group``: the fork it is a branch of, and the number of branches.
+    """
+
+    def __init__(self, context: RunContext, *, root: bool, group: tuple[str, int] = ("", 1)) -> None:
         self._context = context
         self._lock = threading.Lock()
         self._queue: deque[Job | Mark | End] = deque()
         self._ready = root
         self._running = False
         self._task: asyncio.Task[None] | None = None
-        self._transcript = Transcript(context.backend.chat_format())
-        self._inherited = 0
-        self._stream: Stream | None = None
-        self._pending: list[str] = []
-        self._requested = False
-        self.feed = Feed()
+        self._performer = Performer(context, group, self._ahead)
         self.failure: Failure | None = None
         self._over: Failure | None = None
+
+    @property
+    def feed(self) -> Feed:
+        """The stream's text as it comes."""
+        return self._performer.feed
 
     # --- any thread ---
 
@@ -138,9 +67,12 @@ class StreamRunner:
         with self._lock:
             self._queue.extend(jobs)
             start = wake and self._ready and not self._running
+            follows = self._running and any(isinstance(j, Job) and isinstance(j.node.op, Gen) for j in jobs)
             self._running = self._running or start
         if start:
             self._context.loop.call(self._start)
+        elif follows:
+            self._context.loop.call(self._prepare_more)
 
     def cancel(self, failure: Failure) -> None:
         """Stops what runs and fails what is queued, with ``failure`` as the reason."""
@@ -151,7 +83,7 @@ class StreamRunner:
     def _start(self) -> None:
         asyncio.ensure_future(self._work_off()).add_done_callback(_log_crash)
 
-    def _adopt(self, transcript: Transcript | None, stream: Stream | None, failure: Failure | None) -> None:
+    def adopt(self, transcript: Transcript | None, stream: Stream | None, failure: Failure | None) -> None:
         """Begins a branch where its parent stands, or fails it with its parent."""
         with self._lock:
             adopted, self._ready = self._ready, True
@@ -161,10 +93,7 @@ class StreamRunner:
                 return
             start = bool(self._queue) and not self._running
             self._running = self._running or start
-        if transcript is not None:
-            self._transcript, self._inherited = transcript, transcript.num_pieces
-            self.feed.write(transcript.text)
-        self._stream, self._requested = stream, True
+        self._performer.adopt(transcript, stream)
         self.failure = self.failure or failure
         if start:
             self._start()
@@ -173,7 +102,7 @@ class StreamRunner:
         self.failure = self.failure or failure
         if self._task is not None:
             self._task.cancel()
-        self._adopt(None, None, failure)
+        self.adopt(None, None, failure)
 
     async def _work_off(self) -> None:
         while True:
@@ -193,153 +122,57 @@ class StreamRunner:
                 await self._run(job)
 
     async def _run(self, job: Job) -> None:
+        record: NodeRecord | None = None
         try:
-            if not self._apply(job):
-                self._task = asyncio.ensure_future(self._request(job))
+            if not self._performer.apply(job):
+                record = self._record(job)
+                self._task = asyncio.ensure_future(self._performer.request(job, record))
                 await self._task
         except (Exception, asyncio.CancelledError) as error:
             if self.failure is None:
-                self.failure = _failure(job, error, self._transcript.text)
+                self.failure = _failure(job, error, self._performer.text)
                 logger.warning("%s", self.failure.error())
+            if record is not None:
+                record.error = str(self.failure.cause) or type(self.failure.cause).__name__
             self._refuse(job, self.failure)
         finally:
             self._task = None
+            if record is not None:
+                record.ended = self._context.now()
+
+    def _record(self, job: Job) -> NodeRecord:
+        record = NodeRecord(self._context.now(), prompt_chars=self._performer.num_chars)
+        self._context.graph.records[job.node.id] = record
+        return record
 
     def _refuse(self, job: Job, failure: Failure) -> None:
         for cell in (job.cell, job.reasoning):
             if cell is not None:
                 cell.fail(failure)
         for child in job.children:
-            child._adopt(self._transcript.copy(), None, failure)
+            child.adopt(self._performer.transcript.copy(), None, failure)
 
     def _snapshot(self) -> Snapshot:
-        script = self._transcript
-        return Snapshot(script.text, script.text_from(self._inherited), script.messages, self.failure)
+        return self._performer.snapshot(self.failure)
 
     async def _end(self) -> None:
-        self.feed.close()
         self._over = Failure("an append", None, RuntimeError("the run has ended"), "")
-        stream, self._stream = self._stream, None
         try:
-            if stream is not None:
-                await stream.aclose()
+            await self._performer.aclose()
         except Exception:
-            logger.exception("a back end failed to close a sequence of program %s", self._context.program_id)
+            logger.exception("a back end failed to close a sequence of program %s", self._context.graph.program_id)
         self._context.on_end()
 
-    # --- nodes that need no request ---
+    # --- looking ahead ---
 
-    def _apply(self, job: Job) -> bool:
-        """Runs a node that only concerns text; False if it needs the back end."""
-        op, script = job.node.op, self._transcript
-        if isinstance(op, Lit):
-            self._write(script.add(op.text))
-        elif isinstance(op, RoleBegin):
-            self._write(script.begin_turn(op.role))
-        elif isinstance(op, RoleEnd):
-            self._write(script.end_turn())
-        elif isinstance(op, CaptureBegin):
-            script.begin_capture(op.name)
-        elif isinstance(op, CaptureEnd):
-            assert job.cell is not None
-            job.cell.resolve(script.end_capture(op.name), None)
-        else:
-            return False
-        return True
+    def _ahead(self) -> list[Job | Mark | End]:
+        """The jobs behind the one under way."""
+        with self._lock:
+            return list(islice(self._queue, _LOOK_AHEAD))
 
-    def _write(self, text: str) -> None:
-        self._pending.append(text)
-        self.feed.write(text)
-
-    # --- nodes that do ---
-
-    async def _request(self, job: Job) -> None:
-        op = job.node.op
-        stream = await self._flushed()
-        if isinstance(op, Gen):
-            await self._generate(job, op, stream)
-        elif isinstance(op, Reasoned):
-            await self._generate_reasoned(job, op, stream)
-        elif isinstance(op, Select):
-            await self._select(job, op, stream)
-        elif isinstance(op, Fork):
-            branches = await stream.fork(len(job.children))
-            for child, branch in zip(job.children, branches, strict=True):
-                child._adopt(self._transcript.copy(), branch, None)
-        elif isinstance(op, Join):
-            for part in job.parts:
-                snapshot = await asyncio.wrap_future(part)
-                if snapshot.failure is not None:
-                    raise snapshot.failure.error()
-                self._write(self._transcript.add(snapshot.new_text))
-        elif isinstance(op, Media):
-            self.feed.write(self._transcript.add(stream.attach(op)))
-        else:
-            raise TypeError(f"{op!r} cannot run: it stands for a value that only a trace leaves open")
-
-    async def _flushed(self) -> Stream:
-        """The back end's sequence, with every literal so far in it."""
-        if self._stream is None:
-            self._stream = self._context.backend.open(self._context.program_id)
-        if self._pending:
-            text = "".join(self._pending)
-            self._pending.clear()
-            self._stream.append(text)
-        if not self._requested:
-            self._requested = True
-            if self._context.warmup is not None:
-                await self._context.warmup.arrive(self._transcript.text)
-        return self._stream
-
-    def _call(self, op: Gen) -> GenCall:
-        sampling = op.sampling.over(self._context.defaults)
-        stop = (*(sampling.stop or ()), *op.extra_stop, *self._context.backend.chat_format().stop)
-        stops = Sampling(stop=tuple(dict.fromkeys(stop)))
-        return GenCall(name=op.name, sampling=stops.over(sampling), stream=self._context.stream)
-
-    async def _generate(self, job: Job, op: Gen, stream: Stream) -> None:
-        call = self._call(op)
-        outputs: tuple[Output, ...] = ()
-        shown = 0
-        async with aclosing(stream.generate(call)) as steps:
-            async for outputs in steps:
-                delta = outputs[0].text[shown:]
-                shown += len(delta)
-                self.feed.write(delta, outputs[0].meta)
-                if job.cell is not None:
-                    job.cell.feed.write(delta, outputs[0].meta)
-        check_finished(outputs)
-        self._transcript.add(outputs[0].text)
-        if job.cell is not None:
-            if (call.sampling.n or 1) > 1:
-                job.cell.resolve([o.text for o in outputs], [o.meta for o in outputs])
-            else:
-                job.cell.resolve(outputs[0].text, outputs[0].meta)
-
-    async def _generate_reasoned(self, job: Job, op: Reasoned, stream: Stream) -> None:
-        """Generates on a scratch branch, since only the answer becomes part of the sequence."""
-        (scratch,) = await stream.fork(1)
-        outputs: tuple[Output, ...] = ()
-        try:
-            async with aclosing(scratch.generate(self._call(op.gen))) as steps:
-                async for step in steps:
-                    outputs = step
-        finally:
-            await scratch.aclose()
-        check_finished(outputs)
-        reasoning, answer = split_reasoning(outputs[0].text, op.tags)
-        self._write(self._transcript.add(answer))
-        assert job.cell is not None and job.reasoning is not None
-        job.cell.resolve(answer, outputs[0].meta)
-        job.reasoning.resolve(reasoning, outputs[0].meta)
-
-    async def _select(self, job: Job, op: Select, stream: Stream) -> None:
-        unconditional = op.method.requires_unconditional_logprobs
-        scores = await stream.score(op.name, op.choices, unconditional=unconditional)
-        decision = decide(op.method, op.choices, scores, op.temperature, self._context.rng)
-        self._write(self._transcript.add(decision.decision))
-        if job.cell is not None:
-            job.cell.resolve(decision.decision, {**scores.cost, **(decision.meta_info or {})})
+    def _prepare_more(self) -> None:
+        if self._task is not None and self.failure is None:
+            self._performer.prepare_more()
 
 
 def _failure(job: Job, error: BaseException, text: str) -> Failure:

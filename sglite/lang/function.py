@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import fields
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from sglite.lang.backends.base import Backend
 from sglite.lang.batch import AHEAD, Batch, PrefixWarmup
+from sglite.lang.cells import arrival
 from sglite.lang.errors import Failure, ProgramError
 from sglite.lang.ir import Sampling
-from sglite.lang.program import ProgramState, Run
+from sglite.lang.order import BlockOrder
+from sglite.lang.program import ProgramState
 from sglite.lang.progress import progress
+from sglite.lang.run import Run, RunOptions
+from sglite.lang.saved_rows import saved
 from sglite.lang.session import SESSION
 from sglite.lang.trace import TraceState, static_prefix, trace_program, tracing
 from sglite.lang.types import as_strings
+
+if TYPE_CHECKING:
+    from sglite.lang.graph import ProgramGraph
+
+OnError = Literal["raise", "return"]
+RUN_OPTIONS = ("seed", "deadline", "token_budget", "history")
 
 
 class Function:
@@ -25,21 +38,29 @@ class Function:
     ends have no use for it.
     """
 
+    first_name: str | None = "s"
+    """The name that the first parameter must have."""
+
     def __init__(
         self, func: Callable[..., Any], num_api_spec_tokens: int | None = None, bound: dict[str, Any] | None = None
     ) -> None:
         self.func = func
         self.num_api_spec_tokens = num_api_spec_tokens
         self.bound = dict(bound or {})
+        self._order = BlockOrder()
+        self.is_async = inspect.iscoroutinefunction(func)
         self.__name__ = getattr(func, "__name__", "program")
         self.__doc__ = func.__doc__
         self._signature = inspect.signature(func)
         first = next(iter(self._signature.parameters), None)
-        if first != "s":
+        if first is None or (self.first_name is not None and first != self.first_name):
             raise TypeError(f"program {self.__name__!r}: the first parameter must be named 's', not {first!r}")
 
     def __repr__(self) -> str:
         return f"<program {self.__name__}{self._signature}>"
+
+    def _again(self, bound: dict[str, Any]) -> Function:
+        return Function(self.func, self.num_api_spec_tokens, bound)
 
     def bind(self, **arguments: Any) -> Function:
         """A program with some arguments fixed. TypeError for names the function does not have."""
@@ -47,7 +68,7 @@ class Function:
             self._signature.bind_partial(None, **arguments)
         except TypeError as error:
             raise TypeError(f"{self.__name__}.bind: {error}; the signature is {self._signature}") from None
-        return Function(self.func, self.num_api_spec_tokens, {**self.bound, **arguments})
+        return self._again({**self.bound, **arguments})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """``run``, or inside a traced program ``trace``."""
@@ -56,6 +77,8 @@ class Function:
             return trace_program(self.func, {**self.bound, **dict(list(given.items())[1:])})
         return self.run(*args, **kwargs)
 
+    # --- one run ---
+
     def run(
         self, *args: Any, stream: bool = False, backend: Any = None, use_thread: bool = True, **kwargs: Any
     ) -> ProgramState:
@@ -63,21 +86,65 @@ class Function:
 
         ``kwargs``: the program's arguments, and defaults for every gen that does not say otherwise: max_new_tokens
         (128), stop, stop_token_ids, stop_regex, temperature (1.0), top_p, top_k, min_p, frequency_penalty,
-        presence_penalty, ignore_eos, return_logprob, logprob_start_len, top_logprobs_num, return_text_in_logprobs.
+        presence_penalty, ignore_eos, return_logprob, logprob_start_len, top_logprobs_num, return_text_in_logprobs;
+        and for the run: ``seed`` (sampling becomes repeatable), ``deadline`` (seconds), ``token_budget`` (tokens that
+        all outputs together may have), ``history`` ("append" or "template"). A program's own parameter of such a name
+        comes first.
 
         ``stream``: return at once, run the body in another thread, follow outputs with ``text_iter``.
         ``use_thread=False``: every append waits until it was executed. The body's exceptions propagate; with
-        ``stream`` they are in ``error()``.
+        ``stream`` they are in ``error()``. The body of an ``async def`` runs in an event loop of its own.
         """
-        defaults, given = _split(kwargs)
+        options, given = self._split(kwargs, stream=stream, inline=not use_thread)
+        state = self._start(backend, options)
         arguments = self._arguments(args, given)
-        run = Run(SESSION.backend(backend), defaults, stream=stream, inline=not use_thread)
-        state = ProgramState.start(run)
-        if stream:
+        if self.is_async:
+            done = SESSION.body_loop.spawn(self._abody(state, arguments))
+            if not stream:
+                self._wait(state, done)
+        elif stream:
             SESSION.bodies.submit(lambda: self._body(state, arguments))
         else:
             self._body(state, arguments)
         return state
+
+    async def arun(self, *args: Any, stream: bool = False, backend: Any = None, **kwargs: Any) -> ProgramState:
+        """``run`` for an event loop: an ``async def`` body runs in this loop, another one in a thread.
+
+        Returns when the body has; with ``stream`` at once. Cancelling the caller cancels the run.
+        """
+        options, given = self._split(kwargs, stream=stream, inline=False)
+        state = self._start(backend, options)
+        arguments = self._arguments(args, given)
+        if self.is_async:
+            body: Any = asyncio.ensure_future(self._abody(state, arguments))
+        else:
+            body = arrival(SESSION.bodies.submit(lambda: self._body(state, arguments)))
+        if stream:
+            state.body = asyncio.ensure_future(body)
+            return state
+        try:
+            await body
+        except asyncio.CancelledError:
+            state.run.end(Failure("cancel()", None, RuntimeError("the run was cancelled"), ""))
+            raise
+        return state
+
+    def _start(self, backend: Any, options: RunOptions, warmup: PrefixWarmup | None = None) -> ProgramState:
+        chosen = SESSION.backend(backend)
+        run = Run(chosen, options, name=self.__name__, is_async=self.is_async, warmup=warmup, order=self._order)
+        return ProgramState.start(run)
+
+    def _wait(self, state: ProgramState, done: Future[None]) -> None:
+        """Waits for an async body; Ctrl-C stops the run."""
+        try:
+            done.result()
+        except KeyboardInterrupt:
+            done.cancel()
+            state.run.end(Failure("Ctrl-C", None, RuntimeError("the run was interrupted"), ""))
+            raise
+
+    # --- many rows ---
 
     def run_batch(
         self,
@@ -87,39 +154,102 @@ class Function:
         num_threads: int | Literal["auto"] = "auto",
         progress_bar: bool = False,
         generator_style: bool = False,
+        on_error: OnError = "raise",
+        output: str | Path | None = None,
         **kwargs: Any,
     ) -> Any:
         """Runs the program once per row (a dict of arguments, or a tuple or list of them); states in row order.
 
         ``num_threads``: rows at a time; with "auto", bodies at a time, while rows wait for outputs without a thread.
-        ``generator_style``: yields states instead of returning a list. ``kwargs``: as for ``run``. The first
-        exception of a body ends the batch; a refused request only spoils its own row (see the state's ``error``).
+        ``generator_style``: yields states instead of returning a list. ``kwargs``: as for ``run``; ``seed``,
+        ``deadline`` and ``token_budget`` are each row's.
+
+        ``on_error``: "raise": the first exception of a body ends the batch, while a refused request only spoils its
+        own row (see the state's ``error``). "return": an exception of a body spoils its own row too, whose
+        ``error()`` it is. ``output``: a JSON Lines file that gets a line per finished row, in row order; rows that it
+        has already, from a batch that was cut off, are not run again: their places hold ``SavedRow``s.
         """
+        rows, options = self._rows(batch_kwargs, kwargs)
+        if on_error not in ("raise", "return"):
+            raise ValueError(f"run_batch(on_error={on_error!r}): use 'raise' or 'return'")
+        chosen = SESSION.backend(backend)
+
+        def batch(first: int) -> Iterator[ProgramState]:
+            return self._batch(rows[first:], options, chosen, num_threads, progress_bar, generator_style, on_error)
+
+        states = batch(0) if output is None else saved(Path(output), self.__name__, rows, batch)
+        return states if generator_style else list(states)
+
+    async def arun_batch(
+        self,
+        batch_kwargs: Sequence[dict[str, Any] | Sequence[Any]],
+        *,
+        backend: Any = None,
+        max_concurrency: int = 256,
+        on_error: OnError = "raise",
+        **kwargs: Any,
+    ) -> list[ProgramState]:
+        """``run_batch`` for an event loop: at most ``max_concurrency`` rows at a time; finished states in row order."""
+        rows, options = self._rows(batch_kwargs, kwargs)
+        chosen = SESSION.backend(backend)
+        warmup = PrefixWarmup(chosen) if len(rows) > 1 else None
+        slots = asyncio.Semaphore(max_concurrency)
+
+        async def one(row: inspect.BoundArguments) -> ProgramState:
+            async with slots:
+                state = self._start(chosen, options, warmup)
+                try:
+                    if self.is_async:
+                        await self._abody(state, row, spoils_only_itself=True)
+                    else:
+                        await arrival(SESSION.bodies.submit(lambda: self._body(state, row, spoils_only_itself=True)))
+                except Exception:
+                    if on_error == "raise":
+                        raise
+                await arrival(state.run.finished)
+                return state
+
+        tasks = [asyncio.ensure_future(one(row)) for row in rows]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    def _rows(
+        self, batch_kwargs: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[list[inspect.BoundArguments], RunOptions]:
         if not isinstance(batch_kwargs, (list, tuple)):
             raise TypeError(f"run_batch: rows must be a list or a tuple, not {type(batch_kwargs).__name__}")
-        defaults, common = _split(kwargs)
-        rows = [self._row(i, row, common) for i, row in enumerate(batch_kwargs)]
-        states = self._batch(rows, defaults, SESSION.backend(backend), num_threads, progress_bar, generator_style)
-        return states if generator_style else list(states)
+        options, common = self._split(kwargs, stream=False, inline=False)
+        return [self._row(i, row, common) for i, row in enumerate(batch_kwargs)], options
 
     def _batch(
         self,
         rows: list[inspect.BoundArguments],
-        defaults: Sampling,
+        options: RunOptions,
         backend: Backend,
         num_threads: int | Literal["auto"],
         progress_bar: bool,
         lazy: bool,
+        on_error: OnError,
     ) -> Iterator[ProgramState]:
         threads = None if num_threads == "auto" else num_threads
         warmup = PrefixWarmup(backend) if len(rows) > 1 and threads != 1 else None
 
         def start(row: inspect.BoundArguments) -> tuple[ProgramState, Callable[[], None]]:
-            state = ProgramState.start(Run(backend, defaults, stream=False, inline=False, warmup=warmup))
-            return state, lambda: self._body(state, row, spoils_only_itself=True)
+            state = self._start(backend, options, warmup)
+            if self.is_async:
+                body = self._abody(state, row, spoils_only_itself=True, swallow=on_error == "return")
+                return state, lambda: SESSION.body_loop.spawn(body).result()
+            return state, lambda: self._body(state, row, spoils_only_itself=True, swallow=on_error == "return")
 
         with progress(len(rows), self.__name__, shown=progress_bar) as advance:
             yield from Batch(threads, advance).results(rows, start, ahead=AHEAD if lazy else len(rows) + 1)
+
+    # --- previews ---
 
     def trace(self, **kwargs: Any) -> TraceState:
         """What the program would do: its body run on symbols, without a request.
@@ -128,12 +258,24 @@ class Function:
         """
         return trace_program(self.func, {**self.bound, **kwargs})
 
+    def compile(self, **kwargs: Any) -> ProgramGraph:
+        """The program's graph as far as it is known beforehand; nothing of the body that could have an effect runs.
+
+        Arguments not given are unknown; where the program depends on what only a run knows, the graph says so.
+        """
+        from sglite.lang.compile import compile_program
+        from sglite.lang.graph import ProgramGraph
+
+        return ProgramGraph(compile_program(self.func, {**self.bound, **kwargs}, self.__name__))
+
     def cache(self, backend: Any = None) -> None:
         """Computes the text with which every run starts, so that runs find it cached. Waits until that is done."""
         chosen = SESSION.backend(backend)
         prefix = static_prefix(trace_program(self.func, self.bound, partial=True), chosen.chat_format())
         if prefix:
             SESSION.loop.wait(SESSION.loop.spawn(chosen.prefill(prefix)))
+
+    # --- arguments ---
 
     def _arguments(self, args: Sequence[Any], kwargs: dict[str, Any]) -> inspect.BoundArguments:
         try:
@@ -151,19 +293,62 @@ class Function:
             raise TypeError(f"run_batch, row {index}: {error}") from None
         raise TypeError(f"run_batch, row {index}: {row!r} is no dict, tuple or list of arguments")
 
+    def _split(self, kwargs: dict[str, Any], *, stream: bool, inline: bool) -> tuple[RunOptions, dict[str, Any]]:
+        own = self._signature.parameters
+        chosen = {name: kwargs[name] for name in RUN_OPTIONS if name in kwargs and name not in own}
+        rest = {name: value for name, value in kwargs.items() if name not in chosen}
+        defaults, given = split_sampling(rest)
+        speculate = self.num_api_spec_tokens
+        return RunOptions(defaults=defaults, stream=stream, inline=inline, speculate=speculate, **chosen), given
+
+    # --- bodies ---
+
     def _body(
-        self, state: ProgramState, arguments: inspect.BoundArguments, *, spoils_only_itself: bool = False
+        self,
+        state: ProgramState,
+        arguments: inspect.BoundArguments,
+        *,
+        spoils_only_itself: bool = False,
+        swallow: bool = False,
     ) -> None:
         """Runs the body on a fresh state and ends the run."""
         state.run.enter_body()
+        token = SESSION.current.set(state.run.backend)
         try:
             state.ret_value = self.func(state, *arguments.args[1:], **arguments.kwargs)
         except BaseException as error:
-            state.run.end(Failure(f"the body of {self.__name__!r}", None, error, ""))
-            if not (spoils_only_itself and isinstance(error, ProgramError)):
-                raise
+            self._failed(state, error, spoils_only_itself, swallow)
         else:
             state.run.end()
+        finally:
+            SESSION.current.reset(token)
+
+    async def _abody(
+        self,
+        state: ProgramState,
+        arguments: inspect.BoundArguments,
+        *,
+        spoils_only_itself: bool = False,
+        swallow: bool = False,
+    ) -> None:
+        """``_body`` for an ``async def``."""
+        state.run.enter_body()
+        token = SESSION.current.set(state.run.backend)
+        try:
+            state.ret_value = await self.func(state, *arguments.args[1:], **arguments.kwargs)
+        except BaseException as error:
+            self._failed(state, error, spoils_only_itself, swallow)
+        else:
+            state.run.end()
+        finally:
+            SESSION.current.reset(token)
+
+    def _failed(self, state: ProgramState, error: BaseException, spoils_only_itself: bool, swallow: bool) -> None:
+        """Ends the run of a body that raised; raises on, unless the row alone is spoilt."""
+        state.run.end(Failure(f"the body of {self.__name__!r}", None, error, ""))
+        own = isinstance(error, ProgramError) if not swallow else isinstance(error, Exception)
+        if not (spoils_only_itself and own):
+            raise error
 
 
 # The limit of 128 tokens is the back ends' own: an engine shortens its default where the context ends, and only that.
@@ -177,11 +362,11 @@ _RUN_DEFAULTS = Sampling(
     presence_penalty=0.0,
     ignore_eos=False,
 )
-_NOT_FOR_RUNS = {"min_new_tokens", "n", "regex", "json_schema"}
+_NOT_FOR_RUNS = {"min_new_tokens", "n", "regex", "json_schema", "ebnf", "structural_tag", "on_limit", "seed"}
 _RUN_NAMES = [f.name for f in fields(Sampling) if f.name not in _NOT_FOR_RUNS]
 
 
-def _split(kwargs: dict[str, Any]) -> tuple[Sampling, dict[str, Any]]:
+def split_sampling(kwargs: dict[str, Any]) -> tuple[Sampling, dict[str, Any]]:
     """The sampling defaults among ``run``'s keywords, and the rest, which are the program's arguments."""
     sampling = {name: kwargs[name] for name in _RUN_NAMES if name in kwargs}
     for name in ("stop", "stop_regex"):

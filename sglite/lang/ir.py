@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from sglite.lang.errors import SymbolicValueError
@@ -53,11 +53,15 @@ class Lit(Expr):
     text: str
 
 
+REST_OF_CONTEXT = -1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How to generate; ``None`` leaves a value to the run, and there to the back end. Names are SGLang's."""
 
     max_new_tokens: int | None = None
+    """``REST_OF_CONTEXT``: as many as the context has room for."""
     min_new_tokens: int | None = None
     n: int | None = None
     stop: tuple[str, ...] | None = None
@@ -91,6 +95,10 @@ class Sampling:
             }
         )
 
+    def without_rules(self) -> Sampling:
+        """These values without what constrains the text."""
+        return replace(self, regex=None, json_schema=None, ebnf=None, structural_tag=None)
+
     def __str__(self) -> str:
         given = ((f.name, getattr(self, f.name)) for f in fields(self))
         return ", ".join(f"{name}={value!r}" for name, value in given if value is not None)
@@ -114,8 +122,12 @@ class Gen(Expr):
     whole_turn: bool = False
 
     def __str__(self) -> str:
-        parts = [repr(self.name)] if self.name is not None else []
-        return f"gen({', '.join([*parts, str(self.sampling)] if str(self.sampling) else parts)})"
+        parts = [] if self.name is None else [repr(self.name)]
+        if self.type is not None:
+            parts.append(f"type={getattr(self.type.type, '__name__', self.type.type)}")
+        given = str(self.sampling.without_rules() if self.type is not None else self.sampling)
+        checks = f"retries={self.retries}" if self.retries else ""
+        return f"gen({', '.join(part for part in (*parts, given, checks) if part)})"
 
 
 @dataclass(frozen=True)
@@ -199,6 +211,30 @@ class Reply(Expr):
 
     def __str__(self) -> str:
         return "reply"
+
+
+@dataclass(frozen=True)
+class Checkpoint(Expr):
+    """A place that ``Rollback`` to ``number`` comes back to."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Rollback(Expr):
+    """The stream's text is again what it was at the checkpoint of this number."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Restart(Expr):
+    """A new, empty sequence takes the place of this one; ``keep_system``: it begins with the same system turn."""
+
+    keep_system: bool = True
+
+    def __str__(self) -> str:
+        return "compact()"
 
 
 @dataclass(frozen=True)
@@ -296,6 +332,9 @@ Op = (
     | Tell
     | Ask
     | Reply
+    | Checkpoint
+    | Rollback
+    | Restart
     | CaptureBegin
     | CaptureEnd
     | Fork

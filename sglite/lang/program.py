@@ -3,116 +3,34 @@
 Appending never blocks; reading waits for exactly what it reads. Names resolve in program order: ``s["x"]`` is the
 latest ``x`` appended or set before the read, finished or not. A branch starts with its parent's variables.
 
+Reads come in three spellings: ``s["x"]`` waits and gives the value, ``await s.get("x")`` does so in an async program,
+``s.var("x")`` does not wait: it stands for the value wherever something is appended.
+
 A run ends with its body: streams finish what was appended and close. What they produced stays readable.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import random
-import threading
-import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sglite.lang.backends.base import Backend
-from sglite.lang.cells import Cell, Signal
+from sglite.lang.cells import Cell, arrival
+from sglite.lang.context import Job, Mark, Snapshot
 from sglite.lang.errors import Failure, ProgramError
-from sglite.lang.executor import End, Job, Mark, RunContext, Snapshot, StreamRunner, Warmup
-from sglite.lang.ir import CaptureEnd, Gen, Graph, Join, Node, Reasoned, Sampling, Select
+from sglite.lang.executor import StreamRunner
+from sglite.lang.ir import CaptureEnd, Gen, Join, Node, Reasoned, Select
 from sglite.lang.messages import Message
+from sglite.lang.run import Run
 from sglite.lang.session import SESSION
-from sglite.lang.writer import Writer
+from sglite.lang.spelling import TypedSpelling
+from sglite.lang.usage import Usage
+from sglite.lang.values import Value
 
-logger = logging.getLogger(__name__)
-
-
-class Run:
-    """One execution of a program: its graph, its streams, and whether its body is over.
-
-    ``inline``: every append waits until it was executed. ``finished`` resolves when the last stream has ended.
-    """
-
-    def __init__(
-        self, backend: Backend, defaults: Sampling, *, stream: bool, inline: bool, warmup: Warmup | None = None
-    ) -> None:
-        self.graph = Graph()
-        self.inline = inline
-        self.finished: Future[None] = Future()
-        self.body_over: Future[None] = Future()
-        self.declared = Signal()
-        self.streaming = stream
-        self._lock = threading.Lock()
-        self._runners: list[StreamRunner] = []
-        self._to_end = 0
-        self._ended = False
-        self._body_thread: int | None = None
-        self._context = RunContext(
-            program_id=uuid.uuid4().hex,
-            backend=backend,
-            defaults=defaults,
-            stream=stream,
-            loop=SESSION.loop,
-            rng=random.Random(),
-            on_end=self._one_ended,
-            warmup=warmup,
-        )
-
-    def new_runner(self, *, root: bool = False) -> StreamRunner:
-        """A runner for one more stream; RuntimeError once the run has ended."""
-        with self._lock:
-            self.check_open()
-            runner = StreamRunner(self._context, root=root)
-            self._runners.append(runner)
-            return runner
-
-    def check_open(self) -> None:
-        """RuntimeError once the run has ended."""
-        if self._ended:
-            raise RuntimeError("this run of the program has ended; append inside the program's body")
-
-    def enter_body(self) -> None:
-        """The body begins, in this thread."""
-        self._body_thread = threading.get_ident()
-
-    def end(self, failure: Failure | None = None) -> None:
-        """The body is over: streams finish their jobs, or with ``failure`` stop at once, and close."""
-        with self._lock:
-            if self._ended:
-                return
-            self._ended = True
-            runners = list(self._runners)
-            self._to_end = len(runners)
-        self._body_thread = None
-        if failure is not None and self.streaming:
-            logger.warning("%s", failure.error())
-        for runner in runners:
-            if failure is not None:
-                runner.cancel(failure)
-            runner.push([End()])
-        self.body_over.set_result(None)
-        self.declared.fire()
-
-    def stop(self, failure: Failure) -> None:
-        """Stops every stream; what has no value yet fails. The body, if it runs, learns of it when it reads."""
-        with self._lock:
-            runners = list(self._runners)
-        for runner in runners:
-            runner.cancel(failure)
-
-    def _one_ended(self) -> None:
-        self._to_end -= 1
-        if self._to_end == 0:
-            self.finished.set_result(None)
-
-    def outside(self) -> bool:
-        """Whether this thread follows a streamed run whose body, in another thread, still appends."""
-        return self.streaming and not self.body_over.done() and threading.get_ident() != self._body_thread
+if TYPE_CHECKING:
+    from sglite.lang.graph import ProgramGraph
 
 
-class ProgramState(Writer):
+class ProgramState(TypedSpelling):
     """See the module. ``ret_value``: what the body returned. Other attributes are the program's to set."""
 
     def __init__(
@@ -120,6 +38,7 @@ class ProgramState(Writer):
         run: Run,
         runner: StreamRunner,
         stream: int,
+        path: str = "0",
         prev: int | None = None,
         role: str | None = None,
         cells: dict[str, Cell] | None = None,
@@ -127,8 +46,13 @@ class ProgramState(Writer):
         super().__init__(run.graph, stream, prev, role)
         self.run = run
         self._runner = runner
+        self._path = path
+        self._requests = 0
+        self._branches = 0
         self._cells: dict[str, Cell] = dict(cells or {})
         self.ret_value: Any = None
+        self.body: Any = None
+        """The task of a streamed async body."""
 
     @staticmethod
     def start(run: Run) -> ProgramState:
@@ -137,9 +61,9 @@ class ProgramState(Writer):
 
     # --- appending ---
 
-    def _record(self, nodes: list[Node]) -> None:
+    def _record(self, nodes: list[Node], values: Sequence[Value[Any] | None]) -> None:
         self.run.check_open()
-        self._runner.push([self._job(node) for node in nodes])
+        self._runner.push([self._job(node, value) for node, value in zip(nodes, values, strict=True)])
         self._after_push()
 
     def _after_push(self) -> None:
@@ -147,27 +71,53 @@ class ProgramState(Writer):
         if self.run.inline:
             self.sync()
 
-    def _job(self, node: Node) -> Job:
+    def _job(self, node: Node, value: Value[Any] | None) -> Job:
         op = node.op
+        if isinstance(op, (Gen, Select, Reasoned)):
+            self._requests += 1
+        path = f"{self._path}/{self._requests}"
         if isinstance(op, Reasoned):
             name = op.gen.name or ""
-            return Job(node, self._declare(name, node), reasoning=self._declare(f"{name}_reasoning_content", node))
-        if isinstance(op, (Gen, Select, CaptureEnd)) and op.name is not None:
-            return Job(node, self._declare(op.name, node))
-        return Job(node)
+            reasoning = self._declare(f"{name}_reasoning_content", node)
+            return Job(node, path, self._declare(name, node), reasoning=reasoning)
+        if isinstance(op, Gen):
+            cell = self._unnamed(path, node) if op.name is None else self._declare(op.name, node)
+            cell.partial = None if op.type is None else op.type.partial
+            return Job(node, path, cell)
+        if isinstance(op, (Select, CaptureEnd)) and op.name is not None:
+            return Job(node, path, self._declare(op.name, node))
+        if isinstance(op, Select):
+            return Job(node, path, self._unnamed(path, node))
+        return Job(node, path, needs=None if value is None else value.cell)
 
     def _declare(self, name: str, node: Node) -> Cell:
-        cell = self._cells[name] = Cell(name, node.id)
+        cell = self._cells[name] = self._last_cell = Cell(name, node.id)
+        cell.graph = self._graph
         return cell
 
+    def _unnamed(self, path: str, node: Node) -> Cell:
+        cell = self._last_cell = Cell(f"output {path}", node.id)
+        cell.graph = self._graph
+        return cell
+
+    def _last_value(self) -> Value[Any]:
+        return self._value_of(self._last_cell)
+
+    def _value_of(self, cell: Cell) -> Value[Any]:
+        return Value(cell, self.run.marks, self.run.may_block)
+
     def _branch(self, fork: Node, streams: Sequence[int]) -> list[ProgramState]:
-        runners = [self.run.new_runner() for _ in streams]
+        group = (f"{self.run.graph.program_id}:{fork.id}", len(streams))
+        runners = [self.run.new_runner(group=group) for _ in streams]
         self._runner.push([Job(fork, children=tuple(runners))])
         self._after_push()
-        return [
-            ProgramState(self.run, runner, stream, fork.id, self._role, self._cells)
-            for runner, stream in zip(runners, streams, strict=True)
-        ]
+        branches = []
+        for runner, stream in zip(runners, streams, strict=True):
+            path = f"{self._path}.{self._branches}"
+            self._branches += 1
+            branches.append(ProgramState(self.run, runner, stream, path, fork.id, self._role, self._cells))
+            branches[-1]._turns = self._turns
+        return branches
 
     def _gather(self, branches: Sequence[ProgramState]) -> None:
         new = dict.fromkeys(name for b in branches for name in list(b._cells) if name not in self._cells)
@@ -175,7 +125,8 @@ class ProgramState(Writer):
             parts = [b._cells[name] for b in branches if name in b._cells]
             sources = tuple(part.node for part in parts if part.node >= 0)
             node = self._graph.add(self._stream, self._prev, Join("gather_variable"), sources)
-            self._cells[name] = Cell.gathered(name, parts, node.id)
+            cell = self._cells[name] = Cell.gathered(name, parts, node.id)
+            cell.graph = self._graph
         self.run.declared.fire()
 
     def _concatenate(self, branches: Sequence[ProgramState]) -> None:
@@ -189,6 +140,9 @@ class ProgramState(Writer):
 
     # --- variables ---
 
+    def _missing(self, name: str) -> KeyError:
+        return KeyError(f"no variable {name!r} in this program so far; there are {sorted(self._cells)}")
+
     def _cell(self, name: str) -> Cell | None:
         """The latest cell of a name; waits for one while a streamed body in another thread may still append it."""
         while (waiter := self._undeclared(name)) is not None:
@@ -197,23 +151,26 @@ class ProgramState(Writer):
 
     async def _acell(self, name: str) -> Cell | None:
         while (waiter := self._undeclared(name)) is not None:
-            await asyncio.wrap_future(waiter)
+            await arrival(waiter)
         return self._cells.get(name)
 
-    def _undeclared(self, name: str) -> Future[None] | None:
+    def _undeclared(self, name: str) -> Any:
         """What to wait for when ``name`` may still be appended by a body in another thread."""
         if name in self._cells or not self.run.outside():
             return None
         waiter = self.run.declared.waiter()
         return waiter if name not in self._cells and self.run.outside() else None
 
-    def get_var(self, name: str) -> Any:
-        """Waits for a variable's value. KeyError if nothing sets it, VariableError (a KeyError) if that failed."""
+    def _awaited(self, name: str) -> Cell:
         cell = self._cell(name)
         if cell is None:
-            raise KeyError(f"no variable {name!r} in this program so far; there are {sorted(self._cells)}")
-        SESSION.loop.wait(cell.done)
-        return cell.get()
+            raise self._missing(name)
+        self.run.wait(cell.done, lambda: f"await s.get({name!r})")
+        return cell
+
+    def get_var(self, name: str) -> Any:
+        """Waits for a variable's value. KeyError if nothing sets it, VariableError (a KeyError) if that failed."""
+        return self._awaited(name).get()
 
     def set_var(self, name: str, value: Any) -> None:
         """Gives a variable a value; the text stays as it is."""
@@ -228,36 +185,72 @@ class ProgramState(Writer):
         cell = self._cells.get(name)
         return cell is not None and cell.failure is None
 
+    def variable_names(self) -> list[str]:
+        """The names that have a value or will have one, in order of appearance."""
+        return list(self._cells)
+
+    async def get(self, name: str) -> Any:
+        """``s[name]`` for async programs."""
+        cell = await self._acell(name)
+        if cell is None:
+            raise self._missing(name)
+        await arrival(cell.done)
+        return cell.get()
+
+    def var(self, name: str) -> Value[Any]:
+        """What ``s[name]`` will be, without waiting: append it, alone, in a sum or inside an f-string."""
+        cell = self._cells.get(name)
+        if cell is None:
+            raise self._missing(name)
+        return self._value_of(cell)
+
+    def raw(self, name: str) -> Any:
+        """Waits for a typed variable and gives the text that its value was read from."""
+        cell = self._awaited(name)
+        cell.get()
+        return cell.raw
+
     def get_meta_info(self, name: str) -> Any:
         """Waits for a variable and returns what the back end said about its request; None for other names.
 
         With ``n`` > 1 a list, one entry per output.
         """
-        cell = self._cell(name)
-        if cell is None:
+        if self._cell(name) is None:
             return None
-        SESSION.loop.wait(cell.done)
+        cell = self._awaited(name)
         cell.get()
         return cell.meta
 
     # --- text ---
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self, instead: str = "await s.finished()") -> Snapshot:
         if self.run.outside():
             SESSION.loop.wait(self.run.body_over)
         mark = Mark()
+        if not self.run.may_block():
+            self.run.wait(mark.future, lambda: instead)
         self._runner.push([mark])
-        return SESSION.loop.wait(mark.future)
-
-    def _healthy_snapshot(self) -> Snapshot:
-        snapshot = self._snapshot()
-        if snapshot.failure is not None:
-            raise snapshot.failure.error()
+        snapshot: Snapshot = self.run.wait(mark.future, lambda: instead)
         return snapshot
+
+    async def _asnapshot(self) -> Snapshot:
+        if self.run.outside():
+            await arrival(self.run.body_over)
+        mark = Mark()
+        self._runner.push([mark])
+        return await arrival(mark.future)
+
+    def _healthy_snapshot(self, instead: str) -> Snapshot:
+        return _healthy(self._snapshot(instead))
 
     def sync(self) -> None:
         """Waits until everything appended so far has been executed or has failed."""
         self._snapshot()
+
+    async def finished(self) -> ProgramError | None:
+        """``sync`` and ``error`` for async programs."""
+        failure = (await self._asnapshot()).failure
+        return None if failure is None else failure.error()
 
     def error(self) -> ProgramError | None:
         """Waits like ``sync``; what went wrong in this stream, with its cause as ``__cause__``, or None."""
@@ -266,17 +259,38 @@ class ProgramState(Writer):
 
     def text(self) -> str:
         """Waits like ``sync``; all text of this stream. ProgramError if it failed."""
-        return self._healthy_snapshot().text
+        return self._healthy_snapshot("await s.get_text()").text
 
     def messages(self) -> list[Message]:
         """Waits like ``sync``; the finished turns. ProgramError if the stream failed."""
-        return self._healthy_snapshot().messages
+        return self._healthy_snapshot("await s.get_messages()").messages
+
+    async def get_text(self) -> str:
+        """``text`` for async programs."""
+        return _healthy(await self._asnapshot()).text
+
+    async def get_messages(self) -> list[Message]:
+        """``messages`` for async programs."""
+        return _healthy(await self._asnapshot()).messages
 
     def cancel(self) -> None:
         """Stops the run: requests in flight are aborted, what has no value yet fails."""
         self.run.stop(Failure("cancel()", None, RuntimeError("the run was cancelled"), ""))
 
+    @property
+    def usage(self) -> Usage:
+        """What the whole run has cost so far, branches included."""
+        return self.run.usage
+
+    def graph(self) -> ProgramGraph:
+        """The run's graph so far, with what became of its nodes; to print, draw and explain."""
+        from sglite.lang.graph import ProgramGraph
+
+        return ProgramGraph(self.run.graph)
+
     def __repr__(self) -> str:
+        if not self.run.may_block():
+            return f"<state of {self.run.graph.name!r}, running>"
         snapshot = self._snapshot()
         failed = f", failed: {snapshot.failure.error()}" if snapshot.failure is not None else ""
         return f"ProgramState({snapshot.text}{failed})"
@@ -308,3 +322,26 @@ class ProgramState(Writer):
             feed = cell.feed
         async for text, meta in feed.aread():
             yield (text, meta) if return_meta_data else text
+
+    def partial_iter(self, name: str) -> Iterator[Any]:
+        """The value of a typed variable while it is written: a fuller object each time, the whole one last."""
+        cell = self._cell(name)
+        if cell is None:
+            raise self._missing(name)
+        text = ""
+        for piece, _ in cell.feed.read():
+            text += piece
+            value = None if cell.partial is None else cell.partial(text)
+            if value is not None:
+                yield value
+        yield cell.get()
+
+
+State = ProgramState
+"""The name for annotations: ``async def extract(s: sgl.State, text: str) -> Person``."""
+
+
+def _healthy(snapshot: Snapshot) -> Snapshot:
+    if snapshot.failure is not None:
+        raise snapshot.failure.error()
+    return snapshot

@@ -7,7 +7,9 @@ threads, since its parent's did not come along.
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from sglite.lang.backends.base import Backend
 from sglite.lang.threads import BodyPool, LoopThread
@@ -23,20 +25,27 @@ class Session:
 
     def __init__(self) -> None:
         self.default_backend: Any = None
+        self.current: ContextVar[Backend | None] = ContextVar("sglite_backend", default=None)
+        """The back end of the program whose body runs here: programs it calls use the same."""
+        self.marks: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        """Marks of symbolic values in text, by run; see ``values``."""
         self.renew_threads()
         os.register_at_fork(after_in_child=self.renew_threads)
 
     def renew_threads(self) -> None:
         """New threads, started when first used."""
         self.loop = LoopThread("sglite-programs")
+        self.body_loop = LoopThread("sglite-async-bodies")
         self.bodies = BodyPool(auto_threads(), "sglite-body")
 
     def backend(self, given: Any = None) -> Backend:
-        """The back end to use: the given one or else the default.
+        """The back end to use: the given one, else that of the program that runs here, else the default.
 
         Raises RuntimeError when there is neither, TypeError for an object that is no back end.
         """
-        chosen = self.default_backend if given is None else given
+        chosen = given
+        if given is None:
+            chosen = self.current.get() or self.default_backend
         if chosen is None:
             raise RuntimeError("no back end: call sglite.set_default_backend(...) or pass backend=...")
         if isinstance(chosen, Backend):

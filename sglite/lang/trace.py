@@ -35,6 +35,7 @@ from sglite.lang.ir import (
 )
 from sglite.lang.messages import Message
 from sglite.lang.transcript import Transcript
+from sglite.lang.values import Value
 from sglite.lang.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class TraceState(Writer):
         """The number of this stream."""
         return self._stream
 
-    def _record(self, nodes: list[Node]) -> None:
+    def _record(self, nodes: list[Node], values: Sequence[Value[Any] | None]) -> None:
         for node in nodes:
             if isinstance(node.op, Reasoned):
                 self._set(node.op.gen.name, node)

@@ -6,12 +6,33 @@ A ``Writer`` is one stream of a graph. Subclasses say what happens to recorded n
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-from sglite.lang.ir import CaptureBegin, CaptureEnd, Expr, Fork, Graph, Node, Op, RoleBegin, RoleEnd, flatten
+from sglite.lang.ir import (
+    Ask,
+    CaptureBegin,
+    CaptureEnd,
+    Concat,
+    Expr,
+    Fork,
+    Graph,
+    Lit,
+    Node,
+    Op,
+    Reply,
+    RoleBegin,
+    RoleEnd,
+    Select,
+    Tell,
+    VarRef,
+    flatten,
+)
+from sglite.lang.session import SESSION
+from sglite.lang.values import CLOSE, OPEN, Value, unmarked
 
 W = TypeVar("W", bound="Writer")
 
@@ -24,10 +45,12 @@ class Writer(ABC):
         self._stream = stream
         self._prev = prev
         self._role = role
+        self._turns = False
+        """Whether a turn has been finished: a conversation, not plain text."""
 
     @abstractmethod
-    def _record(self, nodes: list[Node]) -> None:
-        """Takes nodes that were just added to the graph, in order."""
+    def _record(self, nodes: list[Node], values: Sequence[Value[Any] | None]) -> None:
+        """Takes nodes that were just added to the graph, in order, and for references the values they stand for."""
 
     @abstractmethod
     def _branch(self: W, fork: Node, streams: Sequence[int]) -> list[W]:
@@ -41,15 +64,25 @@ class Writer(ABC):
     def _concatenate(self: W, branches: Sequence[W]) -> None:
         """Text new in ``branches`` is appended here, in order."""
 
-    def _add(self, op: Op, sources: tuple[int, ...] = ()) -> Node:
-        node = self._graph.add(self._stream, self._prev, op, sources)
+    def _add(self, op: Op, sources: tuple[int, ...] = (), line: str = "") -> Node:
+        node = self._graph.add(self._stream, self._prev, op, sources, line)
         self._prev = node.id
         return node
 
     def _append(self, value: object) -> None:
-        ops = flatten(value)
+        ops = tuple(plain for op in flatten(value) for plain in _without_marks(op))
         self._role = _role_after(self._role, ops)
-        self._record([self._add(op) for op in ops])
+        self._turns |= any(isinstance(op, (RoleEnd, Tell)) for op in ops)
+        line = caller()
+        nodes: list[Node] = []
+        values: list[Value[Any] | None] = []
+        for op in ops:
+            value = op if isinstance(op, Value) else None
+            source = () if value is None or value.cell.graph is not self._graph else (value.cell.node,)
+            reference = op if value is None else VarRef(value.name, value.cell.node if source else -1)
+            nodes.append(self._add(reference, source, line))
+            values.append(value)
+        self._record(nodes, values)
 
     def __iadd__(self: W, value: str | Expr) -> W:
         """Appends text or an expression. ValueError for None or misplaced roles, TypeError for other values."""
@@ -58,11 +91,12 @@ class Writer(ABC):
 
     # --- turns and scopes ---
 
-    def _turn(self, role: str, expr: str | Expr | None) -> Any:
-        if expr is None:
+    def _turn(self: W, role: str, parts: Sequence[str | Expr | None]) -> Any:
+        if not parts or parts == (None,):
             return self._turn_scope(role)
-        self._append(RoleBegin(role) + expr + RoleEnd(role))
-        return None
+        content = [op for part in parts for op in flatten(part)]
+        self._append(Concat((RoleBegin(role), *content, RoleEnd(role))))
+        return self
 
     @contextmanager
     def _turn_scope(self, role: str) -> Iterator[None]:
@@ -75,17 +109,17 @@ class Writer(ABC):
             raise
         self._append(RoleEnd(role))
 
-    def system(self, expr: str | Expr | None = None) -> Any:
-        """Appends a system turn, or as ``with s.system():`` makes one of what is appended inside."""
-        return self._turn("system", expr)
+    def system(self, *parts: str | Expr | None) -> Any:
+        """Appends a system turn, returns the state; as ``with s.system():`` makes one of what is appended inside."""
+        return self._turn("system", parts)
 
-    def user(self, expr: str | Expr | None = None) -> Any:
-        """Appends a user turn, or as ``with s.user():`` makes one of what is appended inside."""
-        return self._turn("user", expr)
+    def user(self, *parts: str | Expr | None) -> Any:
+        """Appends a user turn, returns the state; as ``with s.user():`` makes one of what is appended inside."""
+        return self._turn("user", parts)
 
-    def assistant(self, expr: str | Expr | None = None) -> Any:
-        """Appends an assistant turn, or as ``with s.assistant():`` makes one of what is appended inside."""
-        return self._turn("assistant", expr)
+    def assistant(self, *parts: str | Expr | None) -> Any:
+        """Appends an assistant turn, returns the state; as ``with s.assistant():`` makes one of what is inside."""
+        return self._turn("assistant", parts)
 
     @contextmanager
     def var_scope(self, name: str) -> Iterator[None]:
@@ -103,7 +137,11 @@ class Writer(ABC):
         if size < 1:
             raise ValueError(f"fork({size}): a program can only be forked into 1 or more branches")
         streams = tuple(self._graph.new_stream() for _ in range(size))
-        return ForkGroup(self, self._branch(self._add(Fork(streams)), streams))
+        return ForkGroup(self, self._branch(self._add(Fork(streams), line=caller()), streams))
+
+    def branch(self: W) -> W:
+        """One more stream that starts from the text so far and runs beside this one."""
+        return self.fork(1)[0]
 
     @contextmanager
     def copy(self: W) -> Iterator[W]:
@@ -176,4 +214,29 @@ def _role_after(role: str | None, ops: Sequence[Op]) -> str | None:
                 open_turn = "no turn is open" if role is None else f"the open turn is {role!r}'s"
                 raise ValueError(f"a turn of {op.role!r} ends, but {open_turn}")
             role = None
+        elif isinstance(op, (Ask, Tell)) and role is not None:
+            raise ValueError(f"{op} inside a turn of {role!r}; end that one first")
+        elif isinstance(op, Ask):
+            role = "assistant"
+        elif isinstance(op, Reply):
+            role = None
     return role
+
+
+def _without_marks(op: Op) -> Iterator[Op]:
+    """The operation, or for a literal with symbolic values in it, its parts."""
+    if isinstance(op, Lit) and (OPEN in op.text or CLOSE in op.text):
+        yield from unmarked(op.text, SESSION.marks)
+        return
+    if isinstance(op, Select) and any(OPEN in choice or CLOSE in choice for choice in op.choices):
+        raise ValueError("select: a value that may not exist yet cannot be a choice; read it first: s['name']")
+    yield op
+
+
+def caller() -> str:
+    """Where the program is: file and line of the innermost frame outside the language."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("sglite.lang"):
+        frame = frame.f_back
+    code = frame.f_code
+    return f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"

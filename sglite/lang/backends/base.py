@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from sglite.lang.choices import ChoiceScores, Rows
 from sglite.lang.errors import BackendError, Unsupported
 from sglite.lang.formats import ChatFormat
-from sglite.lang.ir import Media, Sampling
+from sglite.lang.ir import REST_OF_CONTEXT, Media, Sampling
 from sglite.lang.messages import Message, ToolCall, ToolSpec
 
 
@@ -72,7 +72,10 @@ class GenCall:
     def params(self) -> dict[str, Any]:
         """``sampling_params`` of SGLang's native protocol."""
         given = {name: getattr(self.sampling, name) for name in _PARAMS}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
+        params = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
+        if self.sampling.max_new_tokens == REST_OF_CONTEXT:
+            params["max_new_tokens"] = None  # said aloud: left out, it would be the back end's default
+        return params
 
     def logprob_options(self) -> dict[str, Any]:
         """The fields of SGLang's native protocol that ask for log probabilities."""
@@ -154,6 +157,11 @@ class Stream(ABC):
         exactly that is asked for, and drops it otherwise."""
         return None
 
+    def speculate(self, num_tokens: int) -> None:
+        """The program was declared with ``num_api_spec_tokens``: a paid API may be asked for so many tokens at once,
+        ahead of the program. Back ends where a request costs nothing by itself have no use for it."""
+        return None
+
     def park(self, expected_s: float | None = None) -> None:
         """A hint: the program now waits for something else, a tool say, for about so long."""
         return None
@@ -188,7 +196,7 @@ class Backend(ABC):
 
     def render(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> str | None:
         """The prompt that the model's own chat template makes of a conversation with ``tools``, up to and with the
-        opening of the assistant's turn. None: there is no template; ValueError: it refuses the messages."""
+        opening of the assistant's turn. None: there is no template; ValueError: it refuses the messages. May block."""
         return None
 
     @abstractmethod

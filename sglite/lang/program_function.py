@@ -1,0 +1,50 @@
+"""``@program``: the spelling for those who come from typed, asynchronous code. The call gives the function's value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sglite.lang.function import Function
+from sglite.lang.values import Value
+
+
+class Program(Function):
+    """A function of a state, under any name, whose call gives what the function returns.
+
+    Of an ``async def`` the call is a coroutine; of a plain function it is the value. ``run_value`` gives the value in
+    either case, and ``run``, ``arun``, ``run_batch`` and the rest give states, as for ``@function``.
+    """
+
+    first_name = None
+
+    def __init__(self, func: Callable[..., Any], bound: dict[str, Any] | None = None) -> None:
+        super().__init__(func, None, bound)
+
+    def _again(self, bound: dict[str, Any]) -> Program:
+        return Program(self.func, bound)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The function's value, or a coroutine for it; arguments as for ``run``."""
+        if self.is_async:
+            return self._avalue(args, kwargs)
+        return self.run_value(*args, **kwargs)
+
+    async def _avalue(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        state = await self.arun(*args, **kwargs)
+        if isinstance(state.ret_value, Value):
+            return await state.ret_value
+        error = await state.finished()
+        if error is not None:
+            raise error
+        return state.ret_value
+
+    def run_value(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the program and gives its value; works in scripts and in notebooks. Errors of outputs are raised."""
+        state = self.run(*args, **kwargs)
+        if isinstance(state.ret_value, Value):
+            return state.ret_value.value()
+        error = state.error()
+        if error is not None:
+            raise error
+        return state.ret_value

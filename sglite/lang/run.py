@@ -1,0 +1,195 @@
+"""One execution of a program: its graph, its streams, when it is over, and what it may cost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglite.lang.backends.base import Backend
+from sglite.lang.cells import Signal
+from sglite.lang.context import End, History, RunContext, Warmup
+from sglite.lang.errors import BlockingReadError, DeadlineExceeded, Failure
+from sglite.lang.executor import StreamRunner
+from sglite.lang.ir import Graph, Sampling
+from sglite.lang.order import BlockOrder
+from sglite.lang.session import SESSION
+from sglite.lang.usage import Usage
+from sglite.lang.values import Marks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What ``run`` may be told beside the program's arguments.
+
+    ``seed``: makes sampling repeatable, each request having a seed of its own. ``deadline``: seconds until the run is
+    stopped. ``token_budget``: tokens that its outputs together may have. ``history``: what happens where the chat
+    template writes earlier turns anew, see ``history``.
+    """
+
+    defaults: Sampling = field(default_factory=Sampling)
+    stream: bool = False
+    inline: bool = False
+    seed: int | None = None
+    deadline: float | None = None
+    token_budget: int | None = None
+    history: History = "append"
+    speculate: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.deadline is not None and not self.deadline > 0:
+            raise ValueError(f"deadline={self.deadline!r}: give a positive number of seconds")
+        if self.token_budget is not None and (type(self.token_budget) is not int or self.token_budget < 1):
+            raise ValueError(f"token_budget={self.token_budget!r}: give a positive number of tokens")
+        if self.history not in ("append", "template"):
+            raise ValueError(f"history={self.history!r}: use 'append' or 'template'")
+        if self.seed is not None and type(self.seed) is not int:
+            raise ValueError(f"seed={self.seed!r}: give an integer")
+
+
+class Run:
+    """See the module. ``inline``: every append waits until it was executed. ``finished`` resolves when the last
+    stream has ended. ``is_async``: the body is a coroutine, in whose event loop nothing may block."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        options: RunOptions,
+        *,
+        name: str = "program",
+        is_async: bool = False,
+        warmup: Warmup | None = None,
+        order: BlockOrder | None = None,
+    ) -> None:
+        self._order = order or BlockOrder()
+        self.graph = Graph(name, uuid.uuid4().hex)
+        self.backend = backend
+        self.inline = options.inline
+        self.is_async = is_async
+        self.marks = Marks(SESSION.marks)
+        self.finished: Future[None] = Future()
+        self.body_over: Future[None] = Future()
+        self.declared = Signal()
+        self.streaming = options.stream
+        self._lock = threading.Lock()
+        self._runners: list[StreamRunner] = []
+        self._to_end = 0
+        self._ended = False
+        self._body_thread: int | None = None
+        self._checkpoints = 0
+        self._deadline: asyncio.TimerHandle | None = None
+        self.context = RunContext(
+            graph=self.graph,
+            backend=backend,
+            defaults=options.defaults,
+            stream=options.stream,
+            loop=SESSION.loop,
+            on_end=self._one_ended,
+            rng=random.Random(),
+            warmup=warmup,
+            seed=options.seed,
+            token_budget=options.token_budget,
+            history=options.history,
+            speculate=options.speculate,
+        )
+        if options.deadline is not None:
+            SESSION.loop.call(self._set_deadline, options.deadline)
+
+    @property
+    def usage(self) -> Usage:
+        """What the run has cost so far."""
+        return self.context.usage
+
+    def new_runner(self, *, root: bool = False, group: tuple[str, int] = ("", 1)) -> StreamRunner:
+        """A runner for one more stream; RuntimeError once the run has ended."""
+        with self._lock:
+            self.check_open()
+            runner = StreamRunner(self.context, root=root, group=group)
+            self._runners.append(runner)
+            return runner
+
+    def ordered(self, texts: list[str]) -> list[str]:
+        """Texts that may come in any order, in the one that shares most with other runs of the program."""
+        return self._order.ordered(texts)
+
+    def next_checkpoint(self) -> int:
+        """A number for one more checkpoint."""
+        with self._lock:
+            self._checkpoints += 1
+            return self._checkpoints
+
+    def check_open(self) -> None:
+        """RuntimeError once the run has ended."""
+        if self._ended:
+            raise RuntimeError("this run of the program has ended; append inside the program's body")
+
+    def enter_body(self) -> None:
+        """The body begins, in this thread."""
+        self._body_thread = threading.get_ident()
+
+    def end(self, failure: Failure | None = None) -> None:
+        """The body is over: streams finish their jobs, or with ``failure`` stop at once, and close."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            runners = list(self._runners)
+            self._to_end = len(runners)
+        self._body_thread = None
+        if failure is not None and self.streaming:
+            logger.warning("%s", failure.error())
+        for runner in runners:
+            if failure is not None:
+                runner.cancel(failure)
+            runner.push([End()])
+        self.body_over.set_result(None)
+        self.declared.fire()
+
+    def stop(self, failure: Failure) -> None:
+        """Stops every stream; what has no value yet fails. The body, if it runs, learns of it when it reads."""
+        with self._lock:
+            runners = list(self._runners)
+        for runner in runners:
+            runner.cancel(failure)
+
+    def _set_deadline(self, seconds: float) -> None:
+        error = DeadlineExceeded(f"the program did not finish within deadline={seconds} s")
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(seconds, self.stop, Failure("the deadline", None, error, ""))
+
+    def _one_ended(self) -> None:
+        self._to_end -= 1
+        if self._to_end == 0:
+            if self._deadline is not None:
+                self._deadline.cancel()
+            self.finished.set_result(None)
+
+    # --- reading ---
+
+    def outside(self) -> bool:
+        """Whether this thread follows a streamed run whose body, in another thread, still appends."""
+        return self.streaming and not self.body_over.done() and threading.get_ident() != self._body_thread
+
+    def may_block(self) -> bool:
+        """Whether a read may wait in this thread: not in the event loop of the body that waits for it."""
+        if not self.is_async or self.body_over.done():
+            return True
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return True
+        return False
+
+    def wait(self, future: Future[Any], instead: Callable[[], str]) -> Any:
+        """Blocks for ``future``; BlockingReadError, with the line to write ``instead``, in an async body."""
+        if not future.done() and not self.may_block():
+            raise BlockingReadError(f"an async program must not block: write `{instead()}`")
+        return SESSION.loop.wait(future)

@@ -1,0 +1,157 @@
+"""The methods of a running state that return values: ``s.gen(Person)`` where SGLang's spelling is ``s += gen(...)``.
+
+Each returns a ``Value``: awaited it is the object, appended it is its text. In a conversation, a gen outside any turn
+is the assistant's turn.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sglite.lang.cells import Cell
+from sglite.lang.expressions import gen, repeat, select
+from sglite.lang.ir import Ask, Checkpoint, Expr, Reply, Restart, RoleBegin, RoleEnd, Rollback, Tell
+from sglite.lang.messages import Message, ToolSpec
+from sglite.lang.tasks import value_of_task
+from sglite.lang.values import Value
+from sglite.lang.writer import Writer
+
+if TYPE_CHECKING:
+    from sglite.lang.run import Run
+
+S = TypeVar("S", bound="TypedSpelling")
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where ``rollback`` comes back to."""
+
+    number: int
+    role: str | None
+    turns: bool
+    prev: int | None
+    cells: dict[str, Cell]
+
+
+class TypedSpelling(Writer):
+    """See the module; mixed into ``ProgramState``, which owns what it uses."""
+
+    run: Run
+    _cells: dict[str, Cell]
+
+    def _last_value(self) -> Value[Any]:
+        raise NotImplementedError
+
+    def _value_of(self, cell: Cell) -> Value[Any]:
+        raise NotImplementedError
+
+    # --- outputs ---
+
+    def gen(
+        self, type: Any = str, name: str | None = None, max_tokens: int | None = None, **arguments: Any
+    ) -> Value[Any]:
+        """An output read as ``type``: int, float, bool, str, Literal, Enum, list[...], dataclass, TypedDict, pydantic
+        model... ``arguments``: those of ``sgl.gen``. Without ``max_tokens`` it may fill what is left of the context.
+
+        Awaiting the value raises VariableError whose ``__cause__`` is ``Incomplete`` when a limit cut it off.
+        """
+        return self._output(gen(name, max_tokens, type=type, whole_turn=True, **arguments))
+
+    def select(self, choices: Sequence[str], name: str | None = None, **arguments: Any) -> Value[str]:
+        """One of ``choices``; ``arguments``: those of ``sgl.select``."""
+        return self._output(select(name, choices, **arguments))
+
+    def repeat(self, name: str | None = None, item: Any = str, **arguments: Any) -> Value[list[Any]]:
+        """A list of ``item``s as text, separated; see ``sgl.repeat``."""
+        return self._output(repeat(name, item, whole_turn=True, **arguments))
+
+    def _output(self, output: Expr) -> Value[Any]:
+        if self._role is None and self._turns:
+            self._append(RoleBegin("assistant") + output + RoleEnd("assistant"))
+        else:
+            self._append(output)
+        return self._last_value()
+
+    def map(self: S, items: Iterable[Item], function: Callable[[S, Item], Any]) -> list[Any]:
+        """``function(branch, item)`` for every item, each on a branch of its own; what they return, in order.
+
+        The branches share the text so far and run at once. Coroutines are started; their values stand for what they
+        will return, and like all values may be appended or awaited.
+        """
+        rows = list(items)
+        if not rows:
+            return []
+        branches = self.fork(len(rows))
+        results = [function(branch, row) for branch, row in zip(branches, rows, strict=True)]
+        return [value_of_task(self._value_of, r) if inspect.iscoroutine(r) else r for r in results]
+
+    # --- going back ---
+
+    def checkpoint(self) -> Place:
+        """This place; ``rollback`` comes back to it. Its prefix stays cached."""
+        place = Place(self.run.next_checkpoint(), self._role, self._turns, self._prev, dict(self._cells))
+        self._append(Checkpoint(place.number))
+        return place
+
+    def rollback(self, place: Place) -> None:
+        """Text, turns and variables are again what they were at ``place``; what was streamed since is not taken back.
+
+        ``place`` may be come back to several times, on the stream that it was made on.
+        """
+        self._append(Rollback(place.number))
+        self._role, self._turns, self._prev = place.role, place.turns, place.prev
+        self._cells.clear()
+        self._cells.update(place.cells)
+
+    def compact(self, summary: str | Expr, *, role: str = "user", keep_system: bool = True) -> None:
+        """A new, short sequence takes the place of this one: the same system turn, if there is one and it is to be
+        kept, and ``summary`` as a turn of ``role``. Make the summary on a branch and give its value."""
+        if self._role is not None:
+            raise ValueError(f"compact() inside a turn of {self._role!r}; end that one first")
+        self._append(Restart(keep_system))
+        self._turn(role, (summary,))
+
+    # --- parts in any order ---
+
+    @contextmanager
+    def unordered(self) -> Iterator[Blocks]:
+        """``with s.unordered() as blocks: blocks.add(a); blocks.add(b)``: texts whose order does not matter. Those seen
+        most often come first, so that runs share more."""
+        blocks = Blocks()
+        yield blocks
+        for text in self.run.ordered(blocks.texts):
+            self._append(text)
+
+    # --- conversations as data ---
+
+    def tell(self, message: Message) -> None:
+        """A finished turn given as a message: a tool's result, an earlier conversation."""
+        self._append(Tell(dict(message)))
+        self._turns = True
+
+    def ask(self, tools: Sequence[ToolSpec] = ()) -> None:
+        """Opens the assistant's turn; the prompt is what the model's chat template makes of the turns and tools."""
+        self._append(Ask(tuple(tools)))
+
+    def reply(self, message: Message) -> None:
+        """Closes the turn that ``ask`` opened; in ``messages()`` it is ``message``."""
+        self._append(Reply(dict(message)))
+        self._turns = True
+
+
+class Blocks:
+    """Texts that may come in any order."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def add(self, text: str) -> None:
+        """One more text. TypeError for anything but a string: outputs have their place."""
+        if not isinstance(text, str):
+            raise TypeError(f"unordered: {text!r} is no text; outputs and values cannot be moved")
+        self.texts.append(text)
