@@ -321,6 +321,26 @@ class VarRef(Symbol):
         return f"variable {self.name!r}"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Computed(Symbol):
+    """What code of the program, ``source``, will have computed; it is not run for a preview."""
+
+    source: str
+
+    def __repr__(self) -> str:
+        return f"`{self.source}`"
+
+
+@dataclass(frozen=True)
+class Dynamic(Expr):
+    """From here on, the program depends on what only a run knows: ``source`` decides."""
+
+    source: str
+
+    def __str__(self) -> str:
+        return f"dynamic: {self.source}"
+
+
 Op = (
     Lit
     | Gen
@@ -341,6 +361,8 @@ Op = (
     | Join
     | Arg
     | VarRef
+    | Computed
+    | Dynamic
 )
 
 
@@ -404,6 +426,8 @@ class Graph:
         self.program_id = program_id
         self.nodes: list[Node] = []
         self.records: dict[int, NodeRecord] = {}
+        self.reading = ""
+        """The line that a preview is at: its nodes are from there."""
         self._streams = 0
         self._lock = threading.Lock()
 

@@ -11,7 +11,7 @@ A run ends with its body: streams finish what was appended and close. What they 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sglite.lang.cells import Cell, arrival
@@ -22,7 +22,8 @@ from sglite.lang.ir import CaptureEnd, Gen, Join, Node, Reasoned, Select
 from sglite.lang.messages import Message
 from sglite.lang.run import Run
 from sglite.lang.session import SESSION
-from sglite.lang.spelling import TypedSpelling
+from sglite.lang.spelling import Place, TypedSpelling
+from sglite.lang.tasks import value_of_task
 from sglite.lang.usage import Usage
 from sglite.lang.values import Value
 
@@ -105,6 +106,18 @@ class ProgramState(TypedSpelling):
 
     def _value_of(self, cell: Cell) -> Value[Any]:
         return Value(cell, self.run.marks, self.run.may_block)
+
+    def _started(self, coroutine: Coroutine[Any, Any, Any]) -> Value[Any]:
+        return value_of_task(self._value_of, coroutine)
+
+    def _ordered(self, texts: list[str]) -> list[str]:
+        return self.run.ordered(texts)
+
+    def _new_place(self) -> Place:
+        return Place(self.run.next_checkpoint(), self._role, self._turns, self._prev, dict(self._cells))
+
+    def _restore(self, place: Place) -> None:
+        self._cells = dict(place.variables)
 
     def _branch(self, fork: Node, streams: Sequence[int]) -> list[ProgramState]:
         group = (f"{self.run.graph.program_id}:{fork.id}", len(streams))

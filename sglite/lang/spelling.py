@@ -7,21 +7,17 @@ is the assistant's turn.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from sglite.lang.cells import Cell
 from sglite.lang.expressions import gen, repeat, select
 from sglite.lang.ir import Ask, Checkpoint, Expr, Reply, Restart, RoleBegin, RoleEnd, Rollback, Tell
 from sglite.lang.messages import Message, ToolSpec
-from sglite.lang.tasks import value_of_task
 from sglite.lang.values import Value
 from sglite.lang.writer import Writer
-
-if TYPE_CHECKING:
-    from sglite.lang.run import Run
 
 S = TypeVar("S", bound="TypedSpelling")
 Item = TypeVar("Item")
@@ -35,20 +31,31 @@ class Place:
     role: str | None
     turns: bool
     prev: int | None
-    cells: dict[str, Cell]
+    variables: Mapping[str, Any]
 
 
 class TypedSpelling(Writer):
     """See the module; mixed into ``ProgramState``, which owns what it uses."""
 
-    run: Run
-    _cells: dict[str, Cell]
+    @abstractmethod
+    def _last_value(self) -> Any:
+        """What stands for the output that was appended last."""
 
-    def _last_value(self) -> Value[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _started(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Starts a branch's coroutine; what stands for its result."""
 
-    def _value_of(self, cell: Cell) -> Value[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _ordered(self, texts: list[str]) -> list[str]:
+        """Texts in the order that shares most."""
+
+    @abstractmethod
+    def _new_place(self) -> Place:
+        """This place, under a new number."""
+
+    @abstractmethod
+    def _restore(self, place: Place) -> None:
+        """Variables as they were at ``place``."""
 
     # --- outputs ---
 
@@ -75,7 +82,8 @@ class TypedSpelling(Writer):
             self._append(RoleBegin("assistant") + output + RoleEnd("assistant"))
         else:
             self._append(output)
-        return self._last_value()
+        value: Value[Any] = self._last_value()
+        return value
 
     def map(self: S, items: Iterable[Item], function: Callable[[S, Item], Any]) -> list[Any]:
         """``function(branch, item)`` for every item, each on a branch of its own; what they return, in order.
@@ -88,13 +96,13 @@ class TypedSpelling(Writer):
             return []
         branches = self.fork(len(rows))
         results = [function(branch, row) for branch, row in zip(branches, rows, strict=True)]
-        return [value_of_task(self._value_of, r) if inspect.iscoroutine(r) else r for r in results]
+        return [self._started(result) if inspect.iscoroutine(result) else result for result in results]
 
     # --- going back ---
 
     def checkpoint(self) -> Place:
         """This place; ``rollback`` comes back to it. Its prefix stays cached."""
-        place = Place(self.run.next_checkpoint(), self._role, self._turns, self._prev, dict(self._cells))
+        place = self._new_place()
         self._append(Checkpoint(place.number))
         return place
 
@@ -105,8 +113,7 @@ class TypedSpelling(Writer):
         """
         self._append(Rollback(place.number))
         self._role, self._turns, self._prev = place.role, place.turns, place.prev
-        self._cells.clear()
-        self._cells.update(place.cells)
+        self._restore(place)
 
     def compact(self, summary: str | Expr, *, role: str = "user", keep_system: bool = True) -> None:
         """A new, short sequence takes the place of this one: the same system turn, if there is one and it is to be
@@ -124,7 +131,7 @@ class TypedSpelling(Writer):
         most often come first, so that runs share more."""
         blocks = Blocks()
         yield blocks
-        for text in self.run.ordered(blocks.texts):
+        for text in self._ordered(blocks.texts):
             self._append(text)
 
     # --- conversations as data ---

@@ -7,7 +7,7 @@ at a symbol (formats, compares or measures it) raises SymbolicValueError there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from sglite.lang.ir import (
     Arg,
     CaptureBegin,
     CaptureEnd,
+    Computed,
     Gen,
     Graph,
     Join,
@@ -34,9 +35,10 @@ from sglite.lang.ir import (
     VarRef,
 )
 from sglite.lang.messages import Message
+from sglite.lang.spelling import Place, TypedSpelling
 from sglite.lang.transcript import Transcript
+from sglite.lang.usage import Usage
 from sglite.lang.values import Value
-from sglite.lang.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ def _edges(node: Node) -> str:
     return "".join(f"%{i} + " for i in before)
 
 
-class TraceState(Writer):
+class TraceState(TypedSpelling):
     """A state that records. ``ret_value``: what the body returned; ``variables``: name -> the node that sets it."""
 
     def __init__(
@@ -94,6 +96,8 @@ class TraceState(Writer):
         self.variables: dict[str, NodeView] = dict(variables or {})
         self._values: dict[str, Any] = {}
         self.ret_value: Any = None
+        self._last: VarRef | None = None
+        self._places = 0
 
     @property
     def nodes(self) -> list[Node]:
@@ -115,16 +119,40 @@ class TraceState(Writer):
             if isinstance(node.op, Reasoned):
                 self._set(node.op.gen.name, node)
                 self._set(f"{node.op.gen.name}_reasoning_content", node)
-            elif isinstance(node.op, (Gen, Select, CaptureEnd)):
+            elif isinstance(node.op, (Gen, Select, CaptureEnd)) and node.op.name is not None:
                 self._set(node.op.name, node)
+            elif isinstance(node.op, (Gen, Select)):
+                self._last = VarRef(f"output {node.id}", node.id)
 
     def _set(self, name: str | None, node: Node) -> None:
         if name is not None:
             self.variables[name] = NodeView(node, self._graph)
             self._values.pop(name, None)
+            self._last = VarRef(name, node.id)
 
     def _branch(self, fork: Node, streams: Sequence[int]) -> list[TraceState]:
-        return [TraceState(self._graph, stream, fork.id, self._role, self.variables) for stream in streams]
+        branches = [TraceState(self._graph, stream, fork.id, self._role, self.variables) for stream in streams]
+        for branch in branches:
+            branch._turns = self._turns
+        return branches
+
+    def _last_value(self) -> Any:
+        assert self._last is not None
+        return self._last
+
+    def _started(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        coroutine.close()
+        return Computed(f"{getattr(coroutine, '__name__', 'task')}(...)")
+
+    def _ordered(self, texts: list[str]) -> list[str]:
+        return texts
+
+    def _new_place(self) -> Place:
+        self._places += 1
+        return Place(self._places, self._role, self._turns, self._prev, dict(self.variables))
+
+    def _restore(self, place: Place) -> None:
+        self.variables = dict(place.variables)
 
     def _gather(self, branches: Sequence[TraceState]) -> None:
         new = dict.fromkeys(name for b in branches for name in b.variables if name not in self.variables)
@@ -147,6 +175,13 @@ class TraceState(Writer):
 
     __getitem__ = get_var
     __setitem__ = set_var
+    var = get_var
+    raw = get_var
+
+    @property
+    def usage(self) -> Usage:
+        """A trace costs nothing."""
+        return Usage()
 
     def __contains__(self, name: str) -> bool:
         return name in self.variables or name in self._values

@@ -73,13 +73,15 @@ class Writer(ABC):
         ops = tuple(plain for op in flatten(value) for plain in _without_marks(op))
         self._role = _role_after(self._role, ops)
         self._turns |= any(isinstance(op, (RoleEnd, Tell)) for op in ops)
-        line = caller()
+        line = self._graph.reading or caller()
         nodes: list[Node] = []
         values: list[Value[Any] | None] = []
         for op in ops:
             value = op if isinstance(op, Value) else None
-            source = () if value is None or value.cell.graph is not self._graph else (value.cell.node,)
-            reference = op if value is None else VarRef(value.name, value.cell.node if source else -1)
+            reference = op
+            if value is not None:
+                reference = VarRef(value.name, value.cell.node if value.cell.graph is self._graph else -1)
+            source = (reference.source,) if isinstance(reference, VarRef) and reference.source >= 0 else ()
             nodes.append(self._add(reference, source, line))
             values.append(value)
         self._record(nodes, values)
@@ -137,7 +139,7 @@ class Writer(ABC):
         if size < 1:
             raise ValueError(f"fork({size}): a program can only be forked into 1 or more branches")
         streams = tuple(self._graph.new_stream() for _ in range(size))
-        return ForkGroup(self, self._branch(self._add(Fork(streams), line=caller()), streams))
+        return ForkGroup(self, self._branch(self._add(Fork(streams), line=self._graph.reading or caller()), streams))
 
     def branch(self: W) -> W:
         """One more stream that starts from the text so far and runs beside this one."""
