@@ -209,7 +209,7 @@ class Interpreter(Caller):
         test = self.value(node.test, scope)
         if not is_symbol(test):
             self.block(node.body if test else node.orelse, scope)
-        elif names_state([node], scope) or _leaves([*node.body, *node.orelse]):
+        elif names_state([*node.body, *node.orelse], scope) or _leaves([*node.body, *node.orelse]):
             raise Stop(f"if {shown(node.test)}")
         else:
             self._unknown_after([node], scope, f"if {shown(node.test)}")
@@ -262,7 +262,9 @@ class Interpreter(Caller):
             with manager as value:
                 if item.optional_vars is not None:
                     self.assign(item.optional_vars, value, scope)
+                line = self.graph.reading
                 self._with(node, scope, index + 1)
+                self.graph.reading = line
             return
         if item.optional_vars is not None:
             self.assign(item.optional_vars, Computed(shown(item.context_expr)), scope)

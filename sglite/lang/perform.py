@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sglite.lang.backends.base import GenCall, Hints, Stream, check_finished
@@ -14,6 +15,7 @@ from sglite.lang.errors import Failure
 from sglite.lang.generating import generate, note, outputs_of, within_budget
 from sglite.lang.history import Change, reconciled, shown
 from sglite.lang.ir import (
+    REST_OF_CONTEXT,
     Ask,
     CaptureBegin,
     CaptureEnd,
@@ -178,6 +180,8 @@ class Performer:
         sampling = op.sampling.over(context.defaults)
         stop = (*(sampling.stop or ()), *op.extra_stop, *context.backend.chat_format().stop)
         fixed = Sampling(stop=tuple(dict.fromkeys(stop)), seed=context.seed_of(path, attempt))
+        if op.whole_turn and sampling.max_new_tokens is None:
+            sampling = replace(sampling, max_new_tokens=REST_OF_CONTEXT)
         group, size = self._group
         return GenCall(
             name=op.name,

@@ -84,6 +84,7 @@ class Run:
         self._to_end = 0
         self._ended = False
         self._body_thread: int | None = None
+        self._body_task: asyncio.Task[Any] | None = None
         self._checkpoints = 0
         self._deadline: asyncio.TimerHandle | None = None
         self.context = RunContext(
@@ -132,8 +133,9 @@ class Run:
             raise RuntimeError("this run of the program has ended; append inside the program's body")
 
     def enter_body(self) -> None:
-        """The body begins, in this thread."""
+        """The body begins, in this thread and for a coroutine in this task."""
         self._body_thread = threading.get_ident()
+        self._body_task = _task()
 
     def end(self, failure: Failure | None = None) -> None:
         """The body is over: streams finish their jobs, or with ``failure`` stop at once, and close."""
@@ -175,8 +177,10 @@ class Run:
     # --- reading ---
 
     def outside(self) -> bool:
-        """Whether this thread follows a streamed run whose body, in another thread, still appends."""
-        return self.streaming and not self.body_over.done() and threading.get_ident() != self._body_thread
+        """Whether whoever asks follows a streamed run whose body, in another thread or task, still appends."""
+        if not self.streaming or self.body_over.done():
+            return False
+        return threading.get_ident() != self._body_thread or (self.is_async and _task() is not self._body_task)
 
     def may_block(self) -> bool:
         """Whether a read may wait in this thread: not in the event loop of the body that waits for it."""
@@ -193,3 +197,11 @@ class Run:
         if not future.done() and not self.may_block():
             raise BlockingReadError(f"an async program must not block: write `{instead()}`")
         return SESSION.loop.wait(future)
+
+
+def _task() -> asyncio.Task[Any] | None:
+    """The task that runs here; None outside event loops."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None

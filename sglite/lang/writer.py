@@ -94,7 +94,7 @@ class Writer(ABC):
     # --- turns and scopes ---
 
     def _turn(self: W, role: str, parts: Sequence[str | Expr | None]) -> Any:
-        if not parts or parts == (None,):
+        if not parts or (len(parts) == 1 and parts[0] is None):
             return self._turn_scope(role)
         content = [op for part in parts for op in flatten(part)]
         self._append(Concat((RoleBegin(role), *content, RoleEnd(role))))
@@ -238,7 +238,7 @@ def _without_marks(op: Op) -> Iterator[Op]:
 def caller() -> str:
     """Where the program is: file and line of the innermost frame outside the language."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("sglite.lang"):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("sglite.lang", "contextlib")):
         frame = frame.f_back
     code = frame.f_code
     return f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"

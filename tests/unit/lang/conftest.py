@@ -22,7 +22,7 @@ class Echo(Backend):
     """Answers with a digest of the prompt, so that an output says exactly what it was generated from.
 
     Records ``appended`` texts, ``calls`` (prompt, call), open and closed streams. ``gate``: when set, requests wait
-    for it if their prompt is ``held``. A prompt that ends in ``!`` is refused.
+    for it if their prompt is ``held``. ``answers``: other answers than digests. ``meta``: more of it. A prompt that ends in ``!`` is refused.
     """
 
     def __init__(self, chat_format: ChatFormat = PLAIN) -> None:
@@ -31,6 +31,9 @@ class Echo(Backend):
         self.prefilled: list[str] = []
         self.opened = 0
         self.closed = 0
+        self.meta: dict[str, Any] = {}
+        self.rewound: list[str] = []
+        self.answers: Callable[[str, GenCall], str | None] = lambda prompt, call: None
         self.running = 0
         self.peak = 0
         self.cancelled = 0
@@ -79,15 +82,23 @@ class EchoStream(Stream):
 
     async def generate(self, call: GenCall) -> AsyncGenerator[tuple[Output, ...], None]:
         await self.echo.serve(self.text, call)
-        answers = [self.echo.answer(self.text, i) for i in range(call.sampling.n or 1)]
-        meta = {"prompt": self.text}
+        given = self.echo.answers(self.text, call)
+        answers = [given or self.echo.answer(self.text, i) for i in range(call.sampling.n or 1)]
+        meta = {"prompt": self.text, "completion_tokens": len(answers[0]), **self.echo.meta}
         if call.stream:
             for end in range(1, len(answers[0])):
                 yield tuple(Output(answer[:end], meta) for answer in answers)
         yield tuple(Output(answer, meta) for answer in answers)
         self.text += answers[0]
 
-    async def score(self, name: str | None, choices: Sequence[str], *, unconditional: bool) -> ChoiceScores:
+    def mark(self) -> object:
+        return self.text
+
+    def rewind(self, mark: object) -> None:
+        self.echo.rewound.append(self.text)
+        self.text = str(mark)
+
+    async def score(self, name: str | None, choices: Sequence[str], *, unconditional: bool, **_: Any) -> ChoiceScores:
         await self.echo.serve(self.text, None)
         inputs = [[[-float(int(self.echo.answer(self.text + c), 16)), i, c]] for i, c in enumerate(choices)]
         alone = [[[None, i, c]] for i, c in enumerate(choices)]
