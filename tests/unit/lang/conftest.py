@@ -22,7 +22,8 @@ class Echo(Backend):
     """Answers with a digest of the prompt, so that an output says exactly what it was generated from.
 
     Records ``appended`` texts, ``calls`` (prompt, call), open and closed streams. ``gate``: when set, requests wait
-    for it if their prompt is ``held``. ``answers``: other answers than digests. ``meta``: more of it. A prompt that ends in ``!`` is refused.
+    for it if their prompt is ``held``. ``answers``: other answers than digests. ``meta``: more of it. A prompt that
+    ends in ``!`` is refused.
     """
 
     def __init__(self, chat_format: ChatFormat = PLAIN) -> None:

@@ -68,7 +68,7 @@ def test_what_is_pure_is_known_and_what_could_have_an_effect_does_not_happen(cap
         found = CLIENT.search(topic)
         s += decorate(topic) + json.dumps(counts) + "; ".join(str(i) for i in range(n))
         s += found
-        CLIENT.total
+        _ = CLIENT.total
         import this  # noqa: F401
 
     graph = graph_of(f, topic="tea")
@@ -143,7 +143,7 @@ def test_the_preview_has_the_nodes_of_the_run(echo: Any) -> None:
         with s.var_scope("both"):
             s += "x" + sgl.select("c", ["a", "b"])
         left, right = s.fork(2)
-        for b, t in zip((left, right), "lr"):
+        for b, t in zip((left, right), "lr", strict=True):
             b += t + sgl.gen("v")
         s.fork(2).join()
         s += "".join(["y", "z"])

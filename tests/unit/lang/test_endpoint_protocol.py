@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import sglite as sgl
-from sglite.lang.backends.endpoint import _choice_rows
+from sglite.lang.backends.endpoint_text import _choice_rows
 from sglite.lang.formats import named_format
 
 
@@ -102,7 +102,8 @@ def test_connections_are_kept_and_bounded(native: Any) -> None:
     native.answers = answer
     once.run_batch([{}] * 20, backend=backend)
     assert peak[0] <= 3
-    assert backend._connections is not None and len(backend._connections.idle) <= 3
+    connections = backend._http._connections
+    assert connections is not None and len(connections.idle) <= 3
 
 
 def test_a_fork_computes_a_long_prefix_once_and_a_short_one_never(native: Any) -> None:

@@ -33,21 +33,28 @@ class PairTokenizer:
 
 
 class StubGeneration:
-    def __init__(self, events: list[Any], on_done: Any = None, hang: bool = False) -> None:
-        self.events, self.on_done, self.hang, self.aborted = events, on_done, hang, False
+    """``begin``: called before anything comes of it; ``on_done``: when it has ended, gives the sequence's length."""
+
+    def __init__(self, events: list[Any], begin: Any = None, on_done: Any = None, hang: bool = False) -> None:
+        self.events, self.begin, self.on_done, self.hang, self.aborted = events, begin, on_done, hang, False
+        self.num_committed: int | None = None
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         for event in self.events:
             yield event
-        if self.on_done:
-            self.on_done()
+        self.finish()
 
     async def wait(self) -> Any:
         if self.hang:
             await asyncio.sleep(60)
-        if self.on_done:
-            self.on_done()
+        self.finish()
         return self.events[-1]
+
+    def finish(self) -> None:
+        if self.on_done and self.num_committed is None:
+            if self.begin:
+                self.begin()
+            self.num_committed = self.on_done()
 
     def abort(self) -> None:
         self.aborted = True
@@ -58,22 +65,51 @@ class StubSequence:
         self.engine, self.token_ids, self.closed = engine, list(token_ids), False
         engine.sequences.append(self)
 
-    def extend(self, token_ids: Sequence[int]) -> None:
+    def extend(self, token_ids: Sequence[int]) -> int:
         self.token_ids += token_ids
+        return len(self.token_ids)
 
-    def generate(self, sampling_params: dict[str, Any], *, stream: bool = False, **options: Any) -> StubGeneration:
+    def rewind(self, length: int) -> None:
+        del self.token_ids[length:]
+        for generation in self.engine.generations:
+            generation.aborted |= generation.num_committed is None
+
+    def generate(
+        self, sampling_params: dict[str, Any], *, stream: bool = False, hints: Any = None, **options: Any
+    ) -> StubGeneration:
         if sampling_params.get("top_p") == 7.0:
             raise ValueError("top_p: must be in (0, 1], got 7.0")
         self.engine.requests.append((list(self.token_ids), sampling_params, options))
+        return self.answer(sampling_params, None, hints)
+
+    def chain(
+        self, token_ids: list[int], sampling_params: dict[str, Any], *, stream: bool = False, **options: Any
+    ) -> StubGeneration:
+        before, hints = self.engine.generations[-1], options.pop("hints", None)
+
+        def begin() -> None:
+            before.finish()
+            self.extend(token_ids)
+            self.engine.requests.append((list(self.token_ids), sampling_params, options))
+
+        self.engine.chained += 1
+        return self.answer(sampling_params, begin, hints)
+
+    def answer(self, sampling_params: dict[str, Any], begin: Any, hints: Any) -> StubGeneration:
         output = [ord("o"), ord("k")] if sampling_params.get("max_new_tokens") else []
         events: list[Any] = [{"text": "ok"[:i], "meta_info": {}} for i in (1, 2)]
         if (n := sampling_params.get("n") or 1) > 1:
             events = [[{"text": f"ok{i or ''}", "meta_info": {}} for i in range(n)]]
-        generation = StubGeneration(events, lambda: self.extend(output), self.engine.hang)
+        generation = StubGeneration(events, begin, lambda: self.extend(output), self.engine.hang)
         self.engine.generations.append(generation)
+        self.engine.hints.append(hints)
         return generation
 
-    def score(self, continuations: list[list[int]]) -> list[StubGeneration]:
+    def park(self, expected_s: float | None = None) -> None:
+        self.engine.parked.append(expected_s)
+
+    def score(self, continuations: list[list[int]], *, hints: Any = None) -> list[StubGeneration]:
+        self.engine.hints.append(hints)
         self.engine.scored.append((list(self.token_ids), continuations))
         rows = [
             [[None if i == 0 and not self.token_ids else -float(t), t, None] for i, t in enumerate(ids)]
@@ -91,6 +127,7 @@ class StubSequence:
 
 class StubEngine:
     default_system = None
+    chat_template = None
 
     def __init__(self) -> None:
         self.tokenizer = PairTokenizer()
@@ -100,6 +137,9 @@ class StubEngine:
         self.requests: list[Any] = []
         self.scored: list[Any] = []
         self.forks: list[Any] = []
+        self.hints: list[Any] = []
+        self.parked: list[Any] = []
+        self.chained = 0
 
     def turn(self, role: str, first: bool) -> tuple[str, str]:
         return f"<{role}{'!' if first else ''}>", "</>"
@@ -156,7 +196,7 @@ def test_every_sequence_is_closed_at_the_end(engine: Any) -> None:
         s.fork(2)
 
     f.run(backend=engine).run.finished.result(5)
-    assert len(engine.sequences) == 5 and all(sequence.closed for sequence in engine.sequences)
+    assert len(engine.sequences) == 4 and all(sequence.closed for sequence in engine.sequences)
 
 
 def test_select_scores_each_choice_as_it_would_be_encoded_in_place(engine: Any) -> None:
