@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from sglite.lang.errors import SymbolicValueError
@@ -88,12 +89,7 @@ class Sampling:
 
     def over(self, base: Sampling) -> Sampling:
         """These values, with those of ``base`` where these say nothing."""
-        return Sampling(
-            **{
-                f.name: getattr(base, f.name) if getattr(self, f.name) is None else getattr(self, f.name)
-                for f in fields(self)
-            }
-        )
+        return _merged(self, base)
 
     def without_rules(self) -> Sampling:
         """These values without what constrains the text."""
@@ -102,6 +98,13 @@ class Sampling:
     def __str__(self) -> str:
         given = ((f.name, getattr(self, f.name)) for f in fields(self))
         return ", ".join(f"{name}={value!r}" for name, value in given if value is not None)
+
+
+@lru_cache(maxsize=4096)
+def _merged(own: Sampling, base: Sampling) -> Sampling:
+    """Programs say the same few things again and again, and every request asks."""
+    mine, theirs = vars(own), vars(base)
+    return Sampling(**{name: theirs[name] if value is None else value for name, value in mine.items()})
 
 
 @dataclass(frozen=True)

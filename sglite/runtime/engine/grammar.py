@@ -64,6 +64,8 @@ class GrammarOptions:
     jump_forward: bool = True
     close_at: int | None = None
     """Output tokens after which the text must be whole; ``None``: it may be cut off."""
+    must_close: bool = True
+    """Refuse what cannot be whole by then; else it may be cut off after all."""
     starts_after: tuple[int, ...] = ()
     """Tokens that end the reasoning, which is free."""
     reasoning_budget: int | None = None
@@ -132,21 +134,37 @@ class GrammarState:
         """On the thread on which compilation ended: everything up to the first mask."""
         compiled, options = self._future.result(), self._options
         budget = options.reasoning_budget
-        if options.close_at is not None:
-            least = compiled.shortest_tokens() + len(options.starts_after)
-            if least > options.close_at:
-                raise ConstraintRefused(
-                    f"the shortest text has {least} tokens and on_limit='close' is to end it within max_new_tokens="
-                    f"{options.close_at}; give max_new_tokens>={least}"
-                )
-            room = options.close_at - least
+        room = self._room_to_close(compiled)
+        if room is not None:
             budget = room if budget is None else min(budget, room)
-        matcher = compiled.matcher(jump_forward=options.jump_forward, close_at=options.close_at)
+        close_at = None if room is None else options.close_at
+        matcher = compiled.matcher(jump_forward=options.jump_forward, close_at=close_at)
         self._check_first(matcher)
         if options.starts_after:
             end = ThinkEnd(options.vocab, options.starts_after)
             matcher = self._gate = ReasoningGate(matcher, end, budget, jump_forward=options.jump_forward)
         self.matcher = matcher
+
+    def _room_to_close(self, compiled: Any) -> int | None:
+        """Tokens between the shortest text and the limit by which it must be whole; ``None``: it need not, or where
+        that is left open cannot be."""
+        options = self._options
+        if options.close_at is None:
+            return None
+        try:
+            least = compiled.shortest_tokens() + len(options.starts_after)
+        except ConstraintRefused:
+            if options.must_close:
+                raise
+            return None
+        if least <= options.close_at:
+            return options.close_at - least
+        if not options.must_close:
+            return None
+        raise ConstraintRefused(
+            f"the shortest text has {least} tokens and on_limit='close' is to end it within max_new_tokens="
+            f"{options.close_at}; give max_new_tokens>={least}"
+        )
 
     def _check_first(self, matcher: Matcher) -> None:
         """Refuse what leaves no first token, naming both sides."""

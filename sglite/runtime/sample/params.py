@@ -27,7 +27,7 @@ MAX_STOP_IDS = 1024
 MAX_BIASES = 4096
 MAX_ALLOWED_IDS = 2**20
 MAX_N = 128
-ON_LIMIT = ("stop", "close")
+ON_LIMIT = ("stop", "close", "try_close")
 GREEDY_BELOW = 1e-6
 """Temperatures below this mean argmax (SGLang's bound)."""
 MAX_TEMPERATURE = 10**6
@@ -90,7 +90,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     min_new_tokens: int = 0
     """No stop token is sampled before this many new tokens."""
     on_limit: str = "stop"
-    """What ``max_new_tokens`` does to a constrained text: ``stop`` cuts it off, ``close`` has it whole by then."""
+    """What ``max_new_tokens`` does to a constrained text: ``stop`` cuts it off, ``close`` has it whole by then
+    or refuses the request, ``try_close`` has it whole where that can be and else cuts it off."""
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     stop_regex: tuple[str, ...] = ()
@@ -176,8 +177,9 @@ def parse_sampling_params(mapping: Mapping[str, Any]) -> tuple[SamplingParams, C
     if len(asked) > 1:
         raise InvalidParameter(asked[1], given[asked[1]], f"only one of {' and '.join(asked)} can be set.")
     constraint = _constraint(asked[0], given.pop(asked[0])) if asked else None
-    if constraint is None and given.get("on_limit") == "close":
-        raise InvalidParameter("on_limit", "close", f"on_limit='close' needs one of {', '.join(_CONSTRAINTS)}.")
+    limit = given.get("on_limit")
+    if constraint is None and limit in ("close", "try_close"):
+        raise InvalidParameter("on_limit", limit, f"on_limit={limit!r} needs one of {', '.join(_CONSTRAINTS)}.")
     return SamplingParams(**{name: _plain(name, value) for name, value in given.items()}), constraint
 
 
