@@ -145,7 +145,7 @@ class GrammarState:
             matcher = self._gate = ReasoningGate(matcher, end, budget, jump_forward=options.jump_forward)
         self.matcher = matcher
 
-    def _room_to_close(self, compiled: Any) -> int | None:
+    def _room_to_close(self, compiled: CompiledConstraint) -> int | None:
         """Tokens between the shortest text and the limit by which it must be whole; ``None``: it need not, or where
         that is left open cannot be."""
         options = self._options

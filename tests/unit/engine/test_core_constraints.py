@@ -225,6 +225,19 @@ def test_closing_makes_the_text_whole_within_the_limit(overlap: bool, n: int) ->
         assert end(b, "cut").type == "length"
 
 
+@pytest.mark.parametrize("n", [1, 3, 4, 6])
+def test_trying_to_close_does_so_where_it_can_and_else_cuts_the_text_off(n: int) -> None:
+    """The shortest text has 4 tokens."""
+    b = bench()
+    ask(b, "tried", "* ~ + *", n, sampling={"on_limit": "try_close"})
+    ask(b, "same", "* ~ + *", n, sampling={"on_limit": "close" if n >= 4 else "stop"})
+    done = b.run()
+    assert done["tried"].tokens == done["same"].tokens and len(done["tried"].tokens) <= n
+    tried, same = done["tried"].last, done["same"].last
+    assert tried is not None and same is not None
+    assert tried.constraint_complete is same.constraint_complete is (n >= 4)
+
+
 def test_a_limit_below_the_shortest_text_is_refused_with_its_length() -> None:
     b = bench()
     ask(b, "it", "* ~ + *", 3, sampling={"on_limit": "close"})

@@ -107,7 +107,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("max_new_tokens", -1, "max_new_tokens must be in [0, 2147483647], got -1."),
     ("max_new_tokens", "many", "max_new_tokens must be an integer, got 'many'."),
     ("min_new_tokens", 129, "min_new_tokens must be in [0, max_new_tokens=128], got 129."),
-    ("on_limit", "end", "on_limit must be stop or close, got 'end'."),
+    ("on_limit", "end", "on_limit must be stop or close or try_close, got 'end'."),
     ("seed", "abc", "seed must be an integer, got 'abc'."),
     ("seed", 2**70, "seed must be in [-9223372036854775808, 18446744073709551615], got 1180591620717411303424."),
     ("stop", 5, "stop must be a string or a list of strings, got 5."),
