@@ -7,16 +7,25 @@ request must give by the laws alone.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from toy_constraints import END_MANY, VOCAB, ToyCompiler, ToyMatcher
 
+from sglite.runtime.cache.node import RadixNode
 from sglite.runtime.engine.core import CoreConfig, EngineCore
 from sglite.runtime.engine.step_plan import SchedulerLimits
 from sglite.runtime.executor.base import ThreadExecutor
 from sglite.runtime.executor.scripted import ScriptedWorker, attempt_at, fingerprint_of
-from sglite.runtime.protocol import GenerateRequest, RequestOutput, StepOutput, TokenLogprob
+from sglite.runtime.protocol import (
+    GenerateRequest,
+    ProgramRef,
+    RequestOutput,
+    SchedulerOutput,
+    StepOutput,
+    TokenLogprob,
+)
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.spec.base import Draft
 
@@ -35,8 +44,10 @@ class InlineExecutor:
         self.worker = worker
         self.steps: dict = {}
         self.masks: dict = {}
+        self.inspect = lambda step: None
 
     def submit(self, step) -> None:
+        self.inspect(step)
         self.steps[step.step_id] = step
 
     def supply_masks(self, step_id, masks) -> None:
@@ -75,15 +86,19 @@ class Bench:
         max_running: int = 8,
         chunk_size: int | None = None,
         overlap: bool = False,
-        policy: str = "fcfs",
+        policy: str = "program",
         eos_ids: tuple[int, ...] = (),
         states: dict[str, int] | None = None,
         next_token: Callable[[int], int] = script,
         threads: bool = False,
+        pin_budget: float = 0.5,
+        check_every: int = 1,
         **core,
     ) -> None:
         self.worker = ScriptedWorker(next_token, num_pages, page_size, states)
-        limits = SchedulerLimits(max_step_tokens=max_step_tokens, max_running=max_running, chunk_size=chunk_size)
+        limits = SchedulerLimits(
+            max_step_tokens=max_step_tokens, max_running=max_running, chunk_size=chunk_size, pin_budget=pin_budget
+        )
         config = CoreConfig(
             num_pages=num_pages, page_size=page_size, max_context=10_000, vocab_size=VOCAB, eos_ids=eos_ids,
             limits=limits, policy=policy, overlap=overlap, state_slots=states or {}, **core.pop("config", {}),
@@ -92,6 +107,9 @@ class Bench:
         self.core = EngineCore(executor, config, **core)
         self.done: dict[str, Done] = {}
         self.limits = limits
+        self.check_every = check_every
+        if isinstance(executor, InlineExecutor):
+            executor.inspect = self.check_rows
 
     def add(self, name: str, prompt: list[int], n: int = 8, **fields) -> None:
         """Queue a request for ``n`` tokens."""
@@ -110,7 +128,8 @@ class Bench:
             done.prompt_logprobs += output.prompt_logprobs
             done.last = output
             done.terminals += output.finish_reason is not None
-        self.check()
+        if self.core.num_steps % self.check_every == 0:
+            self.check()
 
     def run(self, limit: int = 2000) -> dict[str, Done]:
         """Until nothing is left."""
@@ -156,6 +175,25 @@ class Bench:
             assert node.planned == node.end or node in kept, f"nobody keeps the promise of {node}"
             unlocked += len(node.pages) if node.locks == 0 else 0
         assert cache.num_available == counts.free + unlocked
+        self.check_pins(nodes)
+
+    def check_pins(self, nodes: list[RadixNode]) -> None:
+        """What the tree counts as pinned is what pins lock and nobody else; never more than may be."""
+        cache, pins = self.core.cache, self.core.scheduler.memory.pins
+        locked = Counter(node for pin in pins._held.values() for node in cache.path(pin.node))
+        hinted = Counter(node for place in pins._given_up.values() for node in cache.path(place))
+        assert all((node.pins, node.hints) == (locked[node], hinted[node]) for node in nodes)
+        assert cache.pinned_pages == sum(len(node.pages) for node in nodes if node.locks == node.pins > 0)
+        assert cache.pinned_pages <= self.limits.pin_budget * cache.allocator.total
+
+    def check_rows(self, step: SchedulerOutput) -> None:
+        """Rows that share a prefix stand side by side."""
+        by_slot = {request.slot: request for request in self.core.scheduler.running.values()}
+        at: dict[RadixNode, list[int]] = {}
+        for index, row in enumerate(step.rows):
+            for node in self.core.cache.path(by_slot[row.slot].cursor.node):
+                at.setdefault(node, []).append(index)
+        assert all(places[-1] - places[0] == len(places) - 1 for places in at.values())
 
 
 class Guesser:
@@ -275,3 +313,40 @@ def program(rng: random.Random) -> list[list[int]]:
         cut = rng.choice([len(trunk), len(trunk), rng.randrange(len(trunk) + 1)])
         prompts.append(trunk[:cut] + [rng.randrange(5) for _ in range(rng.randrange(1, 12))])
     return prompts
+
+
+@dataclass
+class ForkNode:
+    """A request of a fork program and what it must give."""
+
+    prompt: list[int]
+    n: int
+    ref: ProgramRef
+    output: list[int]
+
+
+def fork_program(rng: random.Random, depth: int = 6, width: int = 64, total: int = 150) -> list[ForkNode]:
+    """A program of nested forks: a branch goes on from all that its parent knew and gave, with tokens of its own.
+
+    Branches may begin with the same tokens. At most ``depth`` forks deep, ``width`` branches wide, about ``total``
+    requests in all; the parent of a fork is asked for as a request of its own, as the language does.
+    """
+    nodes: list[ForkNode] = []
+
+    def grow(state: list[int], path: str, group: str, siblings: int, level: int) -> None:
+        prompt = state + [rng.randrange(5) for _ in range(rng.randrange(0 if state else 1, 9))]
+        n = rng.randrange(6)
+        forks = rng.choice([0, 1, 2, 3, 8, width]) if level < depth and len(nodes) < total else 0
+        ref = ProgramRef(
+            program_id="p", node_id=path, group_id=group, group_size=siblings, upcoming=int(forks > 0)
+        )  # fmt: skip
+        output = toy_reference(prompt, n)
+        nodes.append(ForkNode(prompt, n, ref, output))
+        if forks:
+            state = prompt + output
+            nodes.append(ForkNode(state, 0, ProgramRef(program_id="p", node_id=f"{path}/fork"), []))
+            for branch in range(forks):
+                grow(state, f"{path}.{branch}", f"{path}/fork", forks, level + 1)
+
+    grow([], "0", "", 1, 0)
+    return nodes

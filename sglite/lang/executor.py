@@ -53,6 +53,8 @@ class StreamRunner:
         self._performer = Performer(context, group, self._ahead)
         self.failure: Failure | None = None
         self._over: Failure | None = None
+        self._told = False
+        """The loop will look at the queue anyway."""
 
     @property
     def feed(self) -> Feed:
@@ -67,12 +69,17 @@ class StreamRunner:
         with self._lock:
             self._queue.extend(jobs)
             start = wake and self._ready and not self._running
-            follows = self._running and any(isinstance(j, Job) and isinstance(j.node.op, Gen) for j in jobs)
+            follows = self._running and not self._told and self._performer.prepares and _has_gen(jobs)
+            self._told = self._told or follows
             self._running = self._running or start
         if start:
             self._context.loop.call(self._start)
         elif follows:
             self._context.loop.call(self._prepare_more)
+
+    def park(self, expected_s: float | None) -> None:
+        """Tells the back end that the program waits for something else, for about so long."""
+        self._context.loop.call(self._performer.park, expected_s)
 
     def cancel(self, failure: Failure) -> None:
         """Stops what runs and fails what is queued, with ``failure`` as the reason."""
@@ -171,8 +178,13 @@ class StreamRunner:
             return list(islice(self._queue, _LOOK_AHEAD))
 
     def _prepare_more(self) -> None:
+        self._told = False
         if self._task is not None and self.failure is None:
             self._performer.prepare_more()
+
+
+def _has_gen(jobs: list[Job | Mark | End]) -> bool:
+    return any(isinstance(job, Job) and isinstance(job.node.op, Gen) for job in jobs)
 
 
 def _failure(job: Job, error: BaseException, text: str) -> Failure:

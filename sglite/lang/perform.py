@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from sglite.lang.backends.base import GenCall, Hints, Stream, check_finished
 from sglite.lang.cells import Feed, arrival
 from sglite.lang.choices import decide
 from sglite.lang.context import End, Job, Mark, RunContext, Snapshot
-from sglite.lang.errors import Failure
+from sglite.lang.errors import Failure, Unsupported
 from sglite.lang.generating import generate, note, outputs_of, within_budget
-from sglite.lang.history import Change, reconciled, shown
+from sglite.lang.history import Change, common_length, reconciled, shown
 from sglite.lang.ir import (
     REST_OF_CONTEXT,
     Ask,
@@ -39,7 +40,10 @@ from sglite.lang.ir import (
 )
 from sglite.lang.messages import Message, ToolSpec
 from sglite.lang.reasoning import split_reasoning
+from sglite.lang.tool_ask import ToolAsk, noted
 from sglite.lang.transcript import Transcript
+
+_UPCOMING = 4
 
 
 class Performer:
@@ -60,7 +64,10 @@ class Performer:
         self._stream: Stream | None = None
         self._pending: list[str] = []
         self._requested = False
+        self._generating = False
         self._prepared: set[int] = set()
+        self.prepares = False
+        self._generating = False
         self._marks: dict[int, tuple[object, Transcript]] = {}
 
     @property
@@ -79,12 +86,23 @@ class Performer:
             self.transcript, self._inherited = transcript, transcript.num_pieces
             self.feed.write(transcript.text)
         self._stream, self._requested = stream, True
+        self._look()
+
+    def _look(self) -> None:
+        """Whether the sequence has a use for what comes next."""
+        known = self._stream is not None and type(self._stream).prepare is not Stream.prepare
+        self.prepares = known and self._context.token_budget is None
 
     def snapshot(self, failure: Failure | None) -> Snapshot:
         """How the stream stands."""
         script = self.transcript
         messages = [shown(message) for message in script.messages]
         return Snapshot(script.text, script.text_from(self._inherited), messages, failure)
+
+    def park(self, expected_s: float | None) -> None:
+        """The program waits for something else, for about so long."""
+        if self._stream is not None:
+            self._stream.park(expected_s)
 
     async def aclose(self) -> None:
         """Gives the back end's sequence back."""
@@ -112,6 +130,8 @@ class Performer:
         elif isinstance(op, Tell):
             self._write(script.tell(op.message))
         elif isinstance(op, Reply):
+            if script.templated:
+                script.place(self._opened().mark())
             self._write(script.reply(op.message))
         else:
             return False
@@ -151,6 +171,7 @@ class Performer:
             elif isinstance(op, Rollback):
                 mark, transcript = self._marks[op.number]
                 stream.rewind(mark)
+                self._prepared.clear()
                 self.transcript = transcript.copy(captures=True)
             else:
                 raise TypeError(f"{op!r} cannot run: it stands for a value that only a trace leaves open")
@@ -169,6 +190,7 @@ class Performer:
             self._stream = self._context.backend.open(self._context.graph.program_id)
             if self._context.speculate:
                 self._stream.speculate(self._context.speculate)
+            self._look()
         if self._pending:
             text = "".join(self._pending)
             self._pending.clear()
@@ -179,22 +201,32 @@ class Performer:
         context = self._context
         sampling = op.sampling.over(context.defaults)
         stop = (*(sampling.stop or ()), *op.extra_stop, *context.backend.chat_format().stop)
-        fixed = Sampling(stop=tuple(dict.fromkeys(stop)), seed=context.seed_of(path, attempt))
-        if op.whole_turn and sampling.max_new_tokens is None:
-            sampling = replace(sampling, max_new_tokens=REST_OF_CONTEXT)
+        typed = op.type is not None and (op.type.regex or op.type.json_schema) is not None
+        closed = "try_close" if typed and context.backend.closes and sampling.on_limit is None else None
+        fixed = Sampling(stop=tuple(dict.fromkeys(stop)), on_limit=closed)
+        if op.whole_turn:
+            sampling = sampling.over(Sampling(max_new_tokens=REST_OF_CONTEXT))
+        sampling = fixed.over(sampling)
+        seed = context.seed_of(path, attempt) if sampling.seed is None else sampling.seed + attempt
+        if op.heal and not context.backend.heals:
+            raise Unsupported(f"{type(context.backend).__name__} cannot heal the border between text and a gen")
         group, size = self._group
         return GenCall(
             name=op.name,
-            sampling=fixed.over(sampling),
+            sampling=sampling if seed is None else replace(sampling, seed=seed),
             stream=context.stream,
             conversation=self.transcript,
             hints=Hints(node=path, group=group, group_size=size, upcoming=self._upcoming()),
+            heal=op.heal,
             tools=self.transcript.tools,
+            tool_choice=self.transcript.tool_choice if self.transcript.tools else "auto",
             schema_of=op.type,
         )
 
     def _upcoming(self) -> int:
-        return sum(isinstance(job, Job) and isinstance(job.node.op, (Gen, Select)) for job in self._ahead())
+        """Requests that are known to follow; beyond a few, nobody asks how many."""
+        asking = (job for job in self._ahead() if isinstance(job, Job) and isinstance(job.node.op, (Gen, Select)))
+        return sum(1 for _ in islice(asking, _UPCOMING))
 
     async def _generate(self, job: Job, op: Gen, stream: Stream, record: NodeRecord) -> None:
         cell = job.cell
@@ -207,15 +239,24 @@ class Performer:
         def call_of(attempt: int) -> GenCall:
             return self._call(job.path, op, attempt)
 
-        self.prepare_more()
-        text, _ = await generate(self._context, stream, op, call_of, cell, record, show)
+        self._generating = True
+        try:
+            self.prepare_more()
+            text, _ = await generate(self._context, stream, op, call_of, cell, record, show)
+        finally:
+            self._generating = False
+            if record.attempts > 1:
+                self._prepared.clear()  # what was taken back took along what had been shown
         self._group = ("", 1)
         self.transcript.add(text)
 
     def prepare_more(self) -> None:
-        """Shows the back end what follows the gen under way, as far as it is plain text and gens."""
+        """Shows the back end what follows the gen under way, as far as it is plain text and gens.
+
+        Behind anything else nothing is shown: what a template, a join or a value will write is not known yet.
+        """
         stream = self._stream
-        if stream is None or type(stream).prepare is Stream.prepare or self._context.token_budget is not None:
+        if stream is None or not self.prepares or not self._generating:
             return
         outline, text = self.transcript.outline(), ""
         for job in self._ahead():
@@ -296,26 +337,30 @@ class Performer:
         """Makes the text what the model's template makes of the conversation, and opens the assistant's turn."""
         backend, script = self._context.backend, self.transcript
         script.tools = op.tools if backend.calls_tools else ()
+        script.tool_choice = op.tool_choice if isinstance(op, ToolAsk) else "auto"
         change = None if backend.by_messages else await asyncio.to_thread(self._change, op)
         if change is None:
             self._write(script.begin_turn("assistant"))
             return
-        text = change.text
+        before, text = script.text, change.text
         if change.common is not None:
             place = script.rewind(change.common)
             self._pending.clear()
             if place is None:
                 await stream.aclose()
                 self._stream = None
+                script.place(self._opened().mark())
             else:
                 stream.rewind(place[1])
                 text = text[place[0] :]
-        self._write(script.ask(text))
+        self._pending.append(script.ask(text, op.tools))
+        self.feed.write(script.text[common_length(before, script.text) :])
         script.place(self._opened().mark())
 
     def _change(self, op: Ask) -> Change | None:
         """What brings the text to the template's prompt; None without a template. Runs beside the loop."""
-        render, messages = self._context.backend.render, self.transcript.messages
+        render = self._context.backend.render
+        messages = noted(self.transcript.messages, op.note if isinstance(op, ToolAsk) else "")
         if render([shown(message) for message in messages], op.tools) is None:
             return None
 

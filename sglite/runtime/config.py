@@ -22,7 +22,7 @@ GRAMMAR_BACKENDS = ("auto", "native", "xgrammar", "reference")
 ONE_DEVICE = ("tp_size", "dp_size", "pp_size", "ep_size")
 """Degrees of parallelism that SGLang's callers spell out; there is one device so far."""
 CPU_STEP_TOKENS = 2048
-POLICIES = ("fcfs", "lpm", "dfs-weight")
+POLICIES = ("program", "fcfs", "lpm", "dfs-weight")
 """Names of the scheduling policies, see ``engine/policy.py``."""
 
 
@@ -56,7 +56,10 @@ class EngineArgs:
     """Tokens computed a step, decoding rows included."""
     chunked_prefill_size: int | None = None
     """Tokens of one request a step; ``None``: whatever the step leaves."""
-    schedule_policy: str = "fcfs"
+    schedule_policy: str = "program"
+    """Order of requests of one priority; ``program``: least attained service of their programs, then arrival."""
+    pin_budget: float = 0.5
+    """Share of the KV cache that prefixes may lock which programs are going to continue, 0 to 1."""
     disable_radix_cache: bool = False
     disable_overlap_schedule: bool = False
     skip_tokenizer_init: bool = False
@@ -106,6 +109,9 @@ class EngineArgs:
             raise ConfigError(f"quantization={self.quantization!r} is not supported; give an unquantised checkpoint")
         if self.log_level is not None and self.log_level not in LOG_LEVELS:
             raise ConfigError(f"log_level must be one of {', '.join(LOG_LEVELS)}, got {self.log_level!r}")
+        budget = self.pin_budget
+        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 <= budget <= 1:
+            raise ConfigError(f"pin_budget must be between 0 and 1, got {budget!r}")
         share = self.mem_fraction_static
         if share is not None and not (isinstance(share, float) and 0 < share < 1):
             raise ConfigError(f"mem_fraction_static must be between 0 and 1, got {share!r}")
@@ -155,6 +161,7 @@ class EngineConfig:
     overlap: bool
     grammar_backend: str
     jump_forward: bool
+    pin_budget: float
     dtype: str
     device: str
     vocab_size: int
@@ -192,6 +199,7 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
         overlap=not args.disable_overlap_schedule,
         grammar_backend=args.grammar_backend,
         jump_forward=args.jump_forward,
+        pin_budget=args.pin_budget,
         dtype=facts.dtype,
         device=facts.device,
         vocab_size=facts.vocab_size,
@@ -205,6 +213,7 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
             "overlap": origin("disable_overlap_schedule"),
             "grammar_backend": origin("grammar_backend"),
             "jump_forward": origin("jump_forward"),
+            "pin_budget": origin("pin_budget"),
             "dtype": "model" if args.dtype == "auto" else "argument",
             "device": "hardware" if args.device == "auto" else "argument",
             "vocab_size": "model",

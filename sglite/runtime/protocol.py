@@ -60,7 +60,10 @@ class ProgramRef(msgspec.Struct, frozen=True, kw_only=True):
     node_id: str = ""
     parent_id: str = ""
     group_id: str = ""
+    """The fork whose branches send their first requests together, ``group_size`` of them."""
     group_size: int = 1
+    upcoming: int = 0
+    """Requests that the sequence is known to send after this one."""
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True):

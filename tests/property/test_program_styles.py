@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
-
 from random_programs import bodies, styles
+
 from sglite.lang.backends.base import Backend, GenCall, Output, Stream
 from sglite.lang.choices import ChoiceScores
 from sglite.lang.formats import PLAIN, ChatFormat

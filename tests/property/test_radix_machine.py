@@ -7,6 +7,7 @@ says is compared with both.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
@@ -55,6 +56,7 @@ class RadixMachine(RuleBasedStateMachine):
         self.known: set[Prefix] = set()
         """Prefixes promised or computed and not given up."""
         self.users: list[User] = []
+        self.announced: list[RadixNode] = []
         self.step = 0
 
     # --- what the requests do -----------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ class RadixMachine(RuleBasedStateMachine):
     def fork(self, data: st.DataObject) -> None:
         """A second cursor where what is computed ends."""
         user = data.draw(st.sampled_from(self.users))
-        cursor = self.cache.fork_computed(user.cursor)
+        cursor = self.cache.pin(user.cursor)
         tokens = user.tokens[: cursor.depth]
         assert cursor.depth == min(self.ready_depth(user.cursor.node), len(user.tokens)) >= user.done
         self.users.append(User(cursor, user.namespace, tokens, cursor.depth, list(user.table), True))
@@ -157,21 +159,40 @@ class RadixMachine(RuleBasedStateMachine):
     def evict(self, pages: int) -> None:
         """At least as many pages as asked for, if there are that many; never what somebody holds."""
         free, available = self.allocator.num_free, self.cache.num_available
-        leaves = {node: node.last_access for node in self.cache.nodes() if node.is_evictable}
+        leaves = {node: (node.hints > 0, node.last_access) for node in self.cache.nodes() if node.is_evictable}
         freed = self.cache.evict(pages)
         assert freed >= min(pages, available - free)
         assert self.allocator.num_free == free + freed and self.cache.num_available == available
         left = [stamp for node, stamp in leaves.items() if node.parent is not None]
         taken = [stamp for node, stamp in leaves.items() if node.parent is None]
         if left and taken and pages:
-            assert max(taken) <= min(left) or self.cache_order_is_lru(leaves)
+            assert max(taken) <= min(left) or self.those_that_went_are_first(leaves)
         self.resync()
 
-    def cache_order_is_lru(self, leaves: dict[RadixNode, int]) -> bool:
-        """Among the leaves of before, those that went are the ones used least recently."""
+    def those_that_went_are_first(self, leaves: dict[RadixNode, tuple[bool, int]]) -> bool:
+        """Among the leaves of before: those nobody comes back to, then the ones used least recently."""
         ordered = sorted(leaves.items(), key=lambda item: item[1])
         gone = [node.parent is None for node, _ in ordered]
         return gone == sorted(gone, reverse=True)
+
+    @precondition(lambda self: self.users)
+    @rule(data=st.data())
+    def announce(self, data: st.DataObject) -> None:
+        """Somebody leaves and says that it will come back."""
+        user = data.draw(st.sampled_from(self.users))
+        node = user.cursor.node
+        self.close(user)
+        if node.parent is not None:
+            self.cache.hint(node, 1)
+            self.announced.append(node)
+
+    @precondition(lambda self: self.announced)
+    @rule(data=st.data())
+    def take_back(self, data: st.DataObject) -> None:
+        """It will not come back after all; the place may be gone by now."""
+        node = data.draw(st.sampled_from(self.announced))
+        self.announced.remove(node)
+        self.cache.hint(node, -1)
 
     @rule(tokens=sequences, namespace=st.sampled_from(NAMESPACES))
     def match(self, tokens: list[int], namespace: str) -> None:
@@ -208,6 +229,8 @@ class RadixMachine(RuleBasedStateMachine):
         assert counts.held == counts.quarantined == 0 and counts.free + counts.cached == counts.total
         unlocked = sum(len(node.pages) for node in self.cache.nodes() if node.locks == 0)
         assert self.cache.num_available == counts.free + unlocked
+        pinned = sum(len(node.pages) for node in self.cache.nodes() if node.locks == node.pins > 0)
+        assert self.cache.pinned_pages == pinned
 
     @invariant()
     def tables_lead_to_what_was_computed(self) -> None:
@@ -231,6 +254,9 @@ class RadixMachine(RuleBasedStateMachine):
             for node in self.cache.path(user.cursor.node):
                 locks[node] = locks.get(node, 0) + 1
         assert all(node.locks == locks.get(node, 0) for node in self.cache.nodes())
+        pins = Counter(node for u in self.users if u.passive for node in self.cache.path(u.cursor.node))
+        hints = Counter(node for place in self.announced for node in self.cache.path(place))
+        assert all((node.pins, node.hints) == (pins[node], hints[node]) for node in self.cache.nodes())
 
     # --- the dictionary's side ----------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from engines import Bench, program, toy_reference
+from engines import Bench, Clock, fork_program, program, toy_reference
 
 from sglite.runtime.protocol import LogprobOptions
 
@@ -23,7 +23,7 @@ def roomy(rng: random.Random, **changes: object) -> Bench:
         "max_running": rng.choice([1, 3, 16]),
         "chunk_size": rng.choice(CHUNKS),
         "overlap": rng.random() < 0.5,
-        "policy": rng.choice(["fcfs", "lpm", "dfs-weight"]),
+        "policy": rng.choice(["program", "fcfs", "lpm", "dfs-weight"]),
     }
     return Bench(**{**options, **changes})  # type: ignore[arg-type]
 
@@ -54,6 +54,48 @@ def test_no_prefix_and_token_is_computed_twice(first: int) -> None:
             paid += last.accounting.computed_prompt_tokens - last.accounting.replayed_tokens
         distinct = {tuple(prompt[: i + 1]) for prompt in prompts for i in range(len(prompt))}
         assert paid <= len(distinct), f"seed {seed}: a prompt position was charged twice"
+
+
+def run_fork_programs(first: int, last: int) -> None:
+    """Programs of nested forks, all requests at once or a few at a time, in any order of arrival, branches before
+    their parents included; every position of every sequence, output included, is computed once."""
+    for seed in range(first, last):
+        rng = random.Random(seed)
+        clock = Clock()
+        b = roomy(rng, clock=clock, num_pages=8192, max_step_tokens=rng.choice([16, 64, 1024]), check_every=10)
+        nodes = fork_program(rng)
+        rng.shuffle(nodes)
+        for node in nodes:
+            b.add(node.ref.node_id, node.prompt, node.n, program=node.ref, pin=f"p/{node.ref.node_id}/")
+            clock.now += rng.choice([0.0, 0.0, 0.001, 0.01])
+            for _ in range(rng.choice([0, 0, 0, 0, 2])):
+                b.step()
+        while b.core.scheduler.has_work:
+            clock.now += 0.001
+            b.step()
+        done = b.run()
+        assert b.core.cache.evicted_pages == b.core.scheduler.preemptions == 0
+        assert all(count == 1 for count in b.worker.computed.values()), f"seed {seed}"
+        for node in nodes:
+            assert done[node.ref.node_id].tokens == node.output, f"seed {seed}"
+        needed = {tuple(node.prompt[: i + 1]) for node in nodes for i in range(len(node.prompt))}
+        tails = [(node.prompt + node.output)[:-1] for node in nodes if node.output]
+        needed |= {tuple(tail[: i + 1]) for tail in tails for i in range(len(tail))}
+        assert len(b.worker.computed) == len(needed), f"seed {seed}: and nothing else is computed"
+        b.core.unpin("p/")
+        assert b.core.cache.num_available == b.core.cache.allocator.total
+
+
+@pytest.mark.parametrize("first", range(0, 16, 4))
+def test_nested_forks_compute_every_position_once(first: int) -> None:
+    run_fork_programs(first, first + 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("first", range(1000, 2000, 250))
+def test_a_thousand_nested_forks_compute_every_position_once(first: int) -> None:
+    run_fork_programs(first, first + 250)
 
 
 @pytest.mark.parametrize("page_size", PAGES)

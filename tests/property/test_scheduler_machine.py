@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from sglite.constrained.spec import ConstraintSpec
-from sglite.runtime.protocol import LogprobOptions
+from sglite.runtime.protocol import LogprobOptions, ProgramRef
 
 REFUSED = ["refused", "broken"]
 RESAMPLED = ["* < * * >5 + *", "< * + * >3 < * >4", "< + * + >5 *"]
@@ -36,9 +36,22 @@ configurations = st.fixed_dictionaries(
         "max_running": st.sampled_from([1, 2, 5]),
         "chunk_size": st.sampled_from([None, 1, 3]),
         "overlap": st.booleans(),
-        "policy": st.sampled_from(["fcfs", "lpm", "dfs-weight"]),
+        "policy": st.sampled_from(["program", "fcfs", "lpm", "dfs-weight"]),
+        "pin_budget": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
         "states": st.sampled_from([None, None, {"ssm": 5}, {"ssm": 9}]),
     }
+)
+
+
+programs = st.builds(
+    lambda name, node, group, size, upcoming: ProgramRef(
+        program_id=name, node_id=node, group_id=group, group_size=size, upcoming=upcoming
+    ),
+    st.sampled_from("ab"),
+    st.sampled_from(["", "0", "1", "2"]),
+    st.sampled_from(["", "f", "g"]),
+    st.integers(0, 4),
+    st.integers(0, 2),
 )
 
 
@@ -81,6 +94,7 @@ class CoreMachine(RuleBasedStateMachine):
         scored=st.sampled_from([None, None, "output", "all"]),
         constraint=st.sampled_from(CONSTRAINTS),
         timeouts=st.sampled_from([{}, {}, {"timeout_s": 5.0}, {"queue_timeout_s": 2.0}]),
+        program=st.none() | programs,
     )
     def add(
         self,
@@ -92,8 +106,10 @@ class CoreMachine(RuleBasedStateMachine):
         scored: str | None,
         constraint: str | None,
         timeouts: dict[str, float],
+        program: ProgramRef | None,
     ) -> None:
         fields: dict[str, Any] = {"priority": priority, "namespace": namespace, "pin": pin, **timeouts}
+        fields["program"] = program
         if scored is not None:
             fields["logprobs"] = LogprobOptions(start_len=0 if scored == "all" else None)
         name = f"r{len(self.asked)}"
@@ -125,7 +141,19 @@ class CoreMachine(RuleBasedStateMachine):
         self.bench.core.unpin("a/")
         self.bench.check()
 
-    @rule(seconds=st.sampled_from([0.5, 3.0]))
+    @rule(prefix=st.sampled_from(["a/", "a/1", "b/"]), seconds=st.sampled_from([None, 0.0, 2.0]))
+    def park(self, prefix: str, seconds: float | None) -> None:
+        self.bench.core.park(prefix, seconds)
+        self.bench.check()
+
+    @rule(tokens=st.sampled_from([3000, 100_000]))
+    def serve(self, tokens: int) -> None:
+        """Program ``a`` has had much service."""
+        if self.bench.core.programs.get("a") is not None:
+            program = self.bench.core.programs.enter("a")
+            program.service += tokens
+
+    @rule(seconds=st.sampled_from([0.001, 0.5, 3.0]))
     def wait(self, seconds: float) -> None:
         self.clock.now += seconds
 
@@ -142,6 +170,7 @@ class CoreMachine(RuleBasedStateMachine):
             return
         for _ in range(3000):
             self.compiler.release()
+            self.clock.now += 0.001
             self.bench.step()
             if not self.bench.core.scheduler.has_work:
                 break
@@ -152,6 +181,8 @@ class CoreMachine(RuleBasedStateMachine):
         self.bench.check()
         counts = self.bench.core.cache.allocator.counts()
         assert counts.free == counts.total
+        pins = self.bench.core.scheduler.memory.pins
+        assert not (pins._held or pins._given_up or pins._parked)
         assert not any(root.children for root in self.bench.core.cache._roots.values())
 
     def check(self, name: str, asked: Asked) -> None:

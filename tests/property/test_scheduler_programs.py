@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from engines import Bench, Done, Guesser, ToyCompiler, program, toy_logprobs, toy_reference
+from engines import Bench, Clock, Done, Guesser, ToyCompiler, program, toy_logprobs, toy_reference
 
 from sglite.constrained.spec import ConstraintSpec
-from sglite.runtime.protocol import LogprobOptions
+from sglite.runtime.protocol import LogprobOptions, ProgramRef
 
 CONSTRAINTS = ["* + + *", "+ + + 2|4 * + +", "* * * + *", "1|2 + 3 3 3 *"]
 BATCH = 30
@@ -35,6 +35,7 @@ class RandomRun:
 
     def __init__(self, seed: int, states: bool) -> None:
         self.rng = rng = random.Random(seed)
+        self.clock = Clock()
         page_size = rng.choice([1, 2, 4, 16, 64])
         self.keeps = rng.random() < 0.85
         max_running = rng.choice([1, 2, 4, 8])
@@ -45,7 +46,9 @@ class RandomRun:
             max_running=max_running,
             chunk_size=rng.choice([None, 1, 3, 7]),
             overlap=rng.random() < 0.5,
-            policy=rng.choice(["fcfs", "lpm", "dfs-weight"]),
+            policy=rng.choice(["program", "fcfs", "lpm", "dfs-weight"]),
+            pin_budget=rng.choice([0.0, 0.2, 0.5, 1.0]),
+            clock=self.clock,
             states={"ssm": rng.choice([max_running, max_running + 3, 64])} if states else None,
             compiler=ToyCompiler(),
             proposer=Guesser(rng) if rng.random() < 0.3 else None,
@@ -56,7 +59,7 @@ class RandomRun:
             self.bench.worker.fail_step = lambda step: rng.random() < 0.05
         self.aborts = rng.random() < 0.3
         self.features = {
-            name for name in ("priority", "logprobs", "pin", "constraint", "namespace") if rng.random() < 0.3
+            name for name in ("priority", "logprobs", "pin", "constraint", "namespace", "program") if rng.random() < 0.3
         }
         self.asked: dict[str, Asked] = {}
 
@@ -75,7 +78,15 @@ class RandomRun:
         if "logprobs" in self.features and rng.random() < 0.5:
             fields["logprobs"] = LogprobOptions(start_len=rng.choice([None, 0, len(prompt) // 2, len(prompt)]))
         if "pin" in self.features and rng.random() < 0.5:
-            fields["pin"] = f"p{rng.randrange(3)}"
+            fields["pin"] = f"p{rng.randrange(3)}/{rng.randrange(4)}/"
+        if "program" in self.features and rng.random() < 0.8:
+            fields["program"] = ProgramRef(
+                program_id=f"p{rng.randrange(3)}",
+                node_id=rng.choice(["", f"{rng.randrange(20)}"]),
+                group_id=rng.choice(["", f"{rng.randrange(4)}"]),
+                group_size=rng.randrange(5),
+                upcoming=rng.randrange(3),
+            )
         if "constraint" in self.features and rng.random() < 0.5:
             fields["constraint"] = ConstraintSpec.regex(rng.choice(CONSTRAINTS))
         return Asked(prompt, n, fields)
@@ -92,10 +103,24 @@ class RandomRun:
                 b.add(name, asked.prompt, asked.n, **asked.fields)
             elif self.aborts and self.asked and rng.random() < 0.1:
                 b.core.abort(rng.choice([*self.asked]))
+            if "program" in self.features:
+                self.hint()
+            self.clock.now += 0.001
             b.step()
             if len(self.asked) == wanted and not b.core.scheduler.has_work:
                 break
         b.run(limit=0)
+
+    def hint(self) -> None:
+        """Now and then a program waits for a tool, has had a lot of service, or ends."""
+        rng, core = self.rng, self.bench.core
+        name = f"p{rng.randrange(3)}"
+        if rng.random() < 0.2:
+            core.park(rng.choice([f"{name}/", f"{name}/{rng.randrange(4)}/"]), rng.choice([None, 0.01, 5.0]))
+        if rng.random() < 0.05 and core.programs.get(name) is not None:
+            core.programs.enter(name).service += 5000
+        if rng.random() < 0.05:
+            core.unpin(f"{name}/")
 
     def check_output(self, asked: Asked, done: Done) -> None:
         """An answer that ended by itself is the reference; one cut short a beginning of it."""

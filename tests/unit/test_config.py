@@ -33,6 +33,7 @@ def test_every_value_has_an_origin():
         "overlap": "default",
         "grammar_backend": "default",
         "jump_forward": "default",
+        "pin_budget": "default",
         "dtype": "argument",
         "device": "hardware",
         "vocab_size": "model",
@@ -64,6 +65,8 @@ def test_the_size_of_the_cache(given, free, tokens, origin):
         ({"pagesize": 4}, "did you mean page_size?"),
         ({"grammar_backend": "fast"}, "grammar_backend must be one of auto, native, xgrammar, reference, got 'fast'"),
         ({"jump_forward": "no"}, "jump_forward must be True or False, got 'no'"),
+        ({"pin_budget": 1.5}, "pin_budget must be between 0 and 1, got 1.5"),
+        ({"pin_budget": True}, "pin_budget must be between 0 and 1, got True"),
         ({"chunked_prefill_size": True}, "chunked_prefill_size must be a positive integer, got True"),
     ],
 )

@@ -1,6 +1,7 @@
-"""Which cached prefix goes first when pages run out: an interface and least-recently-used behind it.
+"""Which cached prefix goes first when pages run out: an interface, and farthest-next-use behind it.
 
-The tree adds a node when it becomes evictable (an unlocked leaf) and removes it when it no longer is.
+When a prefix will be used again is known only of programs that said so (``hints``); for all others the past stands in
+for the future. The tree adds a node when it becomes evictable (an unlocked leaf) or its order changes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ class Evictable(Protocol):
 
     last_access: int
     """The tree's clock when a request last used the node."""
+    hints: int
+    """Sequences known to come back to the node."""
 
     @property
     def is_evictable(self) -> bool:
@@ -26,7 +29,7 @@ class EvictionPolicy(Protocol):
     """Order in which evictable nodes are given up."""
 
     def add(self, node: Evictable) -> None:
-        """``node`` became evictable, or was used while evictable."""
+        """``node`` became evictable, or was used or hinted at while evictable."""
         ...
 
     def pop(self) -> Evictable | None:
@@ -34,30 +37,36 @@ class EvictionPolicy(Protocol):
         ...
 
 
-class LRUEviction:
-    """Least recently used first.
+class NextUseEviction:
+    """Nodes that nobody is known to come back to first, of equals the least recently used: without hints, plain LRU.
 
     A heap with stale entries: a node may sit in it several times, or after it was locked again; only an entry that
-    carries the node's present ``last_access`` counts. Stale entries are swept out whenever the heap has doubled.
+    carries the node's present order counts. Stale entries are swept out whenever the heap has doubled.
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Evictable]] = []
+        self._heap: list[tuple[bool, int, int, Evictable]] = []
         self._order = count()
         self._sweep_at = 1024
 
     def add(self, node: Evictable) -> None:
         """``node`` became evictable; O(log n) amortised."""
-        heapq.heappush(self._heap, (node.last_access, next(self._order), node))
+        heapq.heappush(self._heap, (node.hints > 0, node.last_access, next(self._order), node))
         if len(self._heap) > self._sweep_at:
-            self._heap = [entry for entry in self._heap if entry[2].is_evictable and entry[0] == entry[2].last_access]
+            self._heap = [entry for entry in self._heap if _counts(entry)]
             heapq.heapify(self._heap)
             self._sweep_at = max(1024, 2 * len(self._heap))
 
     def pop(self) -> Evictable | None:
-        """The least recently used node that is still evictable; stale entries are dropped on the way."""
+        """The first in order that is still evictable; stale entries are dropped on the way."""
         while self._heap:
-            stamp, _, node = heapq.heappop(self._heap)
-            if node.is_evictable and node.last_access == stamp:
-                return node
+            entry = heapq.heappop(self._heap)
+            if _counts(entry):
+                return entry[3]
         return None
+
+
+def _counts(entry: tuple[bool, int, int, Evictable]) -> bool:
+    """Whether an entry says what is true of its node now."""
+    hinted, stamp, _, node = entry
+    return node.is_evictable and node.last_access == stamp and (node.hints > 0) == hinted

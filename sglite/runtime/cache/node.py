@@ -10,9 +10,9 @@ class RadixNode:
     """A run of tokens; see the drawing above."""
 
     __slots__ = (
-        "checkpoint", "checkpoint_step", "children", "continues", "cursors", "end", "last_access", "locks", "lookahead",
-        "namespace", "owner", "pages", "parent", "planned", "planned_step", "ready", "start", "tokens",
-        "wants_checkpoint",
+        "checkpoint", "checkpoint_step", "children", "continues", "cursors", "end", "hints", "last_access", "locks",
+        "lookahead", "namespace", "owner", "pages", "parent", "pins", "planned", "planned_step", "ready", "start",
+        "tokens", "wants_checkpoint",
     )  # fmt: skip
 
     def __init__(self, parent: RadixNode | None, tokens: list[int], start: int) -> None:
@@ -28,6 +28,11 @@ class RadixNode:
         self.pages: list[int] = []
         self.continues = False
         self.locks = 0
+        """Cursors here and below; unlocked: 0."""
+        self.pins = 0
+        """Those of them that are pins, which give way when memory is short."""
+        self.hints = 0
+        """Sequences without a cursor that are known to come back here or below."""
         self.cursors = 0
         self.lookahead: object | None = None
         """Who computes, in flight, the token after ``end`` that nobody knows yet; others wait for it."""
@@ -62,12 +67,13 @@ class Match:
 
 
 class Cursor:
-    """A locked place in the tree: the end of ``node``."""
+    """A locked place in the tree: the end of ``node``. ``is_pin``: held for later, and not by a request under way."""
 
-    __slots__ = ("node",)
+    __slots__ = ("is_pin", "node")
 
-    def __init__(self, node: RadixNode) -> None:
+    def __init__(self, node: RadixNode, is_pin: bool = False) -> None:
         self.node = node
+        self.is_pin = is_pin
 
     @property
     def depth(self) -> int:

@@ -24,12 +24,13 @@ as cached by the allocator. Plain integers, no torch.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 from sglite.runtime.cache.allocator import PageAllocator
-from sglite.runtime.cache.eviction import EvictionPolicy, LRUEviction
+from sglite.runtime.cache.checkpoints import Checkpoints
+from sglite.runtime.cache.eviction import EvictionPolicy, NextUseEviction
 from sglite.runtime.cache.node import Cursor, Match, RadixNode, common_prefix
+from sglite.runtime.cache.paths import first_page, pages_to, pending, split
 
 
 class RadixCache:
@@ -58,9 +59,11 @@ class RadixCache:
         self.page_size = page_size
         self.enabled = enabled
         self.evicted_pages = 0
+        self.pinned_pages = 0
+        """Pages of nodes that only pins lock."""
         self.states = states or {}
-        self._checkpoints: OrderedDict[RadixNode, None] = OrderedDict()
-        self._eviction = eviction or LRUEviction()
+        self.checkpoints = Checkpoints(self.states)
+        self._eviction = eviction or NextUseEviction()
         self._roots: dict[str, RadixNode] = {}
         self._nothing = RadixNode(None, [], 0)
         self._clock = 0
@@ -115,14 +118,10 @@ class RadixCache:
         changed = len(table)
         for part in reversed(parts):
             if part.pages:
-                first = self.first_page(part)
+                first = first_page(part, self.page_size)
                 changed = min(changed, first)
                 table[first:] = part.pages
         return changed
-
-    def first_page(self, node: RadixNode) -> int:
-        """Index of the first page a node owns or would own."""
-        return -(-node.start // self.page_size) if node.continues else node.start // self.page_size
 
     def nodes(self) -> Iterator[RadixNode]:
         """All nodes but the roots, parents first."""
@@ -142,19 +141,19 @@ class RadixCache:
         root.cursors += 1
         return Cursor(root)
 
-    def fork_computed(self, cursor: Cursor) -> Cursor:
-        """A second cursor, where what is computed on the way to ``cursor`` ends: it holds on to no promise."""
+    def pin(self, cursor: Cursor) -> Cursor:
+        """A second cursor, a pin, where what is computed on the way to ``cursor`` ends: it holds on to no promise."""
         node = cursor.node
         while node.parent is not None and node.ready == node.start:
             node = node.parent
         if node.ready < node.end:
-            node = self._split(node, node.ready)
+            node = split(node, node.ready, self.page_size)
         node.cursors += 1
         above: RadixNode | None = node
         while above is not None:
-            above.locks += 1
+            self._lock(above, 1, 1)
             above = above.parent
-        return Cursor(node)
+        return Cursor(node, is_pin=True)
 
     def follow(self, cursor: Cursor, tokens: Sequence[int], limit: int | None = None) -> RadixNode | None:
         """Move ``cursor`` down along ``tokens`` as far as they are computed or in flight, at most to depth ``limit``.
@@ -173,7 +172,7 @@ class RadixCache:
             if child.planned < child.start + shared:
                 return child
             if shared < len(child.tokens):
-                child = self._split(child, child.start + shared)
+                child = split(child, child.start + shared, self.page_size)
             self._descend(cursor, child)
         return None
 
@@ -199,16 +198,18 @@ class RadixCache:
         return child
 
     def close(self, cursor: Cursor) -> None:
-        """Unlock. What the cursor's node promised and nobody computed is cut off; what was computed stays."""
+        """Unlock. What the cursor's node promised and nobody computed is cut off; what was computed stays.
+
+        To be pinned is not to be used: a pin leaves the time of the last use as it was.
+        """
         node = cursor.node
         node.cursors -= 1
-        self._clock += 1
+        self._clock += not cursor.is_pin
         above: RadixNode | None = node
         while above is not None:
-            above.locks -= 1
-            above.last_access = self._clock
-            if above.locks == 0:
-                self._unlocked_pages += len(above.pages)
+            self._lock(above, -1, -cursor.is_pin)
+            if not cursor.is_pin:
+                above.last_access = self._clock
             above = above.parent
         self._cut_promises(node)
 
@@ -218,7 +219,7 @@ class RadixCache:
         while node.start >= depth and node.parent is not None:
             node = node.parent
         if node.start < depth < node.end:
-            node = self._split(node, depth)
+            node = split(node, depth, self.page_size)
         self._clock += 1
         node.cursors += 1
         tail.cursors -= 1
@@ -226,10 +227,8 @@ class RadixCache:
         below = tail
         while below is not node:
             assert below.parent is not None
-            below.locks -= 1
+            self._lock(below, -1)
             below.last_access = self._clock
-            if below.locks == 0:
-                self._unlocked_pages += len(below.pages)
             below = below.parent
         while tail is not node and tail.is_evictable:
             above = tail.parent
@@ -237,12 +236,29 @@ class RadixCache:
             self._remove(tail)
             tail = above
 
+    def hint(self, node: RadixNode, by: int) -> None:
+        """``by`` (1 or -1) more sequences are known to come back to ``node``: its path is evicted after others.
+
+        Nothing happens when the node is no longer in the tree; its hints left with it.
+        """
+        leaf = node
+        while node.parent is not None:
+            node.hints += by
+            node = node.parent
+        if leaf.is_evictable:
+            self._eviction.add(leaf)
+
     # --- filling ----------------------------------------------------------------------------------------------
 
     def pages_missing(self, node: RadixNode, upto: int) -> int:
         """Pages that the path to ``node`` lacks to hold depths below ``upto``."""
-        pending = self._pending(node)
-        return sum(max(0, self._pages_to(part, min(upto, part.end)) - len(part.pages)) for part in pending)
+        missing = 0
+        while node.parent is not None and node.planned < node.end:  # a loop, not pending(): asked twice a row and step
+            needed = pages_to(node, min(upto, node.end), self.page_size) - len(node.pages)
+            if needed > 0:
+                missing += needed
+            node = node.parent
+        return missing
 
     def add_pages(
         self, node: RadixNode, pages: list[int], upto: int, table: list[int]
@@ -254,11 +270,11 @@ class RadixCache:
         """
         copied: tuple[int, int, int] | None = None
         changed = len(table)
-        for part in reversed(self._pending(node)):
-            n = self._pages_to(part, min(upto, part.end)) - len(part.pages)
+        for part in reversed(pending(node)):
+            n = pages_to(part, min(upto, part.end), self.page_size) - len(part.pages)
             if n <= 0:
                 continue
-            first = self.first_page(part)
+            first = first_page(part, self.page_size)
             if not part.pages and first * self.page_size < part.start:
                 copied = table[first], pages[0], part.start - first * self.page_size
             for page in pages[:n]:
@@ -272,7 +288,7 @@ class RadixCache:
 
     def plan(self, node: RadixNode, upto: int, step: int) -> None:
         """The path to ``node`` will be computed below depth ``upto`` once step ``step`` has run."""
-        for part in self._pending(node):
+        for part in pending(node):
             if part.start < upto:
                 part.planned = max(part.planned, min(upto, part.end))
                 part.planned_step = step
@@ -283,65 +299,6 @@ class RadixCache:
             if node.start < upto:
                 node.ready = max(node.ready, min(upto, node.end))
             node = node.parent
-
-    def copy_source_step(self, node: RadixNode) -> int:
-        """The last step that fills what ``add_pages`` would have to be copied for ``node``; -1: nothing to copy.
-
-        A copy runs before the rows of its step: what this very step computes cannot be copied yet.
-        """
-        pending = self._pending(node)
-        top = pending[-1] if pending else None
-        if top is None or top.pages or top.continues or top.start % self.page_size == 0:
-            return -1
-        first = top.start // self.page_size * self.page_size
-        step, above = -1, top.parent
-        while above is not None and above.parent is not None and above.end > first:
-            step = max(step, above.planned_step)
-            above = above.parent
-        return step
-
-    def planned_depth(self, node: RadixNode) -> int:
-        """Depth below which the path to ``node`` is computed or in flight."""
-        while node.parent is not None and node.planned == node.start:
-            node = node.parent
-        return node.planned
-
-    # --- recurrent state --------------------------------------------------------------------------------------
-
-    def save_checkpoint(self, node: RadixNode, slots: dict[str, int], step: int) -> None:
-        """Keep held ``slots`` (one per group) as the recurrent state at the end of ``node``, once ``step`` has run."""
-        self._drop_checkpoint(node)
-        node.checkpoint_step = step
-        for group, slot in slots.items():
-            self.states[group].cache(slot)
-        node.checkpoint = slots
-        node.wants_checkpoint = False
-        self._checkpoints[node] = None
-
-    def drop_checkpoints(self, since: int) -> None:
-        """Forget the checkpoints that steps from ``since`` on were to write."""
-        for node in [node for node in self._checkpoints if node.checkpoint_step >= since]:
-            self._drop_checkpoint(node)
-
-    def restorable(self, node: RadixNode, limit: int) -> RadixNode:
-        """The deepest node on the path, ending at ``limit`` or above, whose recurrent state is kept; else the root."""
-        while node.parent is not None and not (node.checkpoint and node.end <= limit):
-            node = node.parent
-        if node.parent is not None:
-            self._checkpoints.move_to_end(node)
-        return node
-
-    def take_state_slots(self, step: int) -> dict[str, int] | None:
-        """One held slot of every state group for ``step``; ``None``: all in use.
-
-        Gives up the least recently used checkpoints if need be, but none that ``step`` itself is going to write.
-        """
-        while any(states.num_free == 0 for states in self.states.values()):
-            oldest = next((node for node in self._checkpoints if node.checkpoint_step < step), None)
-            if oldest is None:
-                return None
-            self._drop_checkpoint(oldest)
-        return {group: states.allocate(1)[0] for group, states in self.states.items()}
 
     # --- giving up --------------------------------------------------------------------------------------------
 
@@ -362,52 +319,27 @@ class RadixCache:
         """Drop everything unlocked; returns the pages freed."""
         return self.evict(self.allocator.total + 1)
 
-    def split_at(self, node: RadixNode, depth: int) -> RadixNode:
-        """A node that ends at ``depth``, which lies in or at the end of ``node``."""
-        return node if depth == node.end else self._split(node, depth)
-
     # --- inside -----------------------------------------------------------------------------------------------
 
-    def _pending(self, node: RadixNode) -> list[RadixNode]:
-        """Nodes on the path to ``node`` that are not wholly planned, deepest first: its last ones."""
-        pending = []
-        while node.parent is not None and node.planned < node.end:
-            pending.append(node)
-            node = node.parent
-        return pending
-
-    def _pages_to(self, node: RadixNode, upto: int) -> int:
-        """How many pages of its own a node needs to hold its depths below ``upto``."""
-        return 0 if upto <= node.start else -(-upto // self.page_size) - self.first_page(node)
+    def _lock(self, node: RadixNode, by: int, pins: int = 0) -> None:
+        """Where locks change: keeps count of the pages that are unlocked, and of those that only pins lock."""
+        if node.locks == 0:
+            self._unlocked_pages -= len(node.pages)
+        elif node.locks == node.pins:
+            self.pinned_pages -= len(node.pages)
+        node.locks += by
+        node.pins += pins
+        if node.locks == 0:
+            self._unlocked_pages += len(node.pages)
+        elif node.locks == node.pins:
+            self.pinned_pages += len(node.pages)
 
     def _descend(self, cursor: Cursor, child: RadixNode) -> None:
-        if child.locks == 0:
-            self._unlocked_pages -= len(child.pages)
-        child.locks += 1
+        self._lock(child, 1)
         child.last_access = self._clock
         cursor.node.cursors -= 1
         child.cursors += 1
         cursor.node = child
-
-    def _split(self, node: RadixNode, depth: int) -> RadixNode:
-        """Cut ``node`` at ``depth``; returns the new upper part. Cursors stay at the lower part, their end."""
-        cut = depth - node.start
-        parent = node.parent
-        assert parent is not None and 0 < cut < len(node.tokens)
-        upper = RadixNode(parent, node.tokens[:cut], node.start)
-        upper.continues = node.continues
-        kept = max(0, self._pages_to(upper, depth))
-        upper.pages = node.pages[:kept]
-        upper.ready, upper.planned = min(node.ready, depth), min(node.planned, depth)
-        upper.planned_step, upper.owner = node.planned_step, node.owner
-        upper.locks, upper.last_access = node.locks, node.last_access
-        upper.children = {node.tokens[cut]: node}
-        parent.children[upper.tokens[0]] = upper
-        node.parent, node.start = upper, depth
-        node.tokens, node.pages = node.tokens[cut:], node.pages[kept:]
-        node.continues = depth % self.page_size != 0
-        node.ready, node.planned = max(node.ready, depth), max(node.planned, depth)
-        return upper
 
     def _cut_promises(self, node: RadixNode) -> None:
         """After an unlock at ``node``: drop what is promised and not computed, where nobody else is interested."""
@@ -432,7 +364,7 @@ class RadixCache:
 
     def _trim(self, node: RadixNode) -> None:
         """Cut an unlocked leaf down to what is computed."""
-        keep = self._pages_to(node, node.ready)
+        keep = pages_to(node, node.ready, self.page_size)
         self._unlocked_pages -= len(node.pages) - keep
         self.allocator.free(node.pages[keep:])
         del node.pages[keep:]
@@ -447,14 +379,10 @@ class RadixCache:
         del parent.children[node.tokens[0]]
         self._unlocked_pages -= len(node.pages)
         self.allocator.free(node.pages)
-        self._drop_checkpoint(node)
+        self.checkpoints.drop(node)
+        if node.hints:
+            self.hint(parent, -node.hints)
         node.parent = None
         if parent.is_evictable:
             self._eviction.add(parent)
         self._forget_root(parent)
-
-    def _drop_checkpoint(self, node: RadixNode) -> None:
-        for group, slot in node.checkpoint.items():
-            self.states[group].free([slot])
-        node.checkpoint = {}
-        self._checkpoints.pop(node, None)

@@ -1,19 +1,28 @@
 """What a caller's words must be before a request is made of them. Runs on the caller's thread; nothing here waits.
 
-A constraint that is malformed or cannot be enforced is refused here, in milliseconds, whatever is being compiled.
+    words --Admission.admit--> Admitted (read and checked, once) --requests(ids)--> what the core takes
+
+The second step is cheap and may come later, on the engine's thread, when the ids are known: that is how a chained
+generation is ready before the one in front of it has ended. A constraint that is malformed or cannot be enforced is
+refused in the first, in milliseconds, whatever is being compiled.
 """
 
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from sglite.constrained.spec import ConstraintError, ConstraintRefused, ConstraintSpec
 from sglite.runtime.engine.generation import RequestRefused
 from sglite.runtime.engine.grammar import name_the_constraint
-from sglite.runtime.engine.presenter import LogprobLayout
-from sglite.runtime.protocol import LogprobOptions
-from sglite.runtime.sample.params import InvalidParameter, SamplingParams
+from sglite.runtime.engine.presenter import LogprobLayout, Presenter
+from sglite.runtime.protocol import GenerateRequest, LogprobOptions, ProgramRef
+from sglite.runtime.sample.params import InvalidParameter, SamplingParams, parse_sampling_params, validate
 
 if TYPE_CHECKING:
     from sglite.constrained.compiler import ConstraintCompiler
@@ -25,6 +34,180 @@ MAX_CHECKED_BYTES = 32 * 1024
 """Longer constraints are read where they are compiled: a caller's event loop must not stand still for them."""
 MAX_AFTER = 64
 """Tokens of the run that a constraint may begin after."""
+MAX_NODE = 4096
+"""Characters of a name in ``hints``: the path of a request in its program's graph."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """A call for ``sampling.n`` outputs, read and checked: requests can be made of it for any prompt."""
+
+    rid: str
+    sampling: SamplingParams
+    limited: bool
+    """The caller said how long the output may be; the default bends to the context."""
+    constraint: ConstraintSpec | None = None
+    constraint_after: tuple[int, ...] = ()
+    reasoning_budget: int | None = None
+    layout: LogprobLayout | None = None
+    logprobs: LogprobOptions | None = None
+    priority: int = 0
+    namespace: str = ""
+    timeout_s: float | None = None
+    queue_timeout_s: float | None = None
+
+    @property
+    def request_ids(self) -> list[str]:
+        """One an output."""
+        n = self.sampling.n
+        return [self.rid] if n == 1 else [f"{self.rid}-{i}" for i in range(n)]
+
+    def presenters(self, tokenizer: Tokenizer | None) -> list[Presenter]:
+        """What the outputs will be shown by."""
+        return [Presenter(rid, self.sampling, tokenizer, self.layout) for rid in self.request_ids]
+
+    def again(self) -> Admitted:
+        """The same call under a name of its own."""
+        return replace(self, rid=uuid.uuid4().hex)
+
+    def requests(
+        self, token_ids: list[int], capacity: int, program: ProgramRef | None, pin: str
+    ) -> list[GenerateRequest]:
+        """Requests for ``token_ids``, which they share and nobody may change; the first is to leave the pin."""
+        sampling = self.sampling
+        if not self.limited and sampling.max_new_tokens is not None:
+            room = max(1, capacity - len(token_ids))
+            sampling = msgspec.structs.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+        return [
+            GenerateRequest(
+                request_id=request_id,
+                token_ids=token_ids,
+                sampling=_nth(sampling, index),
+                constraint=self.constraint,
+                constraint_after=self.constraint_after,
+                reasoning_budget=self.reasoning_budget,
+                logprobs=self.logprobs,
+                priority=self.priority,
+                namespace=self.namespace,
+                program=program,
+                pin=pin if index == 0 else "",
+                timeout_s=self.timeout_s,
+                queue_timeout_s=self.queue_timeout_s,
+            )
+            for index, request_id in enumerate(self.request_ids)
+        ]
+
+
+def _nth(sampling: SamplingParams, index: int) -> SamplingParams:
+    """How output ``index`` is sampled: with a seed of its own."""
+    if sampling.n == 1:
+        return sampling
+    seed = None if sampling.seed is None else (sampling.seed + index) % 2**64
+    return msgspec.structs.replace(sampling, seed=seed, n=1)
+
+
+class Admission:
+    """The door of one engine.
+
+    Args:
+        vocab_size, eos_ids: of the model.
+        tokenizer, compiler: ``None`` where there is none; the core then refuses what needs one.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        eos_ids: tuple[int, ...],
+        tokenizer: Tokenizer | None,
+        compiler: ConstraintCompiler | None,
+    ) -> None:
+        self._vocab_size = vocab_size
+        self._eos_ids = eos_ids
+        self._tokenizer = tokenizer
+        self._compiler = compiler
+
+    def admit(
+        self,
+        sampling_params: Mapping[str, Any] | None,
+        num_prompt: int | None,
+        /,
+        *,
+        return_logprob: bool = False,
+        logprob_start_len: int | None = None,
+        top_logprobs_num: int | None = None,
+        token_ids_logprob: list[int] | None = None,
+        return_text_in_logprobs: bool = False,
+        rid: str | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        extra_key: str | None = None,
+        timeout_s: float | None = None,
+        queue_timeout_s: float | None = None,
+        constraint_after: str | list[int] | None = None,
+        reasoning_budget: int | None = None,
+    ) -> Admitted:
+        """Read a call. ``num_prompt``: tokens of its prompt; ``None``: not known yet, the core checks what needs it.
+
+        Raises ``InvalidParameter`` or ``RequestRefused`` naming the field.
+        """
+        given = dict(sampling_params or {})
+        sampling, constraint = parse_sampling_params(given)
+        validate(sampling, self._vocab_size, self._eos_ids)
+        check_options(rid, priority, cache_salt, extra_key, timeout_s, queue_timeout_s)
+        after = ending_ids(constraint_after, reasoning_budget, constraint, self._tokenizer, self._vocab_size)
+        check_constraint(constraint, sampling, self._compiler)
+        layout, options = logprob_options(
+            num_prompt, return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
+            return_text_in_logprobs, self._vocab_size,
+        )  # fmt: skip
+        return Admitted(
+            rid=rid or uuid.uuid4().hex,
+            sampling=sampling,
+            limited=bool(given.keys() & {"max_new_tokens", "max_tokens"}),
+            constraint=constraint,
+            constraint_after=after,
+            reasoning_budget=reasoning_budget,
+            layout=layout,
+            logprobs=options,
+            priority=priority,
+            namespace="\x00".join(filter(None, (cache_salt, extra_key))),
+            timeout_s=timeout_s,
+            queue_timeout_s=queue_timeout_s,
+        )
+
+    def compile_ahead(self, call: Admitted) -> None:
+        """Have the constraint of a call compiled before its turn comes, so that the step then need not wait."""
+        if call.constraint is not None and self._compiler is not None:
+            self._compiler.submit(call.constraint)
+
+
+def placed(program: ProgramRef | None, hints: Mapping[str, Any] | None) -> ProgramRef | None:
+    """Where in its program a request stands: ``hints`` may have ``node``, ``group``, ``group_size``, ``upcoming``.
+
+    Raises ``InvalidParameter``. Nothing comes of hints about a request of no program.
+    """
+    if not hints:
+        return program
+    for name, value in hints.items():
+        if name in ("node", "group"):
+            good = isinstance(value, str) and len(value) <= MAX_NODE
+            rule = f"must be text of at most {MAX_NODE} characters"
+        elif name in ("group_size", "upcoming"):
+            good = type(value) is int and 0 <= value <= MAX_PRIORITY
+            rule = "must be a count"
+        else:
+            good, rule = False, "is no hint; known are node, group, group_size and upcoming"
+        if not good:
+            raise InvalidParameter(f"hints.{name}", value, f"hints: {name} {rule}, got {str(value)[:80]!r}")
+    if program is None:
+        return None
+    return msgspec.structs.replace(
+        program,
+        node_id=hints.get("node", ""),
+        group_id=hints.get("group", ""),
+        group_size=hints.get("group_size", 1),
+        upcoming=hints.get("upcoming", 0),
+    )
 
 
 def check_constraint(
@@ -98,7 +281,7 @@ def check_options(rid: Any, priority: Any, salt: Any, extra: Any, timeout_s: Any
 
 
 def logprob_options(
-    num_prompt: int,
+    num_prompt: int | None,
     wanted: bool,
     start_len: int | None,
     top_n: int | None,
@@ -110,7 +293,7 @@ def logprob_options(
     if not wanted:
         return None, None
     start = None if start_len is None or start_len < 0 else start_len
-    if start is not None and start > num_prompt:
+    if start is not None and num_prompt is not None and start > num_prompt:
         message = f"logprob_start_len={start} is beyond the prompt of {num_prompt} tokens"
         raise InvalidParameter("logprob_start_len", start, message)
     if top_n is not None and not 0 <= top_n <= vocab_size:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -40,21 +40,33 @@ class EngineThread:
         self._thread.start()
 
     def submit(self, request: GenerateRequest, handler: Handler) -> None:
-        """Start a request; ``handler`` gets its outputs on the engine's thread, the last with a finish reason."""
+        """Start a request; ``handler`` gets its outputs on the engine's thread, the last with a finish reason.
+
+        From a handler, that is on the engine's own thread, it starts before the next step is planned.
+        """
+        self.submit_all([request], handler)
+
+    def submit_all(self, requests: Sequence[GenerateRequest], *handlers: Handler) -> None:
+        """Start several requests at once, so that the same step can take them; one handler for each, or for all."""
+        each = handlers * len(requests) if len(handlers) == 1 else handlers
 
         def start() -> None:
-            if request.request_id in self._handlers:
-                message = f"rid {request.request_id!r} belongs to a request that is still open; give another one"
-                reason = FinishReason(type="error", code="invalid_request", message=message)
-                handler(RequestOutput(request_id=request.request_id, finish_reason=reason))
-                return
-            self._handlers[request.request_id] = handler
-            if self._dead is not None:
-                self._end(request.request_id, self._dead)
-            else:
-                self._core.add(request)
+            for request, handler in zip(requests, each, strict=True):
+                self._start(request, handler)
 
         self._post(start)
+
+    def _start(self, request: GenerateRequest, handler: Handler) -> None:
+        if request.request_id in self._handlers:
+            message = f"rid {request.request_id!r} belongs to a request that is still open; give another one"
+            reason = FinishReason(type="error", code="invalid_request", message=message)
+            handler(RequestOutput(request_id=request.request_id, finish_reason=reason))
+            return
+        self._handlers[request.request_id] = handler
+        if self._dead is not None:
+            self._end(request.request_id, self._dead)
+        else:
+            self._core.add(request)
 
     def abort(self, request_id: str) -> None:
         """End a request if it is still open."""

@@ -9,7 +9,7 @@ Both give the same output. One thread runs it; whoever talks to it does so throu
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +23,7 @@ from sglite.runtime.cache.allocator import PageAllocator
 from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.grammar import Compiler, GrammarOptions, GrammarState, name_the_constraint
 from sglite.runtime.engine.policy import get_policy
+from sglite.runtime.engine.programs import Programs
 from sglite.runtime.engine.request import Request, WaitReason
 from sglite.runtime.engine.scheduler import Scheduler
 from sglite.runtime.engine.step_plan import SchedulerLimits
@@ -31,8 +32,6 @@ from sglite.runtime.executor.base import Executor
 from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, RequestOutput
 from sglite.runtime.spec.base import Proposer
 
-MAX_PROGRAMS = 1024
-"""Programs whose accounting is kept."""
 LATE_MS = 100.0
 """A step that waits longer for a constraint counts as late."""
 
@@ -51,7 +50,7 @@ class CoreConfig:
     state_slots: dict[str, int] = field(default_factory=dict)
     """Recurrent-state groups and how many slots each has."""
     limits: SchedulerLimits = field(default_factory=SchedulerLimits)
-    policy: str = "fcfs"
+    policy: str = "program"
     radix_cache: bool = True
     overlap: bool = False
     jump_forward: bool = True
@@ -85,9 +84,7 @@ class EngineCore:
     ) -> None:
         self.config = config
         self.totals = Accounting()
-        self.programs: OrderedDict[str, Accounting] = OrderedDict()
-        """What the requests of each program have cost, forks' common prefixes included."""
-        self._program_of: dict[str, str] = {}
+        self.programs = Programs(levelled=config.policy == "program")
         self.num_finished = 0
         self.num_steps = 0
         self.step_tokens = 0
@@ -117,11 +114,11 @@ class EngineCore:
             wire = msgspec.structs.replace(wire, sampling=sampling)
         self._order += 1
         seed = wire.sampling.seed if wire.sampling.seed is not None else self._draw_seed(self._order)
-        request = Request(wire, self._order, self._clock(), seed)
+        program = None if wire.program is None else self.programs.enter(wire.program.program_id)
+        request = Request(wire, self._order, self._clock(), seed, program)
+        self.scheduler.queue.expect(request)
         if reason is None:
             reason = self._prepare(request)
-        if wire.program is not None and self.scheduler.find(wire.request_id) is None:
-            self._program_of[wire.request_id] = wire.program.program_id
         if reason is None:
             self.scheduler.add(request)
         else:
@@ -142,14 +139,28 @@ class EngineCore:
 
     def unpin(self, prefix: str) -> None:
         """Forget the pins whose names start with ``prefix``, those too that requests under way were to leave."""
-        self.scheduler.memory.unpin(prefix)
+        self.scheduler.memory.pins.unpin(prefix)
         for request in (*self.scheduler.waiting.values(), *self.scheduler.running.values()):
             if request.request.pin.startswith(prefix):
                 request.request.pin = ""
 
+    def park(self, pin: str, expected_s: float | None = None) -> None:
+        """The sequences whose pins' names start with ``pin`` wait for a tool, for about ``expected_s`` seconds.
+
+        They keep their pins, which go before others when memory is short; the next request that is to leave a pin of
+        that name ends the wait. Raises ``ValueError`` for an empty name or a negative time.
+        """
+        if not pin or (expected_s is not None and not expected_s >= 0):
+            raise ValueError(f"park({pin!r}, {expected_s!r}): give the pin's name, and seconds >= 0 or None")
+        pins = self.scheduler.memory.pins
+        pins.park_all(pin, expected_s)
+        for request in self.scheduler.running.values():
+            if request.finish is not None and request.request.pin.startswith(pin):
+                pins.park(request.request.pin, expected_s)  # it has ended; a step in flight still delays the pin
+
     def flush_cache(self) -> int:
         """Drop all cached prefixes that nothing in flight uses, pinned ones too; returns the pages freed."""
-        self.scheduler.memory.unpin("")
+        self.scheduler.memory.pins.unpin("")
         return self.cache.flush()
 
     def _refusal(self, wire: GenerateRequest) -> str | None:
@@ -218,7 +229,8 @@ class EngineCore:
             vocab=vocab,
             is_json=spec.kind == "json_schema",
             jump_forward=self.config.jump_forward,
-            close_at=sampling.max_new_tokens if sampling.on_limit == "close" else None,
+            close_at=None if sampling.on_limit == "stop" else sampling.max_new_tokens,
+            must_close=sampling.on_limit == "close",
             starts_after=wire.constraint_after,
             reasoning_budget=wire.reasoning_budget,
             allowed_ids=sampling.allowed_token_ids,
@@ -253,7 +265,7 @@ class EngineCore:
     @property
     def has_time_limits(self) -> bool:
         """Some open request has to end by a certain time."""
-        return self.scheduler.has_time_limits
+        return self.scheduler.queue.has_time_limits
 
     @property
     def has_steps_in_flight(self) -> bool:
@@ -278,6 +290,7 @@ class EngineCore:
         if len(self._in_flight) == depth or (planned is None and self._in_flight):
             self._collect()
             self._supply_masks()
+        self.scheduler.memory.pins.keep_budget()
         return self._outputs()
 
     def _collect(self) -> None:
@@ -312,17 +325,7 @@ class EngineCore:
             if output.finish_reason is not None:
                 self.num_finished += 1
                 self.totals.add(output.accounting)
-                program = self._program_of.pop(output.request_id, None)
-                if program is not None:
-                    self._charge(program, output.accounting)
         return outputs
-
-    def _charge(self, program_id: str, accounting: Accounting) -> None:
-        """Add a request's cost to its program's; the programs heard of last are remembered."""
-        self.programs.setdefault(program_id, Accounting()).add(accounting)
-        self.programs.move_to_end(program_id)
-        while len(self.programs) > MAX_PROGRAMS:
-            self.programs.popitem(last=False)
 
     def drain(self) -> list[RequestOutput]:
         """Collect what is in flight without planning more."""
@@ -339,7 +342,7 @@ class EngineCore:
 
     def statistics(self) -> dict[str, Any]:
         """Counters of the engine so far and its present load."""
-        pages = self.cache.allocator.counts()
+        pages, pins = self.cache.allocator.counts(), self.scheduler.memory.pins
         return {
             "num_running": len(self.scheduler.running),
             "num_waiting": len(self.scheduler.waiting),
@@ -350,7 +353,9 @@ class EngineCore:
             "failed_steps": self.scheduler.failed_steps,
             "preemptions": self.scheduler.preemptions,
             "evicted_pages": self.cache.evicted_pages,
-            "pins": len(self.scheduler.memory.pins),
+            "pins": len(pins),
+            "pinned_pages": self.cache.pinned_pages,
+            "pins_dropped": pins.num_dropped,
             "pages": {"free": pages.free, "held": pages.held, "cached": pages.cached, "total": pages.total},
             "page_mismatches": self.cache.allocator.mismatches,
             "totals": msgspec.structs.asdict(self.totals),

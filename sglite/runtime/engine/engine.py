@@ -22,22 +22,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sglite.runtime.config import EngineArgs
-from sglite.runtime.engine.admission import (
-    check_constraint,
-    check_options,
-    ending_ids,
-    logprob_options,
-    pick,
-)
+from sglite.runtime.engine.admission import Admission, Admitted, pick
 from sglite.runtime.engine.batch import AsyncBatchStream, Batch, BatchStream
 from sglite.runtime.engine.client import EngineThread
 from sglite.runtime.engine.core import CoreConfig, EngineCore
 from sglite.runtime.engine.generation import EngineError, Generation, RequestRefused
 from sglite.runtime.engine.presenter import Presenter
-from sglite.runtime.engine.sequence import Sequence
+from sglite.runtime.engine.sequence import Handle, Sequence, Start
 from sglite.runtime.engine.step_plan import SchedulerLimits
-from sglite.runtime.protocol import GenerateRequest, ProgramRef
-from sglite.runtime.sample.params import InvalidParameter, parse_sampling_params, validate
+from sglite.runtime.protocol import GenerateRequest, ProgramRef, RequestOutput
+from sglite.runtime.sample.params import InvalidParameter, SamplingParams
 from sglite.runtime.text.chat_template import ChatTemplate
 from sglite.runtime.text.tokenizer import Tokenizer, load_tokenizer
 from sglite.runtime.text.turns import TemplateError
@@ -85,7 +79,10 @@ class Engine:
         self._weight_bytes = built.weight_bytes
         self._capacity = min(built.config.context_length, built.config.max_total_tokens)
         self._names = itertools.count(1)
+        self._handles: set[Handle] = set()
+        """Of the sequences that are open."""
         self._compiler = self._make_compiler()
+        self._admission = Admission(self.config.vocab_size, self._eos_ids, self.tokenizer, self._compiler)
         self._thread = EngineThread(lambda wake: self._make_core(built.executor, wake))
         self._finalizer = weakref.finalize(self, self._thread.close)
 
@@ -100,6 +97,7 @@ class Engine:
                 max_step_tokens=self.config.max_step_tokens,
                 max_running=self.config.max_running,
                 chunk_size=self.config.chunk_size,
+                pin_budget=self.config.pin_budget,
             ),
             policy=self.args.schedule_policy,
             radix_cache=not self.args.disable_radix_cache,
@@ -189,6 +187,7 @@ class Engine:
             "context_length": self.config.context_length,
             "weight_bytes": self._weight_bytes,
             "config": self.config.describe(),
+            "open_sequences": len(self._handles),
             **self._thread.call(lambda core: core.statistics()).result(),
         }
 
@@ -212,14 +211,10 @@ class Engine:
     def open_sequence(self, program_id: str = "", token_ids: Items[int] = ()) -> Sequence:
         """An append-only sequence of a program; see ``Sequence``. Never blocks."""
         program = ProgramRef(program_id=program_id) if program_id else None
-        return Sequence(self, f"{program_id}/{next(self._names)}/", program, token_ids)
-
-    def unpin(self, prefix: str) -> None:
-        """Release pins by the beginning of their names."""
-        try:
-            self._thread.call(lambda core: core.unpin(prefix))
-        except RuntimeError:
-            return  # shut down: there is nothing pinned any more
+        handle = Handle(f"{next(self._names)}/{program_id}")
+        self._handles.add(handle)
+        let_go = functools.partial(_let_go, self._thread, self._handles, handle)
+        return Sequence(self, handle, program, token_ids, let_go)
 
     def turn(self, role: str, first: bool) -> tuple[str, str]:
         """Text that opens and closes a turn of ``role``, from the checkpoint's chat template."""
@@ -232,68 +227,54 @@ class Engine:
         """System text that the chat template puts in front of a conversation that has none."""
         return None if self.chat_template is None else self.chat_template.default_system
 
-    def submit(
-        self,
-        input_ids: list[int],
-        sampling_params: Mapping[str, Any] | None = None,
-        *,
-        return_logprob: bool = False,
-        logprob_start_len: int | None = None,
-        top_logprobs_num: int | None = None,
-        token_ids_logprob: list[int] | None = None,
-        return_text_in_logprobs: bool = False,
-        rid: str | None = None,
-        priority: int = 0,
-        cache_salt: str | None = None,
-        extra_key: str | None = None,
-        timeout_s: float | None = None,
-        queue_timeout_s: float | None = None,
-        constraint_after: str | list[int] | None = None,
-        reasoning_budget: int | None = None,
-        pin: str = "",
-        program: ProgramRef | None = None,
-        on_finished: Callable[[Items[Presenter]], None] | None = None,
-    ) -> Generation:
-        """Start ``n`` requests for one prompt; returns at once. The building block of everything above."""
-        given = dict(sampling_params or {})
-        sampling, constraint = parse_sampling_params(given)
-        validate(sampling, self.config.vocab_size, self._eos_ids)
-        if not given.keys() & {"max_new_tokens", "max_tokens"} and sampling.max_new_tokens is not None:
-            room = max(1, self._capacity - len(input_ids))  # the default bends to the context, a wish does not
-            sampling = msgspec.structs.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-        check_options(rid, priority, cache_salt, extra_key, timeout_s, queue_timeout_s)
-        after = ending_ids(constraint_after, reasoning_budget, constraint, self.tokenizer, self.config.vocab_size)
-        check_constraint(constraint, sampling, self._compiler)
-        rid = rid or uuid.uuid4().hex
-        ids = [rid] if sampling.n == 1 else [f"{rid}-{i}" for i in range(sampling.n)]
-        layout, options = logprob_options(
-            len(input_ids), return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
-            return_text_in_logprobs, self.config.vocab_size,
-        )  # fmt: skip
-        presenters = [Presenter(request_id, sampling, self.tokenizer, layout) for request_id in ids]
-        generation = Generation(presenters, self._abort, on_finished=on_finished)
-        for index, request_id in enumerate(ids):
-            seed = None if sampling.seed is None else (sampling.seed + index) % 2**64
-            request = GenerateRequest(
-                request_id=request_id,
-                token_ids=list(input_ids),
-                sampling=msgspec.structs.replace(sampling, seed=seed, n=1),
-                constraint=constraint,
-                constraint_after=after,
-                reasoning_budget=reasoning_budget,
-                logprobs=options,
-                priority=priority,
-                namespace="\x00".join(filter(None, (cache_salt, extra_key))),
-                program=program,
-                pin=pin if index == 0 else "",
-                timeout_s=timeout_s,
-                queue_timeout_s=queue_timeout_s,
-            )
-            self._thread.submit(request, generation.push)
+    def submit(self, input_ids: list[int], sampling_params: Mapping[str, Any] | None, **options: Any) -> Generation:
+        """Start ``n`` requests for one prompt, whose list is taken over; returns at once. ``options``: of ``admit``."""
+        call = self.admit(sampling_params, len(input_ids), **options)
+        generation = self.generation(call)
+        self.begin([Start(call, input_ids, generation, None, "")])
         return generation
 
-    def _abort(self, request_id: str) -> None:
-        """A method of the engine, not of its thread: whoever holds a generation keeps the engine running."""
+    def admit(self, sampling_params: Mapping[str, Any] | None, num_prompt: int | None, /, **options: Any) -> Admitted:
+        """Read and check a call; ``options`` as for ``Admission.admit``.
+
+        Raises ``ValueError`` (``InvalidParameter``, ``RequestRefused``) naming the field.
+        """
+        return self._admission.admit(sampling_params, num_prompt, **options)
+
+    def compile_ahead(self, call: Admitted) -> None:
+        """Compile the constraint of a call that begins later."""
+        self._admission.compile_ahead(call)
+
+    def generation(
+        self,
+        call: Admitted,
+        abort: Callable[[str], None] | None = None,
+        on_finished: Callable[[Items[Presenter]], None] | None = None,
+    ) -> Generation:
+        """The handle on the outputs of ``call``, which has yet to begin."""
+        return Generation(call.presenters(self.tokenizer), abort or self.abort, on_finished=on_finished)
+
+    def begin(self, starts: Items[Start]) -> None:
+        """Hand generations to the core, all at once. RuntimeError after ``shutdown``."""
+        requests, handlers = [], []
+        for call, ids, generation, program, pin in starts:
+            made = call.requests(ids, self._capacity, program, pin)
+            requests += made
+            handlers += [generation.push] * len(made)
+        self._thread.submit_all(requests, *handlers)
+
+    def hold(self, token_ids: list[int], program: ProgramRef | None, pin: str) -> None:
+        """Have a prefix computed, at the cost of ``program``, and pinned; that takes no step where the tree has it."""
+        name, nothing = uuid.uuid4().hex, SamplingParams(max_new_tokens=0)
+        request = GenerateRequest(request_id=name, token_ids=token_ids, sampling=nothing, program=program, pin=pin)
+        self._thread.submit(request, _ignore)
+
+    def park(self, pin: str, expected_s: float | None) -> None:
+        """What is pinned under names that start with ``pin`` will not be needed for about so many seconds."""
+        self._thread.call(lambda core: core.park(pin, expected_s))
+
+    def abort(self, request_id: str) -> None:
+        """End a request if it is still open. Whoever holds an open generation keeps the engine running by this."""
         try:
             self._thread.abort(request_id)
         except RuntimeError:
@@ -355,6 +336,20 @@ def _find_model(args: EngineArgs) -> Path:
     folder = resolve(args.model_path, args.revision, args.download_dir, args.offline)
     read_config(folder)  # a folder that is no model is refused before anything is loaded from it
     return folder
+
+
+def _ignore(output: RequestOutput) -> None:
+    """For a request whose outputs nobody wants."""
+
+
+def _let_go(thread: EngineThread, handles: set[Handle], handle: Handle) -> None:
+    """A sequence is closed, or nobody holds it any more: release its pin. Not a method: it keeps no engine alive."""
+    handles.discard(handle)
+    if handle.pinned:
+        try:
+            thread.call(lambda core: core.unpin(handle.name))
+        except RuntimeError:
+            return  # shut down: there is nothing pinned any more
 
 
 def _version() -> str:

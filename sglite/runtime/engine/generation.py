@@ -1,6 +1,7 @@
 """A handle on requests under way: wait for the end, or follow the events; from threads and from event loops.
 
-Events are cumulative, so a slow reader misses intermediate ones and loses nothing.
+Events are cumulative, so a slow reader misses intermediate ones and loses nothing. Who waits for the end only is woken
+once. A generation that has ended holds on to nobody: neither to the engine nor to the sequence it was part of.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Generation:
     Args:
         presenters: one a request; ``many`` makes events lists even for one.
         abort: ends a request by id.
-        on_finished: called once, when the last of them has ended; with nothing if one failed or was aborted.
+        on_finished: called once, when the last of them has ended and before anybody hears of it; with nothing if one
+            failed or was aborted.
     """
 
     def __init__(
@@ -52,32 +54,54 @@ class Generation:
         many: bool = False,
         on_finished: Callable[[Sequence[Presenter]], None] | None = None,
     ) -> None:
+        self.num_committed: int | None = None
+        """Of a sequence's generation: how long the sequence was when the output had joined it."""
         self._presenters = list(presenters)
         self._many = many or len(self._presenters) > 1
-        self._abort = abort
+        self._abort: Callable[[str], None] | None = abort
         self._on_finished = on_finished
         self._by_id = {presenter.request_id: presenter for presenter in self._presenters}
         self._open = set(self._by_id)
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._ended = threading.Condition(lock)
         self._version = 0
         self._wakers: list[Callable[[], None]] = []
+        self._end_wakers: list[Callable[[], None]] = []
         self._subscribers: list[Callable[[], None]] = []
         self._error: Exception | None = None
 
     def push(self, output: RequestOutput) -> None:
-        """An output of the engine; called on its thread."""
+        """An output of the engine; called on its thread, or by whoever alone knows the request before it starts."""
         with self._changed:
             self._take(output)
             self._version += 1
             if output.finish_reason is not None:
                 self._open.discard(output.request_id)
-                if not self._open and self._on_finished is not None:
-                    whole = self._error is None and all(p.answered for p in self._presenters)
-                    self._on_finished(self._presenters if whole else ())
             wakers, self._wakers = self._wakers + self._subscribers, []
+            if not self._open:
+                self._finish()
+                wakers, self._end_wakers = wakers + self._end_wakers, []
+                self._ended.notify_all()
             self._changed.notify_all()
         for wake in wakers:
             wake()
+
+    def end(self, reason: FinishReason) -> None:
+        """End what has not: for requests that never reached the engine."""
+        for request_id in list(self._open):
+            self.push(RequestOutput(request_id=request_id, finish_reason=reason))
+
+    def _finish(self) -> None:
+        """Tell who wanted to know first, and let go of everybody."""
+        tell, self._on_finished, self._abort = self._on_finished, None, None
+        if tell is None:
+            return
+        whole = self._error is None and all(p.answered for p in self._presenters)
+        try:
+            tell(self._presenters if whole else ())
+        except Exception as caught:
+            self._error = EngineError(f"the output could not be taken over: {type(caught).__name__}: {caught}")
 
     def _take(self, output: RequestOutput) -> None:
         """Hand an output to its presenter; a failure to present it is the request's failure."""
@@ -104,10 +128,20 @@ class Generation:
         """All requests have ended."""
         return not self._open
 
+    @property
+    def verdict(self) -> str:
+        """How it ended, in words, for those who depended on it."""
+        if self._error is not None:
+            return f"failed: {self._error}"
+        reasons = [p.finish_reason for p in self._presenters if p.finish_reason is not None and not p.answered]
+        return f"was aborted: {reasons[0].message or 'no reason given'}" if reasons else "has ended"
+
     def abort(self) -> None:
         """End what is still running; its partial output is the answer."""
+        abort = self._abort
         for request_id in list(self._open):
-            self._abort(request_id)
+            if abort is not None:
+                abort(request_id)
 
     def result(self, timeout: float | None = None) -> Any:
         """Block until the end: the final event (a list of them for several requests).
@@ -120,7 +154,7 @@ class Generation:
                 if timeout is not None and waited >= timeout:
                     raise TimeoutError(f"no result within {timeout} s; the request goes on, abort() ends it")
                 step = POLL_SECONDS if timeout is None else min(POLL_SECONDS, timeout - waited)
-                if not self._changed.wait(step):
+                if not self._ended.wait(step):
                     waited += step
             return self._event()
 
@@ -138,10 +172,9 @@ class Generation:
 
     async def wait(self) -> Any:
         """``result`` for an event loop."""
-        while self._open:
-            waiting = self._waiter(self._version)
-            if waiting is not None:
-                await waiting
+        waiting = self._waiter(None)
+        if waiting is not None:
+            await waiting
         with self._changed:
             return self._event()
 
@@ -157,11 +190,11 @@ class Generation:
             if over:
                 return
 
-    def _waiter(self, seen: int) -> asyncio.Future[None] | None:
-        """A future of the running loop for the next change; ``None``: there is one already."""
+    def _waiter(self, seen: int | None) -> asyncio.Future[None] | None:
+        """A future of the running loop for the next change after ``seen``, or for the end; ``None``: it has come."""
         loop = asyncio.get_running_loop()
         with self._changed:
-            if self._version != seen or not self._open:
+            if not self._open or (seen is not None and self._version != seen):
                 return None
             future: asyncio.Future[None] = loop.create_future()
 
@@ -173,7 +206,7 @@ class Generation:
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(resolve)
 
-            self._wakers.append(wake)
+            (self._end_wakers if seen is None else self._wakers).append(wake)
             return future
 
     def _event(self) -> Any:

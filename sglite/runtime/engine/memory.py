@@ -1,26 +1,29 @@
 """Pages for the scheduler: how far a row can go, and what is given up so that it can.
 
-In this order: free pages, unlocked prefixes (least recently used first), pins of programs. Preempting a request is
-the scheduler's business.
+In this order: free pages, unlocked prefixes, pins of programs. Preempting a request is the scheduler's business.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
 
-from sglite.runtime.cache.node import Cursor
 from sglite.runtime.cache.radix import RadixCache
+from sglite.runtime.engine.pins import Pins
 from sglite.runtime.engine.request import Request
 from sglite.runtime.protocol import CopyPages
 
 
 class PagePlanner:
-    """Finds and attaches pages; keeps the pins, which are hints and go when pages are needed."""
+    """Finds and attaches pages.
 
-    def __init__(self, cache: RadixCache) -> None:
+    Args:
+        cache: the tree and its pages.
+        pins: hints, which go when pages are needed.
+    """
+
+    def __init__(self, cache: RadixCache, pins: Pins) -> None:
         self.cache = cache
-        self.pins: OrderedDict[str, Cursor] = OrderedDict()
+        self.pins = pins
 
     def fit(self, request: Request, start: int, end: int, reserve: int) -> int:
         """The largest depth up to ``end`` that can be computed with the pages to be had; ``start``: not one token.
@@ -31,11 +34,11 @@ class PagePlanner:
         node = request.cursor.node
         while True:
             room = self.cache.num_available - reserve
-            if self.cache.pages_missing(node, end) <= room:
+            missing = self.cache.pages_missing(node, end)
+            if missing <= room:
                 return end
-            if not self.pins:
+            if not self.pins.give_up(missing - room):
                 break
-            self.cache.close(self.pins.popitem(last=False)[1])
         fitting = bisect_right(range(start, end), room, key=lambda upto: self.cache.pages_missing(node, upto))
         return max(start, start + fitting - 1)
 
@@ -58,15 +61,3 @@ class PagePlanner:
         changed, copied = self.cache.add_pages(node, pages, end, request.page_table)
         request.pages_sent = min(request.pages_sent, changed)
         return [] if copied is None else [CopyPages(*copied)]
-
-    def pin(self, name: str, cursor: Cursor) -> None:
-        """Keep what is computed of the prefix at ``cursor`` locked under ``name``, instead of what that stood for."""
-        old = self.pins.pop(name, None)
-        self.pins[name] = self.cache.fork_computed(cursor)
-        if old is not None:
-            self.cache.close(old)
-
-    def unpin(self, prefix: str) -> None:
-        """Unlock what is pinned under names that start with ``prefix``."""
-        for name in [name for name in self.pins if name.startswith(prefix)]:
-            self.cache.close(self.pins.pop(name))

@@ -1,5 +1,6 @@
 """In which order waiting requests are considered. Priority always comes first; a policy orders equals.
 
+program      requests of programs that have had less service first (see ``programs.py``), then arrival
 fcfs         arrival
 lpm          longest prefix already in the tree first
 dfs-weight   depth-first through the tree, heaviest subtree first: requests that share a prefix run together
@@ -20,22 +21,22 @@ MATCHED_REQUESTS = 256
 """Tree-aware policies look at no more requests than this, in order of arrival: matching costs time every step."""
 
 
-def fcfs(waiting: Sequence[Request], cache: RadixCache) -> list[Request]:
-    """By priority, then arrival."""
+def in_order(waiting: Sequence[Request], cache: RadixCache) -> list[Request]:
+    """By the requests' own order: priority, level of the program where levels are wanted, then arrival."""
     return sorted(waiting, key=lambda request: request.sort_key)
 
 
 def longest_prefix_match(waiting: Sequence[Request], cache: RadixCache) -> list[Request]:
     """By priority, then tokens the tree knows, most first, then arrival."""
-    ordered = fcfs(waiting, cache)
+    ordered = in_order(waiting, cache)
     head, tail = ordered[:MATCHED_REQUESTS], ordered[MATCHED_REQUESTS:]
     depth = {request.order: cache.match(request.tokens, request.request.namespace).depth for request in head}
-    return sorted(head, key=lambda r: (-r.priority, -depth[r.order], r.order)) + tail
+    return sorted(head, key=lambda r: (-r.priority, -depth[r.order], r.rank, r.order)) + tail
 
 
 def dfs_weight(waiting: Sequence[Request], cache: RadixCache) -> list[Request]:
     """By priority, then the order of a depth-first walk that enters the subtree with most waiting requests first."""
-    ordered = fcfs(waiting, cache)
+    ordered = in_order(waiting, cache)
     head, tail = ordered[:MATCHED_REQUESTS], ordered[MATCHED_REQUESTS:]
     paths: dict[int, list[RadixNode]] = {}
     weight: dict[RadixNode, int] = defaultdict(int)
@@ -45,17 +46,22 @@ def dfs_weight(waiting: Sequence[Request], cache: RadixCache) -> list[Request]:
         paths[request.order] = cache.path(node)
         for above in paths[request.order]:
             weight[above] += 1
-            first.setdefault(above, request.order)
+            first.setdefault(above, request.rank)
 
-    def key(request: Request) -> tuple[int, list[tuple[int, int]], int]:
+    def key(request: Request) -> tuple[int, list[tuple[int, int]], int, int]:
         walk = [(-weight[node], first[node]) for node in paths[request.order]]
         walk.append((1, 0))  # who ends at a node comes after everybody further down
-        return -request.priority, walk, request.order
+        return -request.priority, walk, request.rank, request.order
 
     return sorted(head, key=key) + tail
 
 
-POLICIES: dict[str, Policy] = {"fcfs": fcfs, "lpm": longest_prefix_match, "dfs-weight": dfs_weight}
+POLICIES: dict[str, Policy] = {
+    "program": in_order,
+    "fcfs": in_order,
+    "lpm": longest_prefix_match,
+    "dfs-weight": dfs_weight,
+}
 
 
 def get_policy(name: str) -> Policy:

@@ -9,6 +9,7 @@ running state becomes the checkpoint, without a copy).
 from __future__ import annotations
 
 from sglite.runtime.cache.node import Match, RadixNode
+from sglite.runtime.cache.paths import split
 from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.request import Request
 from sglite.runtime.engine.step_plan import StepPlan
@@ -23,7 +24,7 @@ class StatePlanner:
 
     def take(self, request: Request, plan: StepPlan) -> bool:
         """Slots for the running state of a request being admitted; ``False``: none to be had."""
-        slots = self.cache.take_state_slots(plan.step_id) if self.cache.states else {}
+        slots = self.cache.checkpoints.take_slots(plan.step_id) if self.cache.states else {}
         if slots is None:
             return False
         request.state_slots = slots
@@ -32,7 +33,8 @@ class StatePlanner:
     def branch_off(self, match: Match, node: RadixNode) -> RadixNode:
         """Somebody waits to leave ``node`` at the end of ``match``: have a checkpoint saved there."""
         if self.cache.states and match.depth > node.start:
-            node = self.cache.split_at(node, match.depth)
+            if match.depth < node.end:
+                node = split(node, match.depth, self.cache.page_size)
             node.wants_checkpoint = True
         return node
 
@@ -50,9 +52,9 @@ class StatePlanner:
             return min(start, request.num_scheduled)
         assert request.cursor is not None
         limit = min(start, request.num_tokens - 1)
-        node = self.cache.restorable(request.cursor.node, limit)
+        node = self.cache.checkpoints.restorable(request.cursor.node, limit)
         while node.parent is not None and node.checkpoint_step >= plan.step_id:
-            node = self.cache.restorable(node.parent, limit)
+            node = self.cache.checkpoints.restorable(node.parent, limit)
         return node.end
 
     def restore(self, request: Request, start: int, plan: StepPlan) -> None:
@@ -88,12 +90,12 @@ class StatePlanner:
             return
         if end != request.prompt_len and not node.wants_checkpoint:
             return
-        slots = self.cache.take_state_slots(plan.step_id)
+        slots = self.cache.checkpoints.take_slots(plan.step_id)
         if slots is None:
             return
         for group, slot in slots.items():
             plan.output.checkpoints.append(CopyState(group, request.state_slots[group], slot))
-        self.cache.save_checkpoint(node, slots, plan.step_id)
+        self.cache.checkpoints.save(node, slots, plan.step_id)
 
     def release(self, request: Request) -> None:
         """The running state becomes the checkpoint of the place it stands for, or is given up."""
@@ -104,7 +106,7 @@ class StatePlanner:
         node = request.cursor.node
         exact = node.parent is not None and node.end == node.ready == request.state_at and self.cache.enabled
         if exact and not node.checkpoint:
-            self.cache.save_checkpoint(node, slots, -1)
+            self.cache.checkpoints.save(node, slots, -1)
             return
         for group, slot in slots.items():
             self.cache.states[group].free([slot])

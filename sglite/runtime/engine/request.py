@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from sglite.runtime.cache.node import Cursor, RadixNode
 from sglite.runtime.engine.grammar import GrammarState
+from sglite.runtime.engine.groups import Group
+from sglite.runtime.engine.programs import AGING_STEPS, Program
 from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, TokenLogprob
 from sglite.runtime.spec.base import Draft
 
@@ -33,6 +35,7 @@ class WaitReason(enum.Enum):
     """Why a request cannot go on just now."""
 
     COMPILE = "compile"
+    GROUP = "group"
     PROMISE = "promise"
 
 
@@ -65,15 +68,24 @@ class Request:
 
     __slots__ = (
         "accounting", "blocked_on", "blocked_planned", "cursor", "draft", "emitted", "ending", "finish", "first_run",
-        "grammar", "held_pages", "in_flight", "inherited_priority", "logprobs", "num_cached", "num_computed",
-        "num_scheduled", "order", "page_table", "pages_sent", "preempting", "prompt_len", "reasons", "request",
-        "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time", "state_at", "state_slots",
-        "status", "stop", "suspect", "tokens", "unsent_forced",
+        "grammar", "group", "held_pages", "in_flight", "inherited_priority", "logprobs", "num_cached", "num_computed",
+        "num_scheduled", "order", "page_table", "pages_sent", "preempting", "program", "prompt_len", "rank", "reasons",
+        "request", "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time", "state_at",
+        "state_slots", "status", "stop", "suspect", "tokens", "unsent_forced", "waited",
     )  # fmt: skip
 
-    def __init__(self, request: GenerateRequest, order: int, now: float, seed: int) -> None:
+    def __init__(
+        self, request: GenerateRequest, order: int, now: float, seed: int, program: Program | None = None
+    ) -> None:
         self.request = request
+        self.program = program
         self.order = order
+        self.rank = order
+        """Its place among equals: the ``order`` of the first of its fork group."""
+        self.group: Group | None = None
+        """The members of its fork group that it waits for."""
+        self.waited = 0
+        """Steps that were planned while it could have started, forgiven service included: 32 make up for a level."""
         self.seed = seed
         self.tokens = list(request.token_ids)
         self.prompt_len = len(self.tokens)
@@ -165,14 +177,31 @@ class Request:
         return limit
 
     @property
+    def is_prefill(self) -> bool:
+        """It only wants its prompt computed."""
+        return self.max_new_tokens == 0 and self.logprobs is None
+
+    @property
     def priority(self) -> int:
         """Its own, or that of the most urgent request that waits for what this one computes."""
         return max(self.request.priority, self.inherited_priority)
 
     @property
-    def sort_key(self) -> tuple[int, int]:
-        """Who goes first: higher priority, then earlier arrival."""
-        return (-self.priority, self.order)
+    def level(self) -> int:
+        """That of its program, less what waiting has made up for; 0 goes first."""
+        if self.program is None or (level := self.program.level) == 0:
+            return 0
+        return max(0, level - self.waited // AGING_STEPS)
+
+    @property
+    def sort_key(self) -> tuple[int, int, int, int]:
+        """Who goes first: higher priority, then a program that has had less, then earlier arrival."""
+        return (-self.priority, self.level, self.rank, self.order)
+
+    def inherit(self, waiter: Request) -> None:
+        """``waiter`` needs what this one computes: it becomes as urgent as that."""
+        self.inherited_priority = max(self.inherited_priority, waiter.priority)
+        self.waited += AGING_STEPS * max(0, self.level - waiter.level)
 
     def check(self) -> None:
         """The order of the integers."""
@@ -184,6 +213,12 @@ class Request:
         self.account_cached(depth)
         if self.num_scheduled == 0:
             self.num_cached = self.num_computed = depth
+
+    def note_run(self, now: float) -> None:
+        """It runs; the first time, that ends its time in the queue."""
+        if self.first_run is None:
+            self.first_run = now
+            self.accounting.queue_ms = 1000 * (now - self.start_time)
 
     def account_cached(self, upto: int) -> None:
         """Positions below ``upto`` came from the cache, as far as they are new."""

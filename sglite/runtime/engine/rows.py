@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sglite.runtime.cache.node import RadixNode
+from sglite.runtime.cache.paths import copy_source_step, planned_depth
 from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.ahead import Ahead
 from sglite.runtime.engine.memory import PagePlanner
@@ -22,12 +23,12 @@ from sglite.runtime.protocol import UNKNOWN_TOKEN, CopyPages, RowStep
 
 
 def block(request: Request, node: RadixNode) -> None:
-    """``request`` waits for what the owner of ``node`` is computing; the owner inherits its priority."""
+    """``request`` waits for what the owner of ``node`` is computing; the owner becomes as urgent as it is."""
     request.blocked_on, request.blocked_planned = node, node.planned
     request.reasons.add(WaitReason.PROMISE)
     owner = node.lookahead or node.owner
     if isinstance(owner, Request):
-        owner.inherited_priority = max(owner.inherited_priority, request.priority)
+        owner.inherit(request)
 
 
 def unblock(request: Request) -> None:
@@ -74,7 +75,7 @@ class RowPlanner:
         if not self._claim(request):
             return True
         assert request.cursor is not None
-        planned = self._cache.planned_depth(request.cursor.node)
+        planned = planned_depth(request.cursor.node)
         start = max(planned, request.num_scheduled)
         if request.logprobs is not None and request.logprobs.unscored:
             start = min(start, request.logprobs.unscored[0] - 1)
@@ -125,7 +126,7 @@ class RowPlanner:
         """Compute ``[start, ...)`` as far as tokens and pages allow; below ``planned`` nothing is stored."""
         assert request.cursor is not None
         node = request.cursor.node
-        if self._cache.copy_source_step(node) >= plan.step_id:
+        if copy_source_step(node, self._cache.page_size) >= plan.step_id:
             return True
         start = self._states.start(request, start, plan)
         room = min(plan.tokens_left, self._chunk_size or plan.tokens_left)
@@ -177,3 +178,5 @@ class RowPlanner:
         plan.add_scores(request, index)
         if samples:
             plan.add_sample(request, index, end - 1)
+        if request.program is not None:
+            request.program.service += len(row.token_ids)

@@ -2,7 +2,7 @@
 
 A request is computed by ``num_scheduled`` catching up with ``num_tokens``: prompt, chunk, literal, forced tokens and
 the token sampled last are all the same. Admission is by slots and pages; when pages run out, unlocked prefixes are
-evicted, then pins dropped, then the least urgent request is preempted (its computed part stays in the tree).
+evicted, then pins given up, then the least urgent request is preempted (its computed part stays in the tree).
 
 Promises: a step never exceeds its token, sequence or page budget; every admitted request ends finished or aborted;
 ``free + held + cached == total`` in every group after every step. No torch, no model, no backend.
@@ -18,22 +18,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from sglite.runtime.cache.node import Cursor
 from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.ahead import Ahead
 from sglite.runtime.engine.memory import PagePlanner
-from sglite.runtime.engine.policy import Policy, fcfs
+from sglite.runtime.engine.pins import Pins
+from sglite.runtime.engine.policy import Policy, in_order
+from sglite.runtime.engine.queue import Queue
 from sglite.runtime.engine.recurrent import StatePlanner
-from sglite.runtime.engine.request import Request, RequestStatus, WaitReason
-from sglite.runtime.engine.rows import RowPlanner, block, unblock
+from sglite.runtime.engine.request import Request, RequestStatus
+from sglite.runtime.engine.rows import RowPlanner, block
+from sglite.runtime.engine.slots import Slots
 from sglite.runtime.engine.step_plan import SchedulerLimits, StepPlan
 from sglite.runtime.engine.update import Updater
-from sglite.runtime.protocol import (
-    FinishReason,
-    NewRow,
-    RequestOutput,
-    SchedulerOutput,
-    StepOutput,
-)
+from sglite.runtime.protocol import FinishReason, RequestOutput, SchedulerOutput, StepOutput
 from sglite.runtime.spec.base import Proposer
 
 
@@ -54,15 +52,15 @@ class Scheduler:
         cache: RadixCache,
         limits: SchedulerLimits,
         updater: Updater,
-        policy: Policy = fcfs,
+        policy: Policy = in_order,
         clock: Callable[[], float] = time.monotonic,
         proposer: Proposer | None = None,
     ) -> None:
         self.cache = cache
         self.limits = limits
-        self.waiting: dict[str, Request] = {}
+        self.queue = Queue(clock)
         self.running: dict[str, Request] = {}
-        self.memory = PagePlanner(cache)
+        self.memory = PagePlanner(cache, Pins(cache, limits.pin_budget, clock))
         self.preemptions = 0
         self.failed_steps = 0
         self._states = StatePlanner(cache)
@@ -71,14 +69,11 @@ class Scheduler:
         self._updater = updater
         self._policy = policy
         self._clock = clock
-        self._timed: dict[str, Request] = {}
         self._requeued = 0
         self._starved = False
         """A request alone lacked pages: its own prefix, shared page by page, fills the pool. Start from nothing."""
         self._steps = 0
-        self._free_slots = list(range(limits.max_running - 1, -1, -1))
-        self._released_slots: list[int] = []
-        self._new_rows: dict[int, NewRow] = {}
+        self._slots = Slots(limits.max_running, updater)
         self._in_flight: deque[StepPlan] = deque()
         self._poisoned = 0
         self._outbox: list[RequestOutput] = []
@@ -86,20 +81,19 @@ class Scheduler:
     # --- requests come and go ---------------------------------------------------------------------------------
 
     @property
+    def waiting(self) -> dict[str, Request]:
+        """Requests without a slot, by id."""
+        return self.queue.waiting
+
+    @property
     def has_work(self) -> bool:
         """Somebody has not finished, or a step is in flight."""
         return bool(self.waiting or self.running or self._in_flight)
 
-    @property
-    def has_time_limits(self) -> bool:
-        """Somebody has to start or end by a certain time."""
-        return bool(self._timed)
-
     def add(self, request: Request) -> None:
         """Queue a request."""
-        self.waiting[request.id] = request
-        if request.request.timeout_s is not None or request.request.queue_timeout_s is not None:
-            self._timed[request.id] = request
+        self.queue.add(request)
+        self.memory.pins.unpark(request.request.pin)
 
     def find(self, request_id: str) -> Request | None:
         """A request that has not ended."""
@@ -110,6 +104,8 @@ class Scheduler:
         """End a request: its terminal output goes out now, its memory when no step in flight touches it any more."""
         if request.finish is None:
             self._outbox.append(self._updater.terminal(request, reason, self._clock()))
+            if request.program is not None:
+                request.program.leave(request.accounting)
             self._settle(request)
 
     def take_outputs(self) -> list[RequestOutput]:
@@ -123,8 +119,10 @@ class Scheduler:
         """Plan the next step; ``None`` when there is nothing to compute just now."""
         if self._poisoned:
             return None
-        self._expire()
+        for request, message in self.queue.expired():
+            self.end(request, FinishReason(type="abort", code="timeout", message=message))
         if self._starved and not self.running:
+            self.memory.pins.give_up(self.cache.pinned_pages)
             self.cache.flush()
             self._starved = False
         plan = StepPlan(self._steps, self.limits.max_step_tokens)
@@ -137,8 +135,8 @@ class Scheduler:
             return None
         self._steps += 1
         self._in_flight.append(plan)
-        plan.output.released, self._released_slots = self._released_slots, []
-        plan.output.new_rows, self._new_rows = list(self._new_rows.values()), {}
+        self._slots.announce(plan.output)
+        plan.sort_rows()
         return plan.output
 
     def constrained(self, step_id: int) -> list[Request | None]:
@@ -149,22 +147,28 @@ class Scheduler:
 
     def _plan_by_priority(self, plan: StepPlan) -> None:
         """Level by level, most urgent first: rows of the requests under way, then newcomers."""
-        ready = [r for r in self.waiting.values() if WaitReason.COMPILE not in r.reasons and not self._blocked(r)]
+        levels: dict[int, tuple[list[Request], list[Request]]] = {}
+        for request in sorted(self.running.values(), key=lambda r: r.sort_key):
+            levels.setdefault(request.priority, ([], []))[0].append(request)
+        for request in self.queue.ready():
+            levels.setdefault(request.priority, ([], []))[1].append(request)
         requeued, admitting = self._requeued, True
-        for level in sorted({r.priority for r in (*self.running.values(), *ready)}, reverse=True):
-            for request in sorted((r for r in self.running.values() if r.priority == level), key=lambda r: r.sort_key):
+        for _, (running, ready) in sorted(levels.items(), reverse=True):
+            for request in running:
                 if plan.tokens_left > 0 and request.status is RequestStatus.RUNNING:
                     self._extend_or_requeue(request, plan)
             # Who had to give way must not come back before those it made room for have had a step.
             admitting = admitting and requeued == self._requeued
-            admitting = admitting and self._admit([r for r in ready if r.priority == level], plan)
+            admitting = admitting and self._admit(ready, plan)
 
     def _admit(self, ready: list[Request], plan: StepPlan) -> bool:
         """Let newcomers in, in the policy's order; ``False`` when slots, tokens or pages have run out."""
         for request in self._policy(ready, self.cache) if ready else ():
+            if request.is_prefill and self._is_known(request):
+                continue
             if plan.tokens_left <= 0 or (request.suspect and not plan.is_empty):
                 return False
-            if not self._free_slots and not self._make_room(request):
+            if self._slots.all_taken and not self._make_room(request):
                 return False
             if request.num_output == 0:
                 self._updater.append_forced(request)
@@ -184,34 +188,31 @@ class Scheduler:
         """Give a request a slot and a place in the tree and plan its first row; ``False``: no memory for it now."""
         if not self._states.take(request, plan):
             return False
-        request.slot = self._free_slots.pop()
+        self._slots.take(request)
         request.cursor = self.cache.open(request.request.namespace)
         request.status = RequestStatus.RUNNING
         del self.waiting[request.id]
         self.running[request.id] = request
-        self._new_rows[request.slot] = self._new_row(request)
         if not self._extend_or_requeue(request, plan, reserve=len(self.running) - 1):
             return False
-        if request.first_run is None:
-            request.first_run = self._clock()
-            request.accounting.queue_ms = 1000 * (request.first_run - request.start_time)
+        request.note_run(self._clock())
         return True
 
-    def _new_row(self, request: Request) -> NewRow:
-        """What the executor must know of a request that gets a slot."""
-        sampling = request.request.sampling
-        penalised = sampling.has_penalties
-        request.unsent_forced.clear()
-        return NewRow(
-            slot=request.slot,
-            request_id=request.id,
-            sampling=sampling,
-            seed=request.seed,
-            banned_until_min=self._updater.ending_ids(sampling) if sampling.min_new_tokens else (),
-            logprobs=request.request.logprobs,
-            prompt_ids=request.tokens[: request.prompt_len] if penalised else [],
-            output_ids=request.tokens[request.prompt_len :] if penalised else [],
-        )
+    def _is_known(self, request: Request) -> bool:
+        """Whether all that a request wants computed is computed, then it ends here; or will be by a step in flight."""
+        namespace = request.request.namespace
+        match = self.cache.match(request.tokens, namespace)
+        if match.planned < request.num_tokens:
+            return False
+        if match.node.ready >= request.num_tokens:
+            cursor = self.cache.open(namespace)
+            self.cache.follow(cursor, request.tokens)
+            request.note_start(request.num_tokens)
+            request.note_run(self._clock())
+            self._pin(request, cursor)
+            self.cache.close(cursor)
+            self.end(request, FinishReason(type="length"))
+        return True
 
     def _extend_or_requeue(self, request: Request, plan: StepPlan, reserve: int = 0) -> bool:
         """Plan a row; a request that cannot even start goes back to the queue. ``False``: it did."""
@@ -220,33 +221,6 @@ class Scheduler:
         self._back_to_queue(request)
         self._starved |= plan.is_empty and not self.running
         return False
-
-    # --- waiting for others -----------------------------------------------------------------------------------
-
-    def _blocked(self, request: Request) -> bool:
-        """Whether what a waiting request waits for has not moved since; cheap, for long queues."""
-        node = request.blocked_on
-        if node is None:
-            return False
-        if node.locks > 0 and node.planned < node.end and node.planned == request.blocked_planned:
-            return True
-        unblock(request)
-        return False
-
-    def _expire(self) -> None:
-        """End requests whose time is up."""
-        now = self._clock()
-        for request in [*self._timed.values()]:
-            wire = request.request
-            waited = now - request.start_time
-            if wire.timeout_s is not None and waited > wire.timeout_s:
-                message = f"not finished within timeout_s={wire.timeout_s}"
-            elif wire.queue_timeout_s is not None and request.first_run is None and waited > wire.queue_timeout_s:
-                message = f"not started within queue_timeout_s={wire.queue_timeout_s}"
-            else:
-                continue
-            del self._timed[request.id]
-            self.end(request, FinishReason(type="abort", code="timeout", message=message))
 
     # --- preemption -------------------------------------------------------------------------------------------
 
@@ -280,9 +254,7 @@ class Scheduler:
         if request.finish is not None:
             if request.status is RequestStatus.RUNNING:
                 self._release(request)
-            for requests in (self.waiting, self._timed):
-                if requests.get(request.id) is request:
-                    del requests[request.id]
+            self.queue.remove(request)
             request.status = RequestStatus.FINISHED
         elif not (request.retreating and self._retreat(request)) and request.preempting:
             self.preemptions += 1
@@ -302,8 +274,7 @@ class Scheduler:
                 return True
             self._ahead.withdraw(request)
             self._updater.append_forced(request)
-        self._released_slots.append(request.slot)
-        self._new_rows[request.slot] = self._new_row(request)
+        self._slots.renew(request)
         if request.state_slots and not request.preempting:
             self._back_to_queue(request)
         self._report(request)
@@ -331,16 +302,18 @@ class Scheduler:
             cursor.node.lookahead = None
         self._states.release(request)
         self.cache.allocator.free(request.held_pages)
-        pin = request.request.pin
-        if pin and request.finish is not None and request.finish.type in ("stop", "length"):
-            self.memory.pin(pin, cursor)
+        if request.finish is not None and request.finish.type in ("stop", "length"):
+            self._pin(request, cursor)
         self.cache.close(cursor)
         request.cursor, request.held_pages, request.page_table, request.pages_sent = None, [], [], 0
-        if self._new_rows.pop(request.slot, None) is None:
-            self._released_slots.append(request.slot)
-        self._free_slots.append(request.slot)
-        request.slot = -1
+        self._slots.give_back(request)
         del self.running[request.id]
+
+    def _pin(self, request: Request, cursor: Cursor) -> None:
+        """What is computed at the end of a request stays locked for the next one of its sequence, if it has a name."""
+        program = request.request.program
+        if request.request.pin:
+            self.memory.pins.pin(request.request.pin, cursor, 0 if program is None else program.upcoming)
 
     # --- results ----------------------------------------------------------------------------------------------
 
@@ -401,7 +374,7 @@ class Scheduler:
         """
         if error is not None and not self._poisoned:
             self.failed_steps += 1
-            self.cache.drop_checkpoints(plan.step_id)
+            self.cache.checkpoints.drop_since(plan.step_id)
             for request in self.running.values():
                 request.state_at = -1
             culprit = len(plan.members) == 1 or all(request.suspect for request in plan.members)

@@ -6,8 +6,10 @@ which request each sample and score belongs to, and how far each row brings its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sglite.runtime.cache.node import RadixNode
 from sglite.runtime.engine.request import Request
 from sglite.runtime.protocol import CopyPages, RowStep, SampleTask, SchedulerOutput, ScoreTask
 
@@ -22,6 +24,8 @@ class SchedulerLimits:
     """Requests admitted at once."""
     chunk_size: int | None = None
     """Tokens of one request a step; ``None``: whatever the step leaves."""
+    pin_budget: float = 0.5
+    """Share of the pages that only pins may lock."""
     look_ahead: bool = False
     """Plan a row for a token that the step in flight is still sampling."""
 
@@ -77,6 +81,26 @@ class StepPlan:
         row = self.output.rows[index]
         return index if row.start <= position < row.start + len(row.token_ids) else None
 
+    def sort_rows(self) -> None:
+        """Let rows that share a prefix stand side by side: depth-first through the tree, most urgent first.
+
+        A subtree stands where its first row stood. What a row gives does not depend on its place.
+        """
+        rows = self.output.rows
+        if len(rows) < 3:
+            return
+        order = depth_first([request.cursor.node for request in self._row_of if request.cursor is not None])
+        if order == [*range(len(rows))]:
+            return
+        self.output.rows = [rows[index] for index in order]
+        place = [0] * len(order)
+        for new, old in enumerate(order):
+            place[old] = new
+        for sample in self.output.samples:
+            sample.row = place[sample.row]
+        for score in self.output.scores:
+            score.row = place[score.row]
+
     def add_sample(self, request: Request, row: int, position: int) -> None:
         """Sample the token after ``position`` for ``request`` from the logits of ``row``."""
         task = SampleTask(
@@ -93,6 +117,8 @@ class StepPlan:
             request.unsent_forced = []
         self.sampled.append(request)
         request.samples_in_flight.append(None)
+        if request.program is not None:
+            request.program.service += 1
         self.join(request)
 
     def add_scores(self, request: Request, row_index: int) -> None:
@@ -111,3 +137,30 @@ class StepPlan:
             self.output.scores.append(task)
             self.scored.append(request)
             request.scores_in_flight += len(targets)
+
+
+def depth_first(places: Sequence[RadixNode]) -> list[int]:
+    """The indices of ``places`` in the order of a depth-first walk, which enters subtrees in order of appearance."""
+    below: dict[RadixNode, list[int | RadixNode]] = {}
+    roots: list[int | RadixNode] = []
+    for index, place in enumerate(places):
+        item: int | RadixNode = index
+        node: RadixNode | None = place
+        while node is not None:
+            siblings = below.get(node)
+            if siblings is not None:
+                siblings.append(item)
+                break
+            below[node] = [item]
+            item, node = node, node.parent
+        else:
+            roots.append(item)
+    order: list[int] = []
+    stack = roots[::-1]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, int):
+            order.append(item)
+        else:
+            stack.extend(reversed(below[item]))
+    return order

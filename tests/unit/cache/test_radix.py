@@ -86,7 +86,7 @@ def test_who_uses_a_leaf_alone_extends_it_in_place() -> None:
     cache.add_pages(node, [], 4, table)
     cache.plan(node, 4, 1)
     cache.finish(node, 4)
-    second = cache.fork_computed(cursor)
+    second = cache.pin(cursor)
     cache.claim(cursor, [0, 1, 2, 3, 4], "owner")
     assert cursor.node is not node and second.node is node
 
@@ -129,7 +129,7 @@ def test_a_second_cursor_holds_what_is_computed_and_no_promise(upto: int) -> Non
     """It is what a pin has: when the owner leaves, the promise goes and the rest stays locked."""
     cache = cache_of(4)
     owner, _ = insert(cache, list(range(10)), upto=upto)
-    pin = cache.fork_computed(owner)
+    pin = cache.pin(owner)
     assert pin.depth == upto and cache.match(list(range(10))).depth == 10
     cache.close(owner)
     assert cache.match(list(range(10))).depth == upto
@@ -202,32 +202,47 @@ def test_switched_off_nothing_stays() -> None:
     assert list(cache.nodes()) == [] and cache.allocator.num_free == 64
 
 
+def test_to_be_pinned_is_not_to_be_used() -> None:
+    """The pin on the first goes last of all: still, it is the one used least recently."""
+    cache = cache_of(4)
+    first, _ = insert(cache, [1] * 4)
+    pin = cache.pin(first)
+    cache.close(first)
+    second, _ = insert(cache, [2] * 4)
+    assert cache.pinned_pages == 1
+    cache.close(second)
+    cache.close(pin)
+    cache.evict(1)
+    assert cache.pinned_pages == 0
+    assert (cache.match([1] * 4).depth, cache.match([2] * 4).depth) == (0, 4)
+
+
 def test_checkpoints_are_kept_as_long_as_there_are_slots() -> None:
     states = {"ssm": PageAllocator(2)}
     cache = cache_of(4, states=states)
     ends = []
     for name in range(3):
         cursor, _ = insert(cache, [name] * 4)
-        slots = cache.take_state_slots(step=name)
+        slots = cache.checkpoints.take_slots(step=name)
         assert slots is not None
-        cache.save_checkpoint(cursor.node, slots, name)
+        cache.checkpoints.save(cursor.node, slots, name)
         ends.append(cursor.node)
     assert [bool(node.checkpoint) for node in ends] == [False, True, True]
-    cache.restorable(ends[1], 4)
-    assert cache.take_state_slots(step=9) is not None
+    cache.checkpoints.restorable(ends[1], 4)
+    assert cache.checkpoints.take_slots(step=9) is not None
     assert [bool(node.checkpoint) for node in ends] == [False, True, False], "the one used last stays"
-    assert cache.restorable(ends[2], 4).parent is None
-    assert cache.restorable(ends[1], 3).parent is None, "a checkpoint behind the limit is of no use"
+    assert cache.checkpoints.restorable(ends[2], 4).parent is None
+    assert cache.checkpoints.restorable(ends[1], 3).parent is None, "a checkpoint behind the limit is of no use"
 
 
 def test_a_checkpoint_being_written_is_not_given_up() -> None:
     cache = cache_of(4, states={"ssm": PageAllocator(1)})
     cursor, _ = insert(cache, [1] * 4)
-    slots = cache.take_state_slots(step=5)
+    slots = cache.checkpoints.take_slots(step=5)
     assert slots is not None
-    cache.save_checkpoint(cursor.node, slots, 5)
-    assert cache.take_state_slots(step=5) is None
-    assert cache.take_state_slots(step=6) is not None
+    cache.checkpoints.save(cursor.node, slots, 5)
+    assert cache.checkpoints.take_slots(step=5) is None
+    assert cache.checkpoints.take_slots(step=6) is not None
 
 
 def test_checkpoints_of_failed_steps_are_forgotten() -> None:
@@ -235,11 +250,11 @@ def test_checkpoints_of_failed_steps_are_forgotten() -> None:
     nodes = []
     for step in range(3):
         cursor, _ = insert(cache, [step] * 4)
-        slots = cache.take_state_slots(step)
+        slots = cache.checkpoints.take_slots(step)
         assert slots is not None
-        cache.save_checkpoint(cursor.node, slots, step)
+        cache.checkpoints.save(cursor.node, slots, step)
         nodes.append(cursor.node)
-    cache.drop_checkpoints(since=1)
+    cache.checkpoints.drop_since(1)
     assert [bool(node.checkpoint) for node in nodes] == [True, False, False]
     assert cache.states["ssm"].num_free == 3
 

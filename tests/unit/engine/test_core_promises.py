@@ -83,7 +83,7 @@ def test_a_sibling_that_branches_off_inside_a_promise_waits_for_that_part_only()
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_pins_give_way_before_anybody_is_preempted(overlap: bool) -> None:
-    b = Bench(num_pages=16, page_size=4, overlap=overlap)
+    b = Bench(num_pages=16, page_size=4, overlap=overlap, pin_budget=1.0)
     for i in range(3):
         b.add(f"pinned{i}", [i, *PROMPT[:15]], 0, pin=f"pin{i}")
     b.run()
