@@ -55,6 +55,7 @@ def gen(
     repetition_penalty: float | None = None,
     seed: int | None = None,
     whole_turn: bool = False,
+    heal: bool = False,
 ) -> Expr:
     """Text from the model, kept as variable ``name``. What is None comes from ``run``, and there from the back end.
 
@@ -66,7 +67,8 @@ def gen(
     ``s.raw(name)`` the text. ``check``: a function of the value; where it raises ValueError or AssertionError, or
     returns False, the text is taken back and written again, at most ``retries`` times and not as before. ``ebnf`` and
     ``structural_tag`` constrain like ``regex``. ``on_limit="close"``: a constrained text is whole when ``max_tokens``
-    ends it. ``whole_turn``: without ``max_tokens``, what is left of the context and not 128 tokens.
+    ends it. ``heal``: the text before ends inside a word or a URL, say; its last tokens may be other ones, as the model
+    would have written them. ``whole_turn``: without ``max_tokens``, what is left of the context and not 128 tokens.
 
     Raises re.error for a broken ``regex`` and ValueError for arguments that exclude each other.
     """
@@ -119,7 +121,9 @@ def gen(
         return_text_in_logprobs=return_text_in_logprobs,
     )
     stop_after = () if rule is None else rule.stop
-    return Gen(name, sampling, stop_after, spec, check, retries, whole_turn)
+    if heal and (sampling.json_schema or ebnf or structural_tag or (n or 1) > 1):
+        raise ValueError("gen(heal=True) goes with a free text or a regex, and n=1; drop the other constraint")
+    return Gen(name, sampling, stop_after, spec, check, retries, whole_turn, heal)
 
 
 def _spec(kind: Any) -> TypeSpec:

@@ -87,12 +87,20 @@ async def outputs_of(stream: Stream, call: GenCall, show: Show | None) -> tuple[
                 delta = outputs[0].text[shown:]
                 shown += len(delta)
                 show(delta, outputs[0].meta)
-    return outputs
+    return tuple(_with_calls(output) for output in outputs)
+
+
+def _with_calls(output: Output) -> Output:
+    """An output whose calls of tools are in its meta info too, where readers find them."""
+    if not output.tool_calls:
+        return output
+    return replace(output, meta={**output.meta, "tool_calls": [call.to_dict() for call in output.tool_calls]})
 
 
 async def accepted(op: Gen, outputs: Sequence[Output], refused: Sequence[str]) -> Any:
-    """The value of a gen's outputs (a list for several); the error that refuses it."""
-    values = [_read(op.type, output) if op.type is not None else output.text for output in outputs]
+    """The value of a gen's outputs (a list for several); the error that refuses it. What stands beside calls of tools
+    is text, whatever the type: the answer is still to come."""
+    values = [output.text if op.type is None or output.tool_calls else _read(op.type, output) for output in outputs]
     if outputs[0].text in refused:
         raise Refused("the same text as before")
     if op.check is not None:
@@ -160,6 +168,7 @@ def note(context: RunContext, record: NodeRecord, outputs: Sequence[Output], att
     record.meta = metas if len(metas) > 1 else metas[0] if metas else None
     record.metas.append(record.meta)
     record.text = outputs[0].text if outputs else ""
+    record.token_ids = outputs[0].token_ids if outputs else None
 
 
 def _gave_up(op: Gen, refused: list[tuple[str, str]]) -> CheckFailed:

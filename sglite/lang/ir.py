@@ -14,7 +14,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from sglite.lang.errors import SymbolicValueError
@@ -100,9 +99,7 @@ class Sampling:
         return ", ".join(f"{name}={value!r}" for name, value in given if value is not None)
 
 
-@lru_cache(maxsize=4096)
 def _merged(own: Sampling, base: Sampling) -> Sampling:
-    """Programs say the same few things again and again, and every request asks."""
     mine, theirs = vars(own), vars(base)
     return Sampling(**{name: theirs[name] if value is None else value for name, value in mine.items()})
 
@@ -123,13 +120,17 @@ class Gen(Expr):
     check: Callable[[Any], Any] | None = None
     retries: int = 0
     whole_turn: bool = False
+    heal: bool = False
+    """The tokens that end the text before it may be other ones: those that the model would have gone through."""
 
     def __str__(self) -> str:
         parts = [] if self.name is None else [repr(self.name)]
         if self.type is not None:
             parts.append(f"type={getattr(self.type.type, '__name__', self.type.type)}")
         given = str(self.sampling.without_rules() if self.type is not None else self.sampling)
-        checks = f"retries={self.retries}" if self.retries else ""
+        checks = ", ".join(
+            [*([f"retries={self.retries}"] if self.retries else []), *(["heal=True"] if self.heal else [])]
+        )
         return f"gen({', '.join(part for part in (*parts, given, checks) if part)})"
 
 
@@ -412,9 +413,12 @@ class NodeRecord:
     text: str = ""
     meta: Any = None
     metas: list[Any] = field(default_factory=list)
+    """One entry an attempt."""
     prompt_chars: int = 0
     attempts: int = 1
     error: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    """Ids of the output, where the back end tells them."""
 
 
 class Graph:
@@ -429,6 +433,8 @@ class Graph:
         self.program_id = program_id
         self.nodes: list[Node] = []
         self.records: dict[int, NodeRecord] = {}
+        self.reads: list[tuple[int, int, float]] = []
+        """Reads that had to wait: the node they waited for, how many nodes there were then, and how many seconds."""
         self.reading = ""
         """The line that a preview is at: its nodes are from there."""
         self._streams = 0

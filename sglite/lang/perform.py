@@ -147,7 +147,8 @@ class Performer:
         """Runs a node that needs the back end, or something to wait for."""
         op = job.node.op
         if isinstance(op, VarRef):
-            self._write(self.transcript.add(await _text_of(job)))
+            record.text = await _text_of(job)
+            self._write(self.transcript.add(record.text))
         elif isinstance(op, Join):
             await self._join(job)
         elif isinstance(op, Restart):
@@ -269,7 +270,7 @@ class Performer:
                 text += outline.begin_turn(op.role)
             elif isinstance(op, RoleEnd):
                 text += outline.end_turn()
-            elif isinstance(job, Job) and isinstance(op, Gen) and not op.retries:
+            elif isinstance(job, Job) and isinstance(op, Gen) and not op.retries and not op.heal:
                 if job.node.id not in self._prepared:
                     self._prepared.add(job.node.id)
                     stream.prepare(text, self._call(job.path, op))

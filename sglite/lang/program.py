@@ -11,7 +11,9 @@ A run ends with its body: streams finish what was appended and close. What they 
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sglite.lang.cells import Cell, arrival
@@ -178,8 +180,19 @@ class ProgramState(TypedSpelling):
         cell = self._cell(name)
         if cell is None:
             raise self._missing(name)
-        self.run.wait(cell.done, lambda: f"await s.get({name!r})")
+        with self._waiting(cell):
+            self.run.wait(cell.done, lambda: f"await s.get({name!r})")
         return cell
+
+    @contextmanager
+    def _waiting(self, cell: Cell) -> Iterator[None]:
+        """Notes in the graph that the program read what was not there yet."""
+        if cell.done.done() or cell.node < 0:
+            yield
+            return
+        known, began = len(self._graph.nodes), time.monotonic()
+        yield
+        self._graph.reads.append((cell.node, known, time.monotonic() - began))
 
     def get_var(self, name: str) -> Any:
         """Waits for a variable's value. KeyError if nothing sets it, VariableError (a KeyError) if that failed."""
@@ -207,7 +220,8 @@ class ProgramState(TypedSpelling):
         cell = await self._acell(name)
         if cell is None:
             raise self._missing(name)
-        await arrival(cell.done)
+        with self._waiting(cell):
+            await arrival(cell.done)
         return cell.get()
 
     def var(self, name: str) -> Value[Any]:
@@ -285,6 +299,10 @@ class ProgramState(TypedSpelling):
     async def get_messages(self) -> list[Message]:
         """``messages`` for async programs."""
         return _healthy(await self._asnapshot()).messages
+
+    def park(self, expected_s: float | None = None) -> None:
+        """A hint: the program now waits for something else than outputs, a tool say, for about so long."""
+        self._runner.park(expected_s)
 
     def cancel(self) -> None:
         """Stops the run: requests in flight are aborted, what has no value yet fails."""

@@ -78,7 +78,7 @@ def _shown(op: Op) -> str:
 
 def _edges(node: Node) -> str:
     before = [*([] if node.prev is None else [node.prev]), *node.sources]
-    return "".join(f"%{i} + " for i in before)
+    return "".join(f"%{i} + " for i in dict.fromkeys(before))
 
 
 class TraceState(TypedSpelling):

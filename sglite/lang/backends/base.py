@@ -65,6 +65,8 @@ class GenCall:
     stream: bool = False
     conversation: Conversation | None = field(default=None, compare=False)
     hints: Hints = field(default=Hints(), compare=False)
+    heal: bool = False
+    """The last tokens of the text before may be written anew; the output does not repeat their text."""
     tools: tuple[ToolSpec, ...] = ()
     tool_choice: str = "auto"
     schema_of: Any = field(default=None, compare=False)
@@ -95,6 +97,8 @@ class Output:
     meta: dict[str, Any] = field(default_factory=dict)
     tool_calls: tuple[ToolCall, ...] = ()
     """Calls, from back ends with ``calls_tools``; others write them into the text."""
+    token_ids: tuple[int, ...] | None = None
+    """Ids of the output, where the back end tells them."""
 
 
 def scored_rows(choice: str, rows: Rows) -> Rows:
@@ -187,6 +191,10 @@ class Backend(ABC):
 
     calls_tools = False
     """Whether the back end takes ``GenCall.tools`` and answers with ``Output.tool_calls``."""
+    closes = False
+    """Whether it takes ``on_limit="close"``: a constrained text is whole when its token limit ends it."""
+    heals = False
+    """Whether it takes ``GenCall.heal``."""
     by_messages = False
     """Whether requests carry ``GenCall.conversation`` and not the text of the sequence."""
 

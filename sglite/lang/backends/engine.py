@@ -34,8 +34,10 @@ class EngineFormat:
 
 
 class EngineBackend(Backend):
-    closes = True
     """``engine`` as a back end. ValueError for an engine without tokenizer."""
+
+    closes = True
+    heals = True
 
     def __init__(self, engine: EngineLike) -> None:
         if engine.tokenizer is None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from sglite.lang.backends.base import Conversation, GenCall, Hints, Output, Stream, scored_rows
 from sglite.lang.backends.engine_like import EngineLike, GenerationLike, SequenceLike, TokenizerLike
+from sglite.lang.backends.healing import border, held_to, without
 from sglite.lang.choices import ChoiceScores, cost_of
 
 _LONG_TEXT = 20_000
@@ -159,8 +160,10 @@ class EngineStream(Stream):
     async def generate(self, call: GenCall) -> AsyncGenerator[tuple[Output, ...], None]:
         """See Stream."""
         self._requesting, self._number = True, self._number + 1
-        told = self._turn_of(call)
+        told, tail = self._turn_of(call), ""
         try:
+            if call.heal:
+                call, tail = await self._healed(call)
             if told is not None and told.generation is not None:
                 self._pending, generation, text = "", told.generation, told.ids
             else:
@@ -170,9 +173,26 @@ class EngineStream(Stream):
             self._chain()
             async with aclosing(self._outputs(generation, call.stream, text)) as steps:
                 async for outputs in steps:
-                    yield outputs
+                    yield without(outputs, tail)
         finally:
             self._requesting, self._current = False, None
+
+    async def _healed(self, call: GenCall) -> tuple[GenCall, str]:
+        """Commits the text but for its last tokens, which the request may write anew; their text."""
+        text, first = self._pending, self._fresh
+        ids = await encode(self._tokenizer, text, first=first)
+        limit = len(text) if call.conversation is None else min(len(text), len(call.conversation.open_text))
+        stops = call.sampling.stop or ()
+
+        def encoded(part: str) -> list[int]:
+            return self._tokenizer.encode(part, add_bos=first)
+
+        count, tail = border(text, ids, encoded, least=int(first), limit=limit, stops=stops)
+        if not count:
+            return replace(call, heal=False), ""
+        self._pending, self._fresh = "", False
+        self._extend(ids[:-count])
+        return held_to(call, tail, count), tail
 
     def _turn_of(self, call: GenCall) -> _Foretold | None:
         """What was foretold of the request to be made now, if it comes as foretold; otherwise all that was is void."""
@@ -305,7 +325,13 @@ def _is_last(event: Any) -> bool:
 
 def _outputs(event: Any) -> tuple[Output, ...]:
     events = event if isinstance(event, list) else [event]
-    return tuple(Output(one["text"], one.get("meta_info") or {}) for one in events)
+    return tuple(_output(one) for one in events)
+
+
+def _output(event: dict[str, Any]) -> Output:
+    meta = event.get("meta_info") or {}
+    whole = meta.get("finish_reason") is not None
+    return Output(event["text"], meta, token_ids=tuple(event.get("output_ids") or ()) if whole else None)
 
 
 def _common_start(sequences: Sequence[Sequence[int]]) -> int:
