@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from sglite.lang.api import program as program
     from sglite.lang.api import set_default_backend as set_default_backend
     from sglite.lang.backends.anthropic import Anthropic as Anthropic
+    from sglite.lang.backends.api import ApiError as ApiError
     from sglite.lang.backends.endpoint import RuntimeEndpoint as RuntimeEndpoint
     from sglite.lang.backends.litellm import LiteLLM as LiteLLM
     from sglite.lang.backends.openai import OpenAI as OpenAI
+    from sglite.lang.backends.retrying import RetryPolicy as RetryPolicy
     from sglite.lang.backends.vertexai import VertexAI as VertexAI
     from sglite.lang.choices import greedy_token_selection as greedy_token_selection
     from sglite.lang.choices import token_length_normalized as token_length_normalized
@@ -58,9 +60,17 @@ if TYPE_CHECKING:
     from sglite.lang.expressions import user_begin as user_begin
     from sglite.lang.expressions import user_end as user_end
     from sglite.lang.expressions import video as video
+    from sglite.lang.graph import ProgramGraph as ProgramGraph
+    from sglite.lang.mcp_tools import mcp_tools as mcp_tools
     from sglite.lang.program import State as State
     from sglite.lang.runtime_server import Runtime as Runtime
+    from sglite.lang.tool_events import RetryLimitExceeded as RetryLimitExceeded
+    from sglite.lang.tool_events import StepLimitExceeded as StepLimitExceeded
+    from sglite.lang.tool_events import TokenLimitExceeded as TokenLimitExceeded
+    from sglite.lang.tool_events import ToolError as ToolError
+    from sglite.lang.tool_loop import tool_events as tool_events
     from sglite.lang.tool_loop import tool_loop as tool_loop
+    from sglite.lang.tools import ToolContext as ToolContext
     from sglite.lang.tools import tool as tool
     from sglite.lang.usage import Usage as Usage
     from sglite.lang.values import Value as Value
@@ -72,6 +82,16 @@ _CHOICES = "sglite.lang.choices"
 _ERRORS = "sglite.lang.errors"
 _EXPRESSIONS = "sglite.lang.expressions"
 _HOMES = {
+    "tool_events": "sglite.lang.tool_loop",
+    "ToolContext": "sglite.lang.tools",
+    "mcp_tools": "sglite.lang.mcp_tools",
+    "StepLimitExceeded": "sglite.lang.tool_events",
+    "TokenLimitExceeded": "sglite.lang.tool_events",
+    "RetryLimitExceeded": "sglite.lang.tool_events",
+    "ToolError": "sglite.lang.tool_events",
+    "RetryPolicy": "sglite.lang.backends.retrying",
+    "ApiError": "sglite.lang.backends.api",
+    "ProgramGraph": "sglite.lang.graph",
     "Anthropic": "sglite.lang.backends.anthropic",
     "BackendError": _ERRORS,
     "BlockingReadError": _ERRORS,

@@ -251,8 +251,8 @@ class Function:
 
     # --- previews ---
 
-    def trace(self, **kwargs: Any) -> TraceState:
-        """What the program would do: its body run on symbols, without a request.
+    def trace(self, *, backend: Any = None, **kwargs: Any) -> TraceState:
+        """What the program would do: its body run on symbols, without a request; so ``backend`` makes no difference.
 
         Arguments not given are symbols (defaults are used); a body that needs one's value raises SymbolicValueError.
         """

@@ -199,9 +199,15 @@ class Tell(Expr):
 
 @dataclass(frozen=True)
 class Ask(Expr):
-    """Opens the assistant's turn, the prompt being what the model's template makes of the messages and ``tools``."""
+    """Opens the assistant's turn, the prompt being what the model's template makes of the messages and ``tools``.
+
+    ``tool_choice``: "auto", "none", "required" or a tool's name, for back ends that call tools themselves. ``note``:
+    text that has to stand in the prompt because the template does not tell of tools.
+    """
 
     tools: tuple[ToolSpec, ...] = ()
+    tool_choice: str = "auto"
+    note: str = ""
 
     def __str__(self) -> str:
         return f"ask(tools=[{', '.join(tool.name for tool in self.tools)}])"

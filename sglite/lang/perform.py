@@ -14,7 +14,7 @@ from sglite.lang.choices import decide
 from sglite.lang.context import End, Job, Mark, RunContext, Snapshot
 from sglite.lang.errors import Failure, Unsupported
 from sglite.lang.generating import generate, note, outputs_of, within_budget
-from sglite.lang.history import Change, common_length, reconciled, shown
+from sglite.lang.history import Change, common_length, noted, reconciled, shown
 from sglite.lang.ir import (
     REST_OF_CONTEXT,
     Ask,
@@ -40,7 +40,6 @@ from sglite.lang.ir import (
 )
 from sglite.lang.messages import Message, ToolSpec
 from sglite.lang.reasoning import split_reasoning
-from sglite.lang.tool_ask import ToolAsk, noted
 from sglite.lang.transcript import Transcript
 
 _UPCOMING = 4
@@ -338,7 +337,7 @@ class Performer:
         """Makes the text what the model's template makes of the conversation, and opens the assistant's turn."""
         backend, script = self._context.backend, self.transcript
         script.tools = op.tools if backend.calls_tools else ()
-        script.tool_choice = op.tool_choice if isinstance(op, ToolAsk) else "auto"
+        script.tool_choice = op.tool_choice
         change = None if backend.by_messages else await asyncio.to_thread(self._change, op)
         if change is None:
             self._write(script.begin_turn("assistant"))
@@ -361,7 +360,7 @@ class Performer:
     def _change(self, op: Ask) -> Change | None:
         """What brings the text to the template's prompt; None without a template. Runs beside the loop."""
         render = self._context.backend.render
-        messages = noted(self.transcript.messages, op.note if isinstance(op, ToolAsk) else "")
+        messages = noted(self.transcript.messages, op.note)
         if render([shown(message) for message in messages], op.tools) is None:
             return None
 

@@ -77,6 +77,8 @@ class Run:
         self.marks = Marks(SESSION.marks)
         self.finished: Future[None] = Future()
         self.body_over: Future[None] = Future()
+        self.stopped: Future[Failure] = Future()
+        """Why the run was stopped, once it was: for a body that waits for something else than outputs."""
         self.declared = Signal()
         self.streaming = options.stream
         self._lock = threading.Lock()
@@ -159,6 +161,8 @@ class Run:
         """Stops every stream; what has no value yet fails. The body, if it runs, learns of it when it reads."""
         with self._lock:
             runners = list(self._runners)
+            if not self.stopped.done():
+                self.stopped.set_result(failure)
         for runner in runners:
             runner.cancel(failure)
 

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 from sglite.lang.backends.base import Backend
 from sglite.lang.threads import BodyPool, LoopThread
+from sglite.lang.tool_threads import ToolThreads
 
 
 def auto_threads() -> int:
@@ -37,6 +38,7 @@ class Session:
         self.loop = LoopThread("sglite-programs")
         self.body_loop = LoopThread("sglite-async-bodies")
         self.bodies = BodyPool(auto_threads(), "sglite-body")
+        self.tools = ToolThreads(auto_threads(), "sglite-tool")
 
     def backend(self, given: Any = None) -> Backend:
         """The back end to use: the given one, else that of the program that runs here, else the default.

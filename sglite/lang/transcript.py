@@ -7,6 +7,7 @@ It is also the ``Conversation`` that back ends asked by messages read.
 from __future__ import annotations
 
 from sglite.lang.formats import ChatFormat
+from sglite.lang.history import GENERATED
 from sglite.lang.messages import Message, ToolSpec
 
 
@@ -50,7 +51,10 @@ class Transcript:
         self._captures: list[tuple[str, int]] = []
         self._places: list[tuple[int, int, object]] = []
         """Pieces, characters and the back end's mark where an assistant's turn was opened by a template."""
+        self._asked: tuple[ToolSpec, ...] = ()
+        """The tools that the template's text tells of."""
         self.tools: tuple[ToolSpec, ...] = ()
+        self.tool_choice = "auto"
 
     def copy(self, *, captures: bool = False) -> Transcript:
         """An independent transcript that goes on from here; open captures stay with this one unless asked for."""
@@ -58,7 +62,8 @@ class Transcript:
         twin._pieces, twin._chars = list(self._pieces), self._chars
         twin._messages = [dict(message) for message in self._messages]
         twin._role, twin._suffix, twin._turn_start = self._role, self._suffix, self._turn_start
-        twin._dangling, twin._templated, twin.tools = self._dangling, self._templated, self.tools
+        twin._dangling, twin._templated, twin._asked = self._dangling, self._templated, self._asked
+        twin.tools, twin.tool_choice = self.tools, self.tool_choice
         if captures:
             twin._captures, twin._places = list(self._captures), list(self._places)
         return twin
@@ -140,18 +145,27 @@ class Transcript:
         text = self.begin_turn(str(message["role"])) + self.add(str(message.get("content") or ""))
         return text + self._close(dict(message))
 
-    def ask(self, text: str) -> str:
-        """``text``, written by a template, ends with the opening of the assistant's turn."""
-        self._templated, self._dangling = True, ""
+    @property
+    def templated(self) -> bool:
+        """Whether a template writes the turns that programs ask for."""
+        return self._templated
+
+    def ask(self, text: str, tools: tuple[ToolSpec, ...] = ()) -> str:
+        """``text``, written by a template that tells of ``tools``, ends with the opening of the assistant's turn."""
+        self._templated, self._dangling, self._asked = True, "", tools
         self.add(text)
         self._role, self._turn_start = "assistant", len(self._pieces)
         return text
 
     def reply(self, message: Message) -> str:
-        """Closes the assistant's turn that ``ask`` or ``begin_turn`` opened; it comes to ``message``."""
+        """Closes the assistant's turn that ``ask`` or ``begin_turn`` opened; it comes to ``message``.
+
+        The tools stay told, since earlier turns may call them, but are not offered to what is not asked for with them.
+        """
+        self.tool_choice = "none"
         if not self._templated:
             return self._close(dict(message))
-        self._messages.append({**message, "generated": True})
+        self._messages.append({**message, GENERATED: (self._chars, self._asked)})
         self._role = None
         self._dangling = self._format.turn("assistant", first=False)[1]
         return ""

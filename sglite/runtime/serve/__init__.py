@@ -1,0 +1,1 @@
+"""The HTTP server: routes, programs over HTTP, and what starts them."""

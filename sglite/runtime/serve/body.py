@@ -1,0 +1,78 @@
+"""Reading what clients send: bounded, as JSON, with every field known by name."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from sglite.runtime.serve.errors import Refused
+
+MAX_BODY = 32 * 2**20
+"""Bytes of a request's body."""
+_LARGE = 2**20
+"""Bodies of more bytes than this are decoded beside the loop."""
+
+
+async def read_bytes(request: Request, limit: int) -> bytes:
+    """The body; 413 as soon as more than ``limit`` bytes are announced or have come."""
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and len(announced) < 19 and int(announced) > limit:
+        raise too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise too_large(limit)
+            parts.append(part)
+    except ClientDisconnect:
+        raise Refused(400, "the connection ended before the body was complete") from None
+    return b"".join(parts)
+
+
+def too_large(limit: int) -> Refused:
+    """The refusal of a body of more than ``limit`` bytes."""
+    return Refused(413, f"the body has more than {limit} bytes; send less")
+
+
+async def read_object(request: Request, limit: int = MAX_BODY) -> dict[str, Any]:
+    """The body as a JSON object; an empty body is an empty object."""
+    data = await read_bytes(request, limit)
+    if not data:
+        return {}
+    value = await asyncio.to_thread(decode, data) if len(data) > _LARGE else decode(data)
+    if not isinstance(value, dict):
+        raise Refused(400, f"the body must be a JSON object, not {_kind(value)}")
+    return value
+
+
+def decode(data: bytes) -> Any:
+    """JSON text as values."""
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError as error:
+        raise Refused(400, f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise Refused(400, "the body is nested too deeply") from None
+
+
+def check_names(body: dict[str, Any], known: Collection[str], where: str, elsewhere: dict[str, str]) -> None:
+    """Refuses fields that nobody reads, all by name. ``elsewhere``: names that belong somewhere else, and where."""
+    unknown = [name for name in body if name not in known]
+    if not unknown:
+        return
+    name = unknown[0][:64]
+    near = difflib.get_close_matches(name, known, 1)
+    hint = elsewhere.get(name) or (f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}")
+    names = ", ".join(ascii(found[:64]) for found in unknown[:8])
+    raise Refused(400, f"{where} has no field {names}; {hint}", param=name)
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "text", bool: "a boolean", type(None): "null"}.get(type(value), "a number")

@@ -1,0 +1,56 @@
+"""The generations that clients wait for: how many there may be, and how one is ended by name."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+
+from sglite.runtime.engine.generation import Generation
+from sglite.runtime.serve.errors import Refused
+
+_RETRY_SECONDS = 1
+
+
+class InFlight:
+    """Open generations by request id. Used on the server's event loop only.
+
+    ``limit``: more requests than the engine may hold are refused with 429, not queued.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._open: dict[str, Generation] = {}
+        self.calls: Counter[str] = Counter()
+        """Requests so far, by route."""
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def admit(self, count: int = 1) -> None:
+        """``Refused`` (429) if ``count`` more generations are too many."""
+        if len(self._open) + count > self._limit:
+            message = f"{len(self._open)} requests are open, {count} more exceed the {self._limit} there may be"
+            raise Refused(429, message, code="queue_full", retry_after=_RETRY_SECONDS)
+
+    def name(self, given: str | None = None) -> str:
+        """A request id, the given one if it is free."""
+        if given is not None and given in self._open:
+            raise Refused(400, f"rid {given!r} belongs to a request that is still open; give another one", param="rid")
+        return given or uuid.uuid4().hex
+
+    def add(self, rid: str, generation: Generation) -> None:
+        """``generation`` begins."""
+        self._open[rid] = generation
+
+    def discard(self, rid: str) -> None:
+        """Nobody waits for it any more: what is left of it is aborted."""
+        generation = self._open.pop(rid, None)
+        if generation is not None and not generation.finished:
+            generation.abort()
+
+    def abort(self, rid: str | None) -> int:
+        """Ends the request called ``rid``, or all of them; those who wait get what there is. Returns how many."""
+        found = list(self._open.values()) if rid is None else [g for name, g in self._open.items() if name == rid]
+        for generation in found:
+            generation.abort()
+        return len(found)
