@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 import sglite as sgl
+from sglite.lang.ir import Dynamic
 
 
 @dataclass(frozen=True)
@@ -108,21 +109,18 @@ def _fork(s: Any, step: Branches, out: list[Any]) -> None:
     elif step.end == "append":
         group.join("concate_and_append")
     elif step.end == "refer":
-        for branch in group:
-            for name in branch.variable_names():
-                if not isinstance(branch._cells[name].value, list) and not _gathered(branch, name):
-                    s += "<" + branch.var(name) + ">"
-
-
-def _gathered(branch: Any, name: str) -> bool:
-    """Whether a variable came from a join, so is a list."""
-    node = branch._cells[name].node
-    return node >= 0 and type(branch.run.graph.nodes[node].op).__name__ == "Join"
+        for branch, body in zip(group, step.bodies, strict=True):
+            for name in [x.name for x in body if isinstance(x, (Ask, Choose, Turn))]:
+                s += "<" + branch.var(name) + ">"
 
 
 def outcome(states: list[Any]) -> list[Any]:
-    """Text, variables and messages of every stream."""
-    return [(s.text(), {n: s[n] for n in s.variable_names()}, s.messages()) for s in states]
+    """Text, variables (without the lists that joins make) and messages of every stream, by their numbers."""
+    found = []
+    for s in sorted(states, key=lambda state: state._stream):
+        values = {name: s[name] for name in s.variable_names()}
+        found.append((s.text(), {n: v for n, v in values.items() if isinstance(v, str)}, s.messages()))
+    return found
 
 
 def styles(body: tuple[Any, ...], **options: Any) -> dict[str, list[Any]]:
@@ -147,6 +145,12 @@ def styles(body: tuple[Any, ...], **options: Any) -> dict[str, list[Any]]:
         states = await asyncio.gather(waiting.arun(**options), plain.arun(**options))
         return [outcome(state.ret_value) for state in states]
 
+    def compiled() -> list[Any]:
+        graph = plain.compile()
+        streams = graph.run(**options).ret_value
+        assert not any(isinstance(node.op, Dynamic) for node in graph.nodes)
+        return [streams[number] for number in sorted(streams)]
+
     one, other = asyncio.run(several())
     batch = plain.run_batch([{}, {}], **options)
     return {
@@ -156,6 +160,7 @@ def styles(body: tuple[Any, ...], **options: Any) -> dict[str, list[Any]]:
         "coroutine": one,
         "in a thread": other,
         "batch": outcome(batch[1].ret_value),
+        "compiled": outcome(compiled()),
     }
 
 

@@ -265,8 +265,10 @@ class Function:
         """
         from sglite.lang.compile import compile_program
         from sglite.lang.graph import ProgramGraph
+        from sglite.lang.graph_run import body_of
 
-        return ProgramGraph(compile_program(self.func, {**self.bound, **kwargs}, self.__name__))
+        graph = compile_program(self.func, {**self.bound, **kwargs}, self.__name__)
+        return ProgramGraph(graph, lambda **options: Function(body_of(graph)).run(**options))
 
     def cache(self, backend: Any = None) -> None:
         """Computes the text with which every run starts, so that runs find it cached. Waits until that is done."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglite.lang import graph_html, graph_jsonl, graph_mermaid, graph_svg, graph_text
 from sglite.lang.explain import Explanation, explain
@@ -16,12 +16,16 @@ from sglite.lang.formats import ChatFormat
 from sglite.lang.graph_path import CriticalPath, critical_path
 from sglite.lang.ir import Graph, Node, NodeRecord
 
+if TYPE_CHECKING:
+    from sglite.lang.program import ProgramState
+
 
 class ProgramGraph:
     """The graph of one program, traced or run. ``print`` shows it; a notebook draws it."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, run: Callable[..., ProgramState] | None = None) -> None:
         self.graph = graph
+        self._run = run
 
     @property
     def name(self) -> str:
@@ -68,6 +72,15 @@ class ProgramGraph:
     def critical_path(self) -> CriticalPath:
         """The longest chain of requests that had to follow one another: by number before a run, by time after it."""
         return critical_path(self.graph)
+
+    def run(self, **options: Any) -> ProgramState:
+        """Runs a graph that is wholly known, without the Python that it was compiled from; options as for ``run``.
+
+        ``ret_value`` of the state: the state of every stream by its number. ValueError where something is open.
+        """
+        if self._run is None:
+            raise ValueError("only graphs that compile() made can be run; this one is what a run has left, or a trace")
+        return self._run(**options)
 
     def explain(
         self,

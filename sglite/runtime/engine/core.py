@@ -178,8 +178,8 @@ class EngineCore:
                 f"max_new_tokens={limit} with a prompt of {n} tokens exceeds the {capacity} tokens the engine holds; "
                 f"give max_new_tokens<={capacity - n}, or {self._remedy}"
             )
-        bad = next((t for t in wire.token_ids if not 0 <= t < self.config.vocab_size), None)
-        if bad is not None:
+        if min(wire.token_ids) < 0 or max(wire.token_ids) >= self.config.vocab_size:
+            bad = next(t for t in wire.token_ids if not 0 <= t < self.config.vocab_size)
             return f"input_ids has {bad}, outside the vocabulary of {self.config.vocab_size} tokens"
         if wire.logprobs is not None and wire.logprobs.start_len is not None and not 0 <= wire.logprobs.start_len <= n:
             return f"logprob_start_len={wire.logprobs.start_len} is outside the prompt of {n} tokens"
