@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from sglite.lang.errors import SymbolicValueError
 from sglite.lang.messages import Message, ToolSpec
+from sglite.lang.sampling import REST_OF_CONTEXT as REST_OF_CONTEXT
+from sglite.lang.sampling import Sampling as Sampling
 
 if TYPE_CHECKING:
     from sglite.lang.choices import ChoicesMethod
@@ -51,57 +53,6 @@ class Lit(Expr):
     """Known text."""
 
     text: str
-
-
-REST_OF_CONTEXT = -1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How to generate; ``None`` leaves a value to the run, and there to the back end. Names are SGLang's."""
-
-    max_new_tokens: int | None = None
-    """``REST_OF_CONTEXT``: as many as the context has room for."""
-    min_new_tokens: int | None = None
-    n: int | None = None
-    stop: tuple[str, ...] | None = None
-    stop_token_ids: tuple[int, ...] | None = None
-    stop_regex: tuple[str, ...] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    ignore_eos: bool | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    regex: str | None = None
-    json_schema: str | None = None
-    ebnf: str | None = None
-    structural_tag: str | None = None
-    on_limit: str | None = None
-    return_logprob: bool | None = None
-    logprob_start_len: int | None = None
-    top_logprobs_num: int | None = None
-    return_text_in_logprobs: bool | None = None
-
-    def over(self, base: Sampling) -> Sampling:
-        """These values, with those of ``base`` where these say nothing."""
-        return _merged(self, base)
-
-    def without_rules(self) -> Sampling:
-        """These values without what constrains the text."""
-        return replace(self, regex=None, json_schema=None, ebnf=None, structural_tag=None)
-
-    def __str__(self) -> str:
-        given = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return ", ".join(f"{name}={value!r}" for name, value in given if value is not None)
-
-
-def _merged(own: Sampling, base: Sampling) -> Sampling:
-    mine, theirs = vars(own), vars(base)
-    return Sampling(**{name: theirs[name] if value is None else value for name, value in mine.items()})
 
 
 @dataclass(frozen=True)
