@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sglite.lang.errors import Failure
+from sglite.lang.ir import Graph
 
 T = TypeVar("T")
 
@@ -126,7 +129,7 @@ class Cell:
     def __init__(self, name: str, node: int = -1) -> None:
         self.name = name
         self.node = node
-        self.graph: object = None
+        self.graph: Graph | None = None
         """The graph that ``node`` is in."""
         self.raw: Any = None
         self.partial: Callable[[str], Any] | None = None
@@ -186,6 +189,17 @@ class Cell:
         self.failure = failure
         self.feed.close()
         self.done.set_result(None)
+
+    @contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """Inside, the program waits for the cell; the graph notes that, if there is anything to wait for."""
+        graph, began = self.graph, time.monotonic()
+        if graph is None or self.done.done():
+            yield
+            return
+        known = len(graph.nodes)
+        yield
+        graph.reads.append((self.node, known, time.monotonic() - began))
 
     def get(self) -> Any:
         """The value of a cell that is done; raises VariableError if it failed."""

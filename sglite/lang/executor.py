@@ -27,7 +27,7 @@ from sglite.lang.backends.base import Stream
 from sglite.lang.cells import Feed
 from sglite.lang.context import End, Job, Mark, RunContext, Snapshot
 from sglite.lang.errors import Failure
-from sglite.lang.ir import Gen, Lit, NodeRecord
+from sglite.lang.ir import Gen, Lit, NodeRecord, Symbol
 from sglite.lang.perform import Performer
 from sglite.lang.transcript import Transcript
 
@@ -126,7 +126,12 @@ class StreamRunner:
             elif (failure := self.failure or self._over) is not None:
                 self._refuse(job, failure)
             else:
-                await self._run(job)
+                try:
+                    await self._run(job)
+                except Exception as error:  # a fault of ours: nobody may wait for ever because of it
+                    logger.exception("a stream's worker failed")
+                    self.failure = self.failure or Failure("the executor", None, error, "")
+                    self._refuse(job, self.failure)
 
     async def _run(self, job: Job) -> None:
         record: NodeRecord | None = None
@@ -190,7 +195,7 @@ def _has_gen(jobs: list[Job | Mark | End]) -> bool:
 def _failure(job: Job, error: BaseException, text: str) -> Failure:
     op = job.node.op
     variable = job.cell.name if job.cell is not None else None
-    return Failure(str(op), variable, error, text)
+    return Failure(repr(op) if isinstance(op, Symbol) else str(op), variable, error, text)
 
 
 def _log_crash(task: asyncio.Task[None]) -> None:

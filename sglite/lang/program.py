@@ -11,9 +11,7 @@ A run ends with its body: streams finish what was appended and close. What they 
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sglite.lang.cells import Cell, arrival
@@ -180,19 +178,9 @@ class ProgramState(TypedSpelling):
         cell = self._cell(name)
         if cell is None:
             raise self._missing(name)
-        with self._waiting(cell):
+        with cell.waited_for():
             self.run.wait(cell.done, lambda: f"await s.get({name!r})")
         return cell
-
-    @contextmanager
-    def _waiting(self, cell: Cell) -> Iterator[None]:
-        """Notes in the graph that the program read what was not there yet."""
-        if cell.done.done() or cell.node < 0:
-            yield
-            return
-        known, began = len(self._graph.nodes), time.monotonic()
-        yield
-        self._graph.reads.append((cell.node, known, time.monotonic() - began))
 
     def get_var(self, name: str) -> Any:
         """Waits for a variable's value. KeyError if nothing sets it, VariableError (a KeyError) if that failed."""
@@ -220,7 +208,7 @@ class ProgramState(TypedSpelling):
         cell = await self._acell(name)
         if cell is None:
             raise self._missing(name)
-        with self._waiting(cell):
+        with cell.waited_for():
             await arrival(cell.done)
         return cell.get()
 

@@ -65,7 +65,7 @@ class TypedSpelling(Writer):
         """An output read as ``type``: int, float, bool, str, Literal, Enum, list[...], dataclass, TypedDict, pydantic
         model... ``arguments``: those of ``sgl.gen``. Without ``max_tokens`` it may fill what is left of the context.
 
-        Awaiting the value raises VariableError whose ``__cause__`` is ``Incomplete`` when a limit cut it off.
+        Awaiting the value raises ``Incomplete`` (which then is a VariableError too) when a limit cut it off.
         """
         return self._output(gen(name, max_tokens, type=type, whole_turn=True, **arguments))
 

@@ -97,7 +97,8 @@ class Value(Marked, Generic[T]):
         return self.cell.name
 
     def __await__(self) -> Generator[Any, None, T]:
-        yield from arrival(self.cell.done).__await__()
+        with self.cell.waited_for():
+            yield from arrival(self.cell.done).__await__()
         return self.cell.get()  # type: ignore[no-any-return]
 
     def partial(self) -> Any:
@@ -111,7 +112,8 @@ class Value(Marked, Generic[T]):
         """Waits for the value. BlockingReadError inside an async program, which has to ``await`` it."""
         if not self.cell.done.done() and not self._may_block():
             raise BlockingReadError(f"{self!r} does not exist yet: write `await` before it, not .value()")
-        self.cell.done.result()
+        with self.cell.waited_for():
+            self.cell.done.result()
         return self.cell.get()  # type: ignore[no-any-return]
 
     def _refuse(self, *_: object) -> SymbolicValueError:

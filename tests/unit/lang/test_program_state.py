@@ -420,3 +420,14 @@ def test_the_graph_of_a_run_has_its_text_and_data_edges(echo: Any) -> None:
     assert [type(n.op) for n in nodes] == [Lit, Fork, Gen, Gen, Join]
     assert [(n.stream, n.prev) for n in nodes] == [(0, None), (0, 0), (1, 1), (2, 1), (0, 1)]
     assert nodes[1].op == Fork((1, 2)) and nodes[4].sources == (2, 3)
+
+
+def test_a_failed_value_fails_the_stream_it_is_appended_to_and_says_so(echo: Any) -> None:
+    @sgl.function
+    def f(s: Any) -> None:
+        a = s.branch()
+        a += "no!" + sgl.gen("v")
+        s += "go " + a.var("v") + sgl.gen("w")
+
+    error = f.run(backend=echo).error()
+    assert "exclamation mark" in str(error) and "variable 'v'" in str(error)
