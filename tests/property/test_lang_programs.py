@@ -64,7 +64,7 @@ class DigestStream(Stream):
         yield (Output(out, {"prompt": self.text}),)
         self.text += out
 
-    async def score(self, name: str | None, choices: Sequence[str], *, unconditional: bool) -> ChoiceScores:
+    async def score(self, name: str | None, choices: Sequence[str], *, unconditional: bool, **_: Any) -> ChoiceScores:
         self.last_was_append = False
         rank = sorted(choices, key=lambda choice: answer(self.text + choice))
         return ChoiceScores([[[-float(rank.index(c)), 0, c]] for c in choices], [[] for _ in choices])
