@@ -5,6 +5,8 @@
 #   make test-slow    the tests that take longer
 #   make lint         ruff and mypy alone
 #   make bench-constrained   measure constrained generation beside its peers; QUICK=--quick takes a part of it
+#   make reference    docs/reference.md from the docstrings
+#   make bench-programs      measure the examples beside the same work as HTTP calls; QUICK=--quick takes small sizes
 #   make demo-model   train the bundled model again (over an hour)
 #   make clean        remove caches and build outputs; the next call of any of the above checks the set-up again
 #
@@ -26,7 +28,7 @@ READY := $(VENV)/sglite-ready
 PYTEST := OMP_NUM_THREADS=1 timeout --kill-after=10 $(TEST_SECONDS) $(PY) -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-slow lint bench-constrained demo-model clean
+.PHONY: run test test-slow lint bench-constrained bench-programs reference demo-model clean
 
 run: $(READY)
 	$(PY) examples/quickstart.py
@@ -45,6 +47,12 @@ lint: $(READY)
 # The harness and its data are a folder beside the project; SGLITE_BENCH_SHARED names another place.
 bench-constrained: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.constrained.run $(QUICK)
+
+reference: $(READY)
+	$(PY) -m tools.api_reference
+
+bench-programs: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.programs.run $(QUICK)
 
 demo-model: $(READY)
 	$(PY) -m tools.demo_model.build

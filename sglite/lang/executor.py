@@ -21,6 +21,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
+from dataclasses import replace
 from itertools import islice
 
 from sglite.lang.backends.base import Stream
@@ -50,6 +51,7 @@ class StreamRunner:
         self._ready = root
         self._running = False
         self._task: asyncio.Task[None] | None = None
+        self._job: Job | None = None
         self._performer = Performer(context, group, self._ahead)
         self.failure: Failure | None = None
         self._over: Failure | None = None
@@ -106,6 +108,9 @@ class StreamRunner:
             self._start()
 
     def _cancel(self, failure: Failure) -> None:
+        if self._job is not None and failure.variable is None and self._job.cell is not None:
+            during = f"{failure.request}, during {_named(self._job)}"
+            failure = replace(failure, request=during, variable=self._job.cell.name, text=self._performer.text)
         self.failure = self.failure or failure
         if self._task is not None:
             self._task.cancel()
@@ -138,6 +143,7 @@ class StreamRunner:
         try:
             if not self._performer.apply(job):
                 record = self._record(job)
+                self._job = job
                 self._task = asyncio.ensure_future(self._performer.request(job, record))
                 await self._task
         except (Exception, asyncio.CancelledError) as error:
@@ -148,7 +154,7 @@ class StreamRunner:
                 record.error = str(self.failure.cause) or type(self.failure.cause).__name__
             self._refuse(job, self.failure)
         finally:
-            self._task = None
+            self._task = self._job = None
             if record is not None:
                 record.ended = self._context.now()
 
@@ -193,9 +199,14 @@ def _has_gen(jobs: list[Job | Mark | End]) -> bool:
 
 
 def _failure(job: Job, error: BaseException, text: str) -> Failure:
-    op = job.node.op
     variable = job.cell.name if job.cell is not None else None
-    return Failure(repr(op) if isinstance(op, Symbol) else str(op), variable, error, text)
+    return Failure(_named(job), variable, error, text)
+
+
+def _named(job: Job) -> str:
+    """What a job does, as its author wrote it."""
+    op = job.node.op
+    return repr(op) if isinstance(op, Symbol) else str(op)
 
 
 def _log_crash(task: asyncio.Task[None]) -> None:

@@ -277,6 +277,10 @@ def _sum(parts: Any) -> Tokens:
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
+def _several(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _report(what: Explanation) -> list[str]:
     counts, nodes = what.counts, what.graph.nodes
     low, high = what.computed_bounds
@@ -285,12 +289,12 @@ def _report(what: Explanation) -> list[str]:
     )
     passes = counts.critical_path_passes
     lines = [
-        f"{counts.requests:,} requests, {counts.forks:,} forks; {what.basis}",
+        f"{_several(counts.requests, 'request')}, {_several(counts.forks, 'fork')}; {what.basis}",
         f"  prompt tokens      {counts.prompt_tokens}",
         f"    computed         {counts.computed_tokens}{spread}",
         f"    found cached     {counts.cached_tokens}",
         f"  generated tokens   {counts.completion_tokens}",
-        f"  critical path      {counts.critical_path_requests:,} requests in sequence, "
+        f"  critical path      {_several(counts.critical_path_requests, 'request')} in sequence, "
         + (
             f"{passes[0]:,} forward passes"
             if passes[0] == passes[1]

@@ -31,7 +31,7 @@ from sglite.lang.explain_tokens import Encoder, Gap, Tokens
 from sglite.lang.explain_track import Call, Track, first_names, number_of
 from sglite.lang.formats import ChatFormat
 from sglite.lang.graph_nodes import is_request, metas_of, variable
-from sglite.lang.history import reconciled, shown
+from sglite.lang.history import noted, reconciled, shown
 from sglite.lang.ir import (
     Arg,
     Ask,
@@ -137,6 +137,8 @@ class Model:
         elif isinstance(op, Tell):
             stream.write(script.tell(op.message))
         elif isinstance(op, Reply):
+            if script.templated:
+                script.place(stream.mark())
             stream.write(script.reply(op.message))
         elif isinstance(op, CaptureBegin):
             script.begin_capture(op.name)
@@ -190,7 +192,7 @@ class Model:
 
     def _ask(self, node: Node, op: Ask, stream: Track) -> None:
         script = stream.script
-        messages = script.messages
+        messages = noted(script.messages, op.note)
         if self._render is None or self._render([shown(m) for m in messages], op.tools) is None:
             stream.write(script.begin_turn("assistant"))
             return
@@ -204,8 +206,11 @@ class Model:
         if change.common is not None:
             place = script.rewind(change.common)
             stream.rewind(Track(script).mark() if place is None else place[1])  # type: ignore[arg-type]
-            text = text if place is None else text[place[0] :]
-        stream.write(script.ask(text))
+            if place is None:
+                script.place(stream.mark())
+            else:
+                text = text[place[0] :]
+        stream.write(script.ask(text, op.tools))
         script.place(stream.mark())
 
     def _text_of(self, node: Node, op: Symbol | Media) -> str:

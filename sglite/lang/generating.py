@@ -12,14 +12,16 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglite.lang.backends.base import GenCall, Output, Stream, check_finished
 from sglite.lang.cells import Cell
 from sglite.lang.context import RunContext
 from sglite.lang.errors import BudgetExceeded, CheckFailed, Incomplete
 from sglite.lang.ir import Gen, NodeRecord
-from sglite.lang.typed import TypeSpec
+
+if TYPE_CHECKING:
+    from sglite.lang.typed import TypeSpec
 
 _RETRY_TEMPERATURE = 0.5
 _RETRY_STEP = 0.25
@@ -125,7 +127,9 @@ def _read(spec: TypeSpec, output: Output) -> Any:
     except ValueError as error:
         reason = output.meta.get("finish_reason")
         if isinstance(reason, dict) and reason.get("type") == "length":
-            name = getattr(spec.type, "__name__", str(spec.type))
+            from sglite.lang.typed_schema import type_name
+
+            name = type_name(spec.type)
             raise Incomplete(
                 f"{output.text[-60:]!r} was cut off by its token limit before it was a {name}; "
                 'give max_tokens more room, or on_limit="close"',

@@ -361,8 +361,8 @@ class NodeRecord:
     """What became of a node in a run; nodes that only concern text have none.
 
     ``started``, ``ended``: seconds since the run began. ``text``: what the node added to its stream. ``meta``: what
-    the back end said of its requests (SGLang's ``meta_info``; a list with n > 1), one entry per ``attempts`` in
-    ``metas``. ``prompt_text``: length in characters of the stream before it.
+    the back end said of its last request (SGLang's ``meta_info``; a list with n > 1), ``metas``: of every attempt.
+    ``prompt_chars``: length of the stream before it. ``token_ids``: of the output, where the back end tells them.
     """
 
     started: float
@@ -370,12 +370,10 @@ class NodeRecord:
     text: str = ""
     meta: Any = None
     metas: list[Any] = field(default_factory=list)
-    """One entry an attempt."""
     prompt_chars: int = 0
     attempts: int = 1
     error: str | None = None
     token_ids: tuple[int, ...] | None = None
-    """Ids of the output, where the back end tells them."""
 
 
 class Graph:

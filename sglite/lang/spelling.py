@@ -19,6 +19,8 @@ from sglite.lang.messages import Message, ToolSpec
 from sglite.lang.values import Value
 from sglite.lang.writer import Writer
 
+_RULES = ("dtype", "regex", "json_schema", "ebnf", "structural_tag", "choices")
+
 S = TypeVar("S", bound="TypedSpelling")
 Item = TypeVar("Item")
 
@@ -67,6 +69,8 @@ class TypedSpelling(Writer):
 
         Awaiting the value raises ``Incomplete`` (which then is a VariableError too) when a limit cut it off.
         """
+        if type is str and any(arguments.get(rule) is not None for rule in _RULES):
+            type = None  # the constraint says what the text is
         return self._output(gen(name, max_tokens, type=type, whole_turn=True, **arguments))
 
     def select(self, choices: Sequence[str], name: str | None = None, **arguments: Any) -> Value[str]:

@@ -16,6 +16,7 @@ from sglite.lang.ir import REST_OF_CONTEXT, Sampling
 _NEUTRAL: tuple[tuple[str, object], ...] = (
     ("min_new_tokens", 0),
     ("n", 1),
+    ("on_limit", "stop"),
     ("stop", ()),
     ("stop_token_ids", ()),
     ("stop_regex", ()),

@@ -57,7 +57,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
 def test_graph_shows_a_program_without_running_it(file: Path, command: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = command("graph", file, "--arg", "topic=cats", "--arg", "n=3", "--explain")
     assert code == 0 and "fork(3)" in out and "gen('view', max_new_tokens=4)" in out and "'Topic: cats'" in out
-    assert "EFFECT" not in out and "4 requests, 1 forks; estimated" in err
+    assert "EFFECT" not in out and "4 requests, 1 fork; estimated" in err
     assert "argument 'topic'" in command("graph", f"{file}:f")[1]
 
 
@@ -117,7 +117,7 @@ def test_run_prints_what_the_program_returns_and_keeps_its_trace(
         "    return {'answer': s['a']}\n"
     )
     code, out, err = command("run", file, "--arg", "q=hello", "--trace", trace, "--explain")
-    assert code == 0 and list(json.loads(out)) == ["answer"] and "1 requests, 0 forks; counted" in err
+    assert code == 0 and list(json.loads(out)) == ["answer"] and "1 request, 0 forks; counted" in err
     assert ProgramGraph.load(trace).records[1].text == json.loads(out)["answer"]
     code, out, err = command("run", file, "--arg", "q=hello", "--arg", "fail=true")
     assert code == 1 and "KeyError: 'mine'" in err and out == ""
