@@ -90,34 +90,42 @@ class Feed:
         """The chunks written until now."""
         return list(self._chunks)
 
-    def _from(self, start: int) -> tuple[list[tuple[str, Meta]], Future[None], bool]:
-        waiter, closed = self._changed.waiter(), self._closed
-        return self._chunks[start:], waiter, closed
+    @property
+    def closed(self) -> bool:
+        """Whether all of it is there."""
+        return self._closed
+
+    def _news(self, start: int) -> Future[None] | None:
+        """What to wait for until there are chunks from ``start`` on; None: nothing, there are or there never will."""
+        if self._closed or len(self._chunks) > start:
+            return None
+        waiter = self._changed.waiter()
+        return None if self._closed or len(self._chunks) > start else waiter
 
     def read(self) -> Iterator[tuple[str, Meta]]:
         """Chunks as they come; blocks between them."""
         done = 0
         while True:
-            chunks, waiter, closed = self._from(done)
+            closed, chunks = self._closed, self._chunks[done:]
             yield from chunks
             done += len(chunks)
-            if closed and not chunks:
+            if closed:
                 return
-            if not chunks:
-                waiter.result()
+            if (news := self._news(done)) is not None:
+                news.result()
 
     async def aread(self) -> AsyncIterator[tuple[str, Meta]]:
         """Chunks as they come."""
         done = 0
         while True:
-            chunks, waiter, closed = self._from(done)
+            closed, chunks = self._closed, self._chunks[done:]
             for chunk in chunks:
                 yield chunk
             done += len(chunks)
-            if closed and not chunks:
+            if closed:
                 return
-            if not chunks:
-                await arrival(waiter)
+            if (news := self._news(done)) is not None:
+                await arrival(news)
 
 
 class Cell:
@@ -147,11 +155,28 @@ class Cell:
         return cell
 
     @staticmethod
-    def gathered(name: str, parts: list[Cell], node: int) -> Cell:
-        """A cell whose value is the list of the values of ``parts``, once they all have one."""
+    def gathered(
+        name: str,
+        parts: list[Cell],
+        node: int,
+        soon: Callable[[Callable[[], None]], None] = lambda settle: settle(),
+    ) -> Cell:
+        """A cell whose value is the list of the values of ``parts``, once they all have one.
+
+        ``soon`` calls what settles it. Where gathered cells are parts of others many levels deep, that must not happen
+        on top of the call that settled the part.
+        """
         whole = Cell(name, node)
         missing = len(parts)
         lock = threading.Lock()
+
+        def settle() -> None:
+            failure = next((p.failure for p in parts if p.failure), None)
+            if failure:
+                whole.fail(failure)
+            else:
+                raws = [p.raw for p in parts]
+                whole.resolve([p.value for p in parts], [p.meta for p in parts], raws)
 
         def one_done(_: Future[None]) -> None:
             nonlocal missing
@@ -159,12 +184,7 @@ class Cell:
                 missing -= 1
                 last = missing == 0
             if last:
-                failure = next((p.failure for p in parts if p.failure), None)
-                if failure:
-                    whole.fail(failure)
-                else:
-                    raws = [p.raw for p in parts]
-                    whole.resolve([p.value for p in parts], [p.meta for p in parts], raws)
+                soon(settle)
 
         for part in parts:
             part.done.add_done_callback(one_done)

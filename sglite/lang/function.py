@@ -92,10 +92,10 @@ class Function:
         comes first.
 
         ``stream``: return at once, run the body in another thread, follow outputs with ``text_iter``.
-        ``use_thread=False``: every append waits until it was executed. The body's exceptions propagate; with
+        ``use_thread=False``: every append of a plain function waits until it was executed. The body's exceptions propagate; with
         ``stream`` they are in ``error()``. The body of an ``async def`` runs in an event loop of its own.
         """
-        options, given = self._split(kwargs, stream=stream, inline=not use_thread)
+        options, given = self._split(kwargs, stream=stream, inline=not use_thread and not self.is_async)
         state = self._start(backend, options)
         arguments = self._arguments(args, given)
         if self.is_async:

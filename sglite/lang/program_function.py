@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sglite.lang.function import Function
@@ -13,7 +13,7 @@ class Program(Function):
     """A function of a state, under any name, whose call gives what the function returns.
 
     Of an ``async def`` the call is a coroutine; of a plain function it is the value. ``run_value`` gives the value in
-    either case, and ``run``, ``arun``, ``run_batch`` and the rest give states, as for ``@function``.
+    either case; values that do not exist yet, also in lists, tuples and dicts, are waited for. ``run``, ``arun``, ``run_batch`` and the rest give states, as for ``@function``.
     """
 
     first_name = None
@@ -32,19 +32,42 @@ class Program(Function):
 
     async def _avalue(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = await self.arun(*args, **kwargs)
-        if isinstance(state.ret_value, Value):
-            return await state.ret_value
+        for value in values_in(state.ret_value):
+            await value
         error = await state.finished()
         if error is not None:
             raise error
-        return state.ret_value
+        return settled(state.ret_value)
 
     def run_value(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program and gives its value; works in scripts and in notebooks. Errors of outputs are raised."""
         state = self.run(*args, **kwargs)
-        if isinstance(state.ret_value, Value):
-            return state.ret_value.value()
+        for value in values_in(state.ret_value):
+            value.value()
         error = state.error()
         if error is not None:
             raise error
-        return state.ret_value
+        return settled(state.ret_value)
+
+
+def values_in(result: Any) -> Iterator[Value[Any]]:
+    """The values that a result is, or that lists, tuples and dicts of it hold."""
+    if isinstance(result, Value):
+        yield result
+    elif isinstance(result, (list, tuple)):
+        for item in result:
+            yield from values_in(item)
+    elif isinstance(result, dict):
+        for item in result.values():
+            yield from values_in(item)
+
+
+def settled(result: Any) -> Any:
+    """The result with what its values, which exist by now, stand for."""
+    if isinstance(result, Value):
+        return result.cell.get()
+    if type(result) in (list, tuple):
+        return type(result)(settled(item) for item in result)
+    if type(result) is dict:
+        return {key: settled(item) for key, item in result.items()}
+    return result

@@ -28,16 +28,24 @@ class Session:
         self.default_backend: Any = None
         self.current: ContextVar[Backend | None] = ContextVar("sglite_backend", default=None)
         """The back end of the program whose body runs here: programs it calls use the same."""
+        self.inside: ContextVar[frozenset[str]] = ContextVar("sglite_inside", default=frozenset())
+        """The ids of the runs inside of whose bodies and checks this is: threads and tasks that these start, too."""
         self.marks: WeakValueDictionary[str, Any] = WeakValueDictionary()
         """Marks of symbolic values in text, by run; see ``values``."""
-        self.renew_threads()
+        self.loop = LoopThread("sglite-programs")
+        self.body_loop = LoopThread("sglite-async-bodies")
+        self._make_pools()
         os.register_at_fork(after_in_child=self.renew_threads)
 
     def renew_threads(self) -> None:
         """New threads, started when first used."""
-        self.loop = LoopThread("sglite-programs")
-        self.body_loop = LoopThread("sglite-async-bodies")
+        self.loop.renew()
+        self.body_loop.renew()
+        self._make_pools()
+
+    def _make_pools(self) -> None:
         self.bodies = BodyPool(auto_threads(), "sglite-body")
+        self.checks = BodyPool(auto_threads(), "sglite-check")
         self.tools = ToolThreads(auto_threads(), "sglite-tool")
 
     def backend(self, given: Any = None) -> Backend:

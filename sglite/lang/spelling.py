@@ -6,12 +6,13 @@ is the assistant's turn.
 
 from __future__ import annotations
 
+import builtins
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from sglite.lang.expressions import gen, repeat, select
 from sglite.lang.ir import Ask, Checkpoint, Expr, Reply, Restart, RoleBegin, RoleEnd, Rollback, Tell
@@ -21,6 +22,7 @@ from sglite.lang.writer import Writer
 
 _RULES = ("dtype", "regex", "json_schema", "ebnf", "structural_tag", "choices")
 
+T = TypeVar("T")
 S = TypeVar("S", bound="TypedSpelling")
 Item = TypeVar("Item")
 
@@ -61,6 +63,14 @@ class TypedSpelling(Writer):
 
     # --- outputs ---
 
+    @overload
+    def gen(
+        self, type: builtins.type[T], name: str | None = ..., max_tokens: int | None = ..., **arguments: Any
+    ) -> Value[T]: ...
+    @overload
+    def gen(
+        self, type: Any = ..., name: str | None = ..., max_tokens: int | None = ..., **arguments: Any
+    ) -> Value[Any]: ...
     def gen(
         self, type: Any = str, name: str | None = None, max_tokens: int | None = None, **arguments: Any
     ) -> Value[Any]:

@@ -1,4 +1,7 @@
-"""Coroutines as values: what an async function of a branch will return, to append or to await."""
+"""Coroutines as values: what an async function of a branch will return, to append or to await.
+
+A run waits for the tasks of its body, and cancels them when the body fails: none is left behind.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,42 @@ from sglite.lang.errors import Failure
 from sglite.lang.values import Value
 
 
-def value_of_task(value_of: Callable[[Cell], Value[Any]], coroutine: Coroutine[Any, Any, Any]) -> Value[Any]:
-    """Starts ``coroutine`` in the running loop; the value that it will return."""
-    cell = Cell(getattr(coroutine, "__name__", "task"))
-    task = asyncio.ensure_future(coroutine)
+class Tasks:
+    """The tasks of one run's body. For the event loop of that body."""
 
-    async def settle() -> None:
-        try:
-            result = await task
-            if isinstance(result, Value):
-                await arrival(result.cell.done)
-                result, raw = result.cell.get(), result.cell.raw
-            else:
-                raw = result if isinstance(result, str) else None
-            cell.resolve(result, None, raw)
-        except (Exception, asyncio.CancelledError) as error:
-            cell.fail(Failure(f"{cell.name}()", cell.name, error, ""))
+    def __init__(self) -> None:
+        self._open: set[asyncio.Task[None]] = set()
 
-    value = value_of(cell)
-    value.keep = asyncio.ensure_future(settle())
-    return value
+    def value_of(self, value_of: Callable[[Cell], Value[Any]], coroutine: Coroutine[Any, Any, Any]) -> Value[Any]:
+        """Starts ``coroutine`` in the running loop; the value that it will return."""
+        cell = Cell(getattr(coroutine, "__name__", "task"))
+        task = asyncio.get_running_loop().create_task(_settle(cell, coroutine))
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
+        return value_of(cell)
+
+    async def over(self) -> None:
+        """Returns when all have ended."""
+        while self._open:
+            await asyncio.wait(self._open)
+
+    async def cancel(self) -> None:
+        """Cancels all and waits until they have ended."""
+        for task in self._open:
+            task.cancel()
+        await self.over()
+
+
+async def _settle(cell: Cell, coroutine: Coroutine[Any, Any, Any]) -> None:
+    try:
+        result = await coroutine
+        if isinstance(result, Value):
+            await arrival(result.cell.done)
+            result, raw = result.cell.get(), result.cell.raw
+        else:
+            raw = result if isinstance(result, str) else None
+        cell.resolve(result, None, raw)
+    except BaseException as error:
+        cell.fail(Failure(f"{cell.name}()", cell.name, error, ""))
+        if not isinstance(error, (Exception, asyncio.CancelledError)):
+            raise

@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from sglite.lang.errors import BlockingReadError
+
 T = TypeVar("T")
 _IDLE_SECONDS = 5.0
 
@@ -22,11 +24,16 @@ _IDLE_SECONDS = 5.0
 class LoopThread:
     """An event loop in a daemon thread of its own, started when first used.
 
-    Independent of any loop the caller runs, so programs work inside a notebook.
+    Independent of any loop the caller runs, so programs work inside a notebook. A callback that raises SystemExit or
+    KeyboardInterrupt does not stop it.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.renew()
+
+    def renew(self) -> None:
+        """Forgets the thread, which a forked child does not have; another one is started when it is needed."""
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ident: int | None = None
@@ -36,7 +43,7 @@ class LoopThread:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True)
+                thread = threading.Thread(target=_run, args=(self._loop,), name=self._name, daemon=True)
                 thread.start()
                 self._ident = thread.ident
             return self._loop
@@ -49,18 +56,35 @@ class LoopThread:
         """Runs ``coroutine`` on the loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop())
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the loop's own thread."""
+        return threading.get_ident() == self._ident
+
     def wait(self, future: Future[T]) -> T:
         """Blocks until ``future`` has a result. Refused on the loop's own thread, which it would stop for ever."""
-        if threading.get_ident() == self._ident and not future.done():
-            raise RuntimeError("a blocking read inside the programs' event loop would never end; read elsewhere")
+        if self.is_here and not future.done():
+            raise BlockingReadError(
+                "a blocking read inside the programs' event loop would never end: write `await` (s.get, arun), or read "
+                "in another thread"
+            )
         return future.result()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt):
+            continue  # somebody's task raised it, and has it; the tasks of others go on
 
 
 class BodyPool:
     """Runs functions on at most ``limit`` daemon threads, started as needed and ended when idle.
 
     A function submitted from one of the pool's own threads is never queued behind its submitter: it gets a thread
-    even beyond the limit, so a program that runs programs cannot starve itself.
+    even beyond the limit, so a program that runs programs cannot starve itself. So does one submitted as ``nested``,
+    for those for which one of the pool's functions waits in a less direct way.
     """
 
     def __init__(self, limit: int, name: str) -> None:
@@ -72,7 +96,7 @@ class BodyPool:
         self._idents: set[int] = set()
         self._threads = 0
 
-    def submit(self, function: Callable[[], T]) -> Future[T]:
+    def submit(self, function: Callable[[], T], *, nested: bool = False) -> Future[T]:
         """Runs ``function`` in the context variables of the caller."""
         future: Future[T] = Future()
         context = contextvars.copy_context()
@@ -87,7 +111,7 @@ class BodyPool:
 
         with self._changed:
             self._jobs.append(job)
-            nested = threading.get_ident() in self._idents
+            nested = nested or threading.get_ident() in self._idents
             if len(self._jobs) <= self._idle:
                 self._changed.notify()
             elif self._threads < self._limit or nested:

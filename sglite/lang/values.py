@@ -34,6 +34,10 @@ class Marks:
         self._symbols.append(symbol)
         return f"{OPEN}{self._key}:{len(self._symbols) - 1}{CLOSE}"
 
+    def has(self, index: str) -> bool:
+        """Whether there is an ``index``-th mark."""
+        return index.isdecimal() and int(index) < len(self._symbols)
+
     def at(self, index: int) -> Symbol:
         """The symbol of the ``index``-th mark."""
         return self._symbols[index]
@@ -46,7 +50,7 @@ def unmarked(text: str, directory: WeakValueDictionary[str, Marks]) -> Iterator[
         body, closed, after = rest.partition(CLOSE)
         key, _, index = body.partition(":")
         table = directory.get(key)
-        if not opened or not closed or CLOSE in before or table is None or not index.isdecimal():
+        if not opened or not closed or CLOSE in before or table is None or not table.has(index):
             raise ValueError(
                 f"the text {text[:60]!r} holds what is left of a symbolic value that was cut, changed or belongs to a "
                 "run that is over; append the value itself, or wait for it: s['name'], await s.get('name')"
@@ -88,8 +92,6 @@ class Value(Marked, Generic[T]):
         self.cell = cell
         self._marks = marks
         self._may_block = may_block
-        self.keep: Any = None
-        """The task that will give the value, if it is one of the program's own: loops hold tasks weakly."""
 
     @property
     def name(self) -> str:

@@ -292,3 +292,32 @@ def test_async_streams_follow_a_run_whose_body_waits(echo: Any) -> None:
     pieces, text = asyncio.run(main())
     x = echo.answer("a")
     assert "".join(pieces) == echo.answer(f"a{x}b") and len(pieces) > 1 and text.endswith("".join(pieces))
+
+
+def test_a_result_may_hold_values_that_do_not_exist_yet(echo: Any) -> None:
+    @sgl.program
+    async def f(s: sgl.State) -> Any:
+        parts = s.map(["a", "b"], lambda branch, text: (branch.user(text), branch.gen(str))[1])
+        return {"parts": parts, "pair": (1, parts[0])}
+
+    wanted = [echo.answer(f"USER: {text}\nASSISTANT: ") for text in "ab"]
+    assert f.run_value(backend=echo) == {"parts": wanted, "pair": (1, wanted[0])}
+    assert asyncio.run(f(backend=echo)) == {"parts": wanted, "pair": (1, wanted[0])}
+
+
+def test_a_constraint_takes_the_place_of_the_type(echo: Any) -> None:
+    @sgl.program
+    def f(s: sgl.State) -> Any:
+        return s.gen(regex="[a-z]+")
+
+    echo.answers = lambda prompt, call: "abc"
+    assert f(backend=echo) == "abc" and echo.calls[0][1].sampling.regex == "[a-z]+"
+
+
+def test_appends_one_by_one_are_for_plain_functions(echo: Any) -> None:
+    @sgl.function
+    async def f(s: Any) -> Any:
+        s += "a" + sgl.gen("x")
+        return await s.get("x")
+
+    assert f.run(backend=echo, use_thread=False).ret_value == echo.answer("a")
