@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from sglite.lang.backends.base import Backend
+from sglite.lang.budget import TokenBudget
 from sglite.lang.cells import Cell
 from sglite.lang.errors import Failure
 from sglite.lang.ir import Graph, Node, Sampling
@@ -71,7 +72,7 @@ class Warmup(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """What all streams of one run share. ``token_budget``: tokens that all its outputs together may have."""
+    """What all streams of one run share. ``nested``: it was started inside the body or a check of another run."""
 
     graph: Graph
     backend: Backend
@@ -83,7 +84,8 @@ class RunContext:
     rng: random.Random
     warmup: Warmup | None = None
     seed: int | None = None
-    token_budget: int | None = None
+    budget: TokenBudget | None = None
+    nested: bool = False
     history: History = "append"
     speculate: int | None = None
     usage: Usage = field(default_factory=Usage)

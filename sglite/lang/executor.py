@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 _LOOK_AHEAD = 64
 """Jobs behind the one under way that the back end is told of."""
+_CLOSE_S = 10.0
+"""How long a back end may take to give a sequence back: a server that does not answer must not keep a run open."""
 
 
 class StreamRunner:
@@ -108,10 +110,13 @@ class StreamRunner:
             self._start()
 
     def _cancel(self, failure: Failure) -> None:
+        if self._over is not None:
+            return
         if self._job is not None and failure.variable is None and self._job.cell is not None:
             during = f"{failure.request}, during {_named(self._job)}"
             failure = replace(failure, request=during, variable=self._job.cell.name, text=self._performer.text)
         self.failure = self.failure or failure
+        self.feed.close()
         if self._task is not None:
             self._task.cancel()
         self.adopt(None, None, failure)
@@ -146,9 +151,10 @@ class StreamRunner:
                 self._job = job
                 self._task = asyncio.ensure_future(self._performer.request(job, record))
                 await self._task
-        except (Exception, asyncio.CancelledError) as error:
+        except BaseException as error:  # whatever a check raised, and the loop's own cancelling
             if self.failure is None:
                 self.failure = _failure(job, error, self._performer.text)
+                self.feed.close()
                 logger.warning("%s", self.failure.error())
             if record is not None:
                 record.error = str(self.failure.cause) or type(self.failure.cause).__name__
@@ -176,10 +182,13 @@ class StreamRunner:
     async def _end(self) -> None:
         self._over = Failure("an append", None, RuntimeError("the run has ended"), "")
         try:
-            await self._performer.aclose()
+            await asyncio.wait_for(self._performer.aclose(), _CLOSE_S)
+        except asyncio.TimeoutError:
+            logger.warning("a back end did not close a sequence within %s s; it is left to it", _CLOSE_S)
         except Exception:
             logger.exception("a back end failed to close a sequence of program %s", self._context.graph.program_id)
-        self._context.on_end()
+        finally:
+            self._context.on_end()
 
     # --- looking ahead ---
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sglite.lang.backends.base import Backend
 from sglite.lang.batch import AHEAD, Batch, PrefixWarmup
+from sglite.lang.bodies import Excused, arun_body, body_in_thread, check_body, end_cancelled, in_thread, run_body
 from sglite.lang.cells import arrival
-from sglite.lang.errors import Failure, ProgramError
+from sglite.lang.errors import BlockingReadError, Failure, ProgramError
 from sglite.lang.ir import Sampling
 from sglite.lang.order import BlockOrder
 from sglite.lang.program import ProgramState
@@ -51,10 +52,7 @@ class Function:
         self.is_async = inspect.iscoroutinefunction(func)
         self.__name__ = getattr(func, "__name__", "program")
         self.__doc__ = func.__doc__
-        self._signature = inspect.signature(func)
-        first = next(iter(self._signature.parameters), None)
-        if first is None or (self.first_name is not None and first != self.first_name):
-            raise TypeError(f"program {self.__name__!r}: the first parameter must be named 's', not {first!r}")
+        self._signature = check_body(func, self.__name__, self.first_name)
 
     def __repr__(self) -> str:
         return f"<program {self.__name__}{self._signature}>"
@@ -92,20 +90,22 @@ class Function:
         comes first.
 
         ``stream``: return at once, run the body in another thread, follow outputs with ``text_iter``.
-        ``use_thread=False``: every append of a plain function waits until it was executed. The body's exceptions propagate; with
-        ``stream`` they are in ``error()``. The body of an ``async def`` runs in an event loop of its own.
+        ``use_thread=False``: every append of a plain function waits until it was executed. The body's exceptions
+        propagate; with ``stream`` they are in ``error()``. The body of an ``async def`` runs in a loop of its own.
         """
         options, given = self._split(kwargs, stream=stream, inline=not use_thread and not self.is_async)
-        state = self._start(backend, options)
         arguments = self._arguments(args, given)
+        if not stream:
+            self._check_blocking("arun")
+        state = self._start(backend, options)
         if self.is_async:
-            done = SESSION.body_loop.spawn(self._abody(state, arguments))
+            done = SESSION.body_loop.spawn(arun_body(self.func, state, arguments))
             if not stream:
                 self._wait(state, done)
         elif stream:
-            SESSION.bodies.submit(lambda: self._body(state, arguments))
+            in_thread(self.func, state, arguments)
         else:
-            self._body(state, arguments)
+            run_body(self.func, state, arguments)
         return state
 
     async def arun(self, *args: Any, stream: bool = False, backend: Any = None, **kwargs: Any) -> ProgramState:
@@ -114,19 +114,17 @@ class Function:
         Returns when the body has; with ``stream`` at once. Cancelling the caller cancels the run.
         """
         options, given = self._split(kwargs, stream=stream, inline=False)
-        state = self._start(backend, options)
         arguments = self._arguments(args, given)
-        if self.is_async:
-            body: Any = asyncio.ensure_future(self._abody(state, arguments))
-        else:
-            body = arrival(SESSION.bodies.submit(lambda: self._body(state, arguments)))
+        state = self._start(backend, options)
+        body = asyncio.ensure_future((arun_body if self.is_async else body_in_thread)(self.func, state, arguments))
         if stream:
-            state.body = asyncio.ensure_future(body)
+            state.body = body
+            body.add_done_callback(_seen)
             return state
         try:
             await body
         except asyncio.CancelledError:
-            state.run.end(Failure("cancel()", None, RuntimeError("the run was cancelled"), ""))
+            end_cancelled(state)
             raise
         return state
 
@@ -134,6 +132,14 @@ class Function:
         chosen = SESSION.backend(backend)
         run = Run(chosen, options, name=self.__name__, is_async=self.is_async, warmup=warmup, order=self._order)
         return ProgramState.start(run)
+
+    def _check_blocking(self, instead: str) -> None:
+        """BlockingReadError in an event loop that the run itself needs: waiting there would never end."""
+        if SESSION.loop.is_here or (self.is_async and SESSION.body_loop.is_here):
+            raise BlockingReadError(
+                f"running {self.__name__!r} here would block the event loop that it needs: write "
+                f"`await {self.__name__}.{instead}(...)`"
+            )
 
     def _wait(self, state: ProgramState, done: Future[None]) -> None:
         """Waits for an async body; Ctrl-C stops the run."""
@@ -170,12 +176,12 @@ class Function:
         has already, from a batch that was cut off, are not run again: their places hold ``SavedRow``s.
         """
         rows, options = self._rows(batch_kwargs, kwargs)
-        if on_error not in ("raise", "return"):
-            raise ValueError(f"run_batch(on_error={on_error!r}): use 'raise' or 'return'")
+        excused = _excused(on_error)
+        self._check_blocking("arun_batch")
         chosen = SESSION.backend(backend)
 
         def batch(first: int) -> Iterator[ProgramState]:
-            return self._batch(rows[first:], options, chosen, num_threads, progress_bar, generator_style, on_error)
+            return self._batch(rows[first:], options, chosen, num_threads, progress_bar, generator_style, excused)
 
         states = batch(0) if output is None else saved(Path(output), self.__name__, rows, batch)
         return states if generator_style else list(states)
@@ -191,22 +197,23 @@ class Function:
     ) -> list[ProgramState]:
         """``run_batch`` for an event loop: at most ``max_concurrency`` rows at a time; finished states in row order."""
         rows, options = self._rows(batch_kwargs, kwargs)
+        excused = _excused(on_error)
+        if type(max_concurrency) is not int or max_concurrency < 1:
+            raise ValueError(f"arun_batch(max_concurrency={max_concurrency!r}): use 1 or more")
         chosen = SESSION.backend(backend)
         warmup = PrefixWarmup(chosen) if len(rows) > 1 else None
         slots = asyncio.Semaphore(max_concurrency)
+        run: Any = arun_body if self.is_async else body_in_thread
 
         async def one(row: inspect.BoundArguments) -> ProgramState:
             async with slots:
                 state = self._start(chosen, options, warmup)
                 try:
-                    if self.is_async:
-                        await self._abody(state, row, spoils_only_itself=True)
-                    else:
-                        await arrival(SESSION.bodies.submit(lambda: self._body(state, row, spoils_only_itself=True)))
-                except Exception:
-                    if on_error == "raise":
-                        raise
-                await arrival(state.run.finished)
+                    await run(self.func, state, row, excused)
+                    await arrival(state.run.finished)
+                except asyncio.CancelledError:
+                    end_cancelled(state)
+                    raise
                 return state
 
         tasks = [asyncio.ensure_future(one(row)) for row in rows]
@@ -234,7 +241,7 @@ class Function:
         num_threads: int | Literal["auto"],
         progress_bar: bool,
         lazy: bool,
-        on_error: OnError,
+        excused: Excused,
     ) -> Iterator[ProgramState]:
         threads = None if num_threads == "auto" else num_threads
         warmup = PrefixWarmup(backend) if len(rows) > 1 and threads != 1 else None
@@ -242,9 +249,8 @@ class Function:
         def start(row: inspect.BoundArguments) -> tuple[ProgramState, Callable[[], None]]:
             state = self._start(backend, options, warmup)
             if self.is_async:
-                body = self._abody(state, row, spoils_only_itself=True, swallow=on_error == "return")
-                return state, lambda: SESSION.body_loop.spawn(body).result()
-            return state, lambda: self._body(state, row, spoils_only_itself=True, swallow=on_error == "return")
+                return state, lambda: SESSION.body_loop.spawn(arun_body(self.func, state, row, excused)).result()
+            return state, lambda: run_body(self.func, state, row, excused)
 
         with progress(len(rows), self.__name__, shown=progress_bar) as advance:
             yield from Batch(threads, advance).results(rows, start, ahead=AHEAD if lazy else len(rows) + 1)
@@ -303,54 +309,18 @@ class Function:
         speculate = self.num_api_spec_tokens
         return RunOptions(defaults=defaults, stream=stream, inline=inline, speculate=speculate, **chosen), given
 
-    # --- bodies ---
 
-    def _body(
-        self,
-        state: ProgramState,
-        arguments: inspect.BoundArguments,
-        *,
-        spoils_only_itself: bool = False,
-        swallow: bool = False,
-    ) -> None:
-        """Runs the body on a fresh state and ends the run."""
-        state.run.enter_body()
-        token = SESSION.current.set(state.run.backend)
-        try:
-            state.ret_value = self.func(state, *arguments.args[1:], **arguments.kwargs)
-        except BaseException as error:
-            self._failed(state, error, spoils_only_itself, swallow)
-        else:
-            state.run.end()
-        finally:
-            SESSION.current.reset(token)
+def _excused(on_error: OnError) -> Excused:
+    """Which exceptions of a body do not end its batch."""
+    if on_error not in ("raise", "return"):
+        raise ValueError(f"on_error={on_error!r}: use 'raise' or 'return'")
+    return (Exception,) if on_error == "return" else (ProgramError,)
 
-    async def _abody(
-        self,
-        state: ProgramState,
-        arguments: inspect.BoundArguments,
-        *,
-        spoils_only_itself: bool = False,
-        swallow: bool = False,
-    ) -> None:
-        """``_body`` for an ``async def``."""
-        state.run.enter_body()
-        token = SESSION.current.set(state.run.backend)
-        try:
-            state.ret_value = await self.func(state, *arguments.args[1:], **arguments.kwargs)
-        except BaseException as error:
-            self._failed(state, error, spoils_only_itself, swallow)
-        else:
-            state.run.end()
-        finally:
-            SESSION.current.reset(token)
 
-    def _failed(self, state: ProgramState, error: BaseException, spoils_only_itself: bool, swallow: bool) -> None:
-        """Ends the run of a body that raised; raises on, unless the row alone is spoilt."""
-        state.run.end(Failure(f"the body of {self.__name__!r}", None, error, ""))
-        own = isinstance(error, ProgramError) if not swallow else isinstance(error, Exception)
-        if not (spoils_only_itself and own):
-            raise error
+def _seen(body: asyncio.Future[None]) -> None:
+    """Whatever ended a streamed body is in ``error()``; nobody need await the task for it."""
+    if not body.cancelled():
+        body.exception()
 
 
 # The limit of 128 tokens is the back ends' own: an engine shortens its default where the context ends, and only that.

@@ -7,7 +7,6 @@ value; anything else is a bug of the check and ends the stream.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
@@ -15,10 +14,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sglite.lang.backends.base import GenCall, Output, Stream, check_finished
-from sglite.lang.cells import Cell
+from sglite.lang.cells import Cell, arrival
 from sglite.lang.context import RunContext
-from sglite.lang.errors import BudgetExceeded, CheckFailed, Incomplete
+from sglite.lang.errors import CheckFailed, Incomplete
 from sglite.lang.ir import Gen, NodeRecord
+from sglite.lang.session import SESSION
 
 if TYPE_CHECKING:
     from sglite.lang.typed import TypeSpec
@@ -52,13 +52,12 @@ async def generate(
     mark = stream.mark() if op.retries else None
     refused: list[tuple[str, str]] = []
     for attempt in range(op.retries + 1):
-        call = bolder(within_budget(context, call_of(attempt)), attempt)
+        call = bolder(call_of(attempt), attempt)
         open_ended = op.check is None and not op.retries
-        outputs = await outputs_of(stream, call, show if open_ended else None)
-        note(context, record, outputs, attempt)
+        outputs = await outputs_of(context, record, stream, call, show if open_ended else None, attempt)
         try:
             check_finished(outputs)
-            value = await accepted(op, outputs, [text for text, _ in refused])
+            value = await accepted(context, op, outputs, [text for text, _ in refused])
         except (ValueError, AssertionError) as error:
             if op.check is None and op.type is None:
                 raise
@@ -79,8 +78,33 @@ async def generate(
     raise AssertionError("every attempt returns, raises or goes on")
 
 
-async def outputs_of(stream: Stream, call: GenCall, show: Show | None) -> tuple[Output, ...]:
-    """The complete outputs of one request; the first one's text is shown as it comes."""
+async def outputs_of(
+    context: RunContext,
+    record: NodeRecord,
+    stream: Stream,
+    call: GenCall,
+    show: Show | None = None,
+    attempt: int = 0,
+) -> tuple[Output, ...]:
+    """The complete outputs of one request, which is accounted for; the first one's text is shown as it comes.
+
+    BudgetExceeded when the run has no tokens left.
+    """
+    if context.budget is None:
+        outputs = await _outputs_of(stream, call, show)
+        _note(context, record, outputs, attempt)
+        return outputs
+    given, several = call.sampling.max_new_tokens, call.sampling.n or 1
+    async with context.budget.share(None if given is None or given < 0 else given, several) as limit:
+        within = replace(call, sampling=replace(call.sampling, max_new_tokens=limit))
+        outputs = await _outputs_of(stream, within, show)
+        before = context.usage.completion_tokens
+        _note(context, record, outputs, attempt)
+        context.budget.spend(context.usage.completion_tokens - before)
+        return outputs
+
+
+async def _outputs_of(stream: Stream, call: GenCall, show: Show | None) -> tuple[Output, ...]:
     outputs: tuple[Output, ...] = ()
     shown = 0
     async with aclosing(stream.generate(call)) as steps:
@@ -99,7 +123,7 @@ def _with_calls(output: Output) -> Output:
     return replace(output, meta={**output.meta, "tool_calls": [call.to_dict() for call in output.tool_calls]})
 
 
-async def accepted(op: Gen, outputs: Sequence[Output], refused: Sequence[str]) -> Any:
+async def accepted(context: RunContext, op: Gen, outputs: Sequence[Output], refused: Sequence[str]) -> Any:
     """The value of a gen's outputs (a list for several); the error that refuses it. What stands beside calls of tools
     is text, whatever the type: the answer is still to come."""
     values = [output.text if op.type is None or output.tool_calls else _read(op.type, output) for output in outputs]
@@ -107,16 +131,21 @@ async def accepted(op: Gen, outputs: Sequence[Output], refused: Sequence[str]) -
         raise Refused("the same text as before")
     if op.check is not None:
         for value in values:
-            await _check(op.check, value)
+            await _check(context, op.check, value)
     return values if (op.sampling.n or 1) > 1 else values[0]
 
 
-async def _check(check: Callable[[Any], Any], value: Any) -> None:
-    """Runs a check beside the programs' loop, which it must not hold up."""
+async def _check(context: RunContext, check: Callable[[Any], Any], value: Any) -> None:
+    """Runs a check beside the programs' loop, which it must not hold up; only coroutines run there."""
+    SESSION.inside.set(SESSION.inside.get() | {context.graph.program_id})  # in the context of this request alone
+    SESSION.current.set(context.backend)
     if inspect.iscoroutinefunction(check):
         verdict = await check(value)
     else:
-        verdict = await asyncio.to_thread(check, value)
+        # Not asyncio.to_thread: its few threads could all wait for programs whose own checks wait for a thread.
+        verdict = await arrival(SESSION.checks.submit(lambda: check(value), nested=context.nested))
+        if inspect.isawaitable(verdict):
+            verdict = await verdict
     if verdict is False:
         raise Refused(f"{getattr(check, '__name__', 'check')} returned False")
 
@@ -150,20 +179,7 @@ def bolder(call: GenCall, attempt: int) -> GenCall:
     return replace(call, sampling=replace(call.sampling, temperature=least))
 
 
-def within_budget(context: RunContext, call: GenCall) -> GenCall:
-    """The request with no more tokens than the run has left; BudgetExceeded when there are none."""
-    if context.token_budget is None:
-        return call
-    left = context.token_budget - context.usage.completion_tokens
-    if left <= 0:
-        raise BudgetExceeded(f"the program has generated its token_budget={context.token_budget} tokens")
-    limit = call.sampling.max_new_tokens
-    if limit is None or limit < 0 or limit > left:
-        return replace(call, sampling=replace(call.sampling, max_new_tokens=left))
-    return call
-
-
-def note(context: RunContext, record: NodeRecord, outputs: Sequence[Output], attempt: int) -> None:
+def _note(context: RunContext, record: NodeRecord, outputs: Sequence[Output], attempt: int) -> None:
     """Accounts for one request."""
     metas = [output.meta for output in outputs]
     context.usage.add(metas)

@@ -13,7 +13,7 @@ from sglite.lang.cells import Feed, arrival
 from sglite.lang.choices import decide
 from sglite.lang.context import End, Job, Mark, RunContext, Snapshot
 from sglite.lang.errors import Failure, Unsupported
-from sglite.lang.generating import generate, note, outputs_of, within_budget
+from sglite.lang.generating import generate, outputs_of
 from sglite.lang.history import Change, common_length, noted, reconciled, shown
 from sglite.lang.ir import (
     REST_OF_CONTEXT,
@@ -90,7 +90,7 @@ class Performer:
     def _look(self) -> None:
         """Whether the sequence has a use for what comes next."""
         known = self._stream is not None and type(self._stream).prepare is not Stream.prepare
-        self.prepares = known and self._context.token_budget is None
+        self.prepares = known and self._context.budget is None
 
     def snapshot(self, failure: Failure | None) -> Snapshot:
         """How the stream stands."""
@@ -280,9 +280,7 @@ class Performer:
     async def _generate_reasoned(self, job: Job, op: Reasoned, stream: Stream, record: NodeRecord) -> None:
         """Only the answer becomes part of the sequence: the text with its reasoning is taken back."""
         mark = stream.mark()
-        call = within_budget(self._context, self._call(job.path, op.gen))
-        outputs = await outputs_of(stream, call, None)
-        note(self._context, record, outputs, 0)
+        outputs = await outputs_of(self._context, record, stream, self._call(job.path, op.gen))
         check_finished(outputs)
         reasoning, answer = split_reasoning(outputs[0].text, op.tags)
         stream.rewind(mark)

@@ -23,7 +23,6 @@ from sglite.lang.messages import Message
 from sglite.lang.run import Run
 from sglite.lang.session import SESSION
 from sglite.lang.spelling import Place, TypedSpelling
-from sglite.lang.tasks import value_of_task
 from sglite.lang.usage import Usage
 from sglite.lang.values import Value
 
@@ -108,7 +107,13 @@ class ProgramState(TypedSpelling):
         return Value(cell, self.run.marks, self.run.may_block)
 
     def _started(self, coroutine: Coroutine[Any, Any, Any]) -> Value[Any]:
-        return value_of_task(self._value_of, coroutine)
+        if not self.run.is_async:
+            coroutine.close()
+            raise TypeError(
+                f"{self.run.graph.name!r} is a plain function: it cannot start {coroutine.__name__}(), an "
+                "async one; make the program an `async def`"
+            )
+        return self.run.tasks.value_of(self._value_of, coroutine)
 
     def _ordered(self, texts: list[str]) -> list[str]:
         return self.run.ordered(texts)
@@ -138,7 +143,7 @@ class ProgramState(TypedSpelling):
             parts = [b._cells[name] for b in branches if name in b._cells]
             sources = tuple(part.node for part in parts if part.node >= 0)
             node = self._graph.add(self._stream, self._prev, Join("gather_variable"), sources)
-            cell = self._cells[name] = Cell.gathered(name, parts, node.id)
+            cell = self._cells[name] = Cell.gathered(name, parts, node.id, SESSION.loop.call)
             cell.graph = self._graph
         self.run.declared.fire()
 
@@ -154,12 +159,14 @@ class ProgramState(TypedSpelling):
     # --- variables ---
 
     def _missing(self, name: str) -> KeyError:
+        if self.run.stopped.done():
+            return self.run.stopped.result().variable_error(name)
         return KeyError(f"no variable {name!r} in this program so far; there are {sorted(self._cells)}")
 
     def _cell(self, name: str) -> Cell | None:
         """The latest cell of a name; waits for one while a streamed body in another thread may still append it."""
         while (waiter := self._undeclared(name)) is not None:
-            SESSION.loop.wait(waiter)
+            self.run.wait(waiter, lambda: f"await s.get({name!r})")
         return self._cells.get(name)
 
     async def _acell(self, name: str) -> Cell | None:
@@ -169,10 +176,14 @@ class ProgramState(TypedSpelling):
 
     def _undeclared(self, name: str) -> Any:
         """What to wait for when ``name`` may still be appended by a body in another thread."""
-        if name in self._cells or not self.run.outside():
+        if name in self._cells or not self._followed():
             return None
         waiter = self.run.declared.waiter()
-        return waiter if name not in self._cells and self.run.outside() else None
+        return waiter if name not in self._cells and self._followed() else None
+
+    def _followed(self) -> bool:
+        """Whether somebody who reads this follows the run from outside. Branches are the body's own."""
+        return self._path == "0" and self.run.outside()
 
     def _awaited(self, name: str) -> Cell:
         cell = self._cell(name)
@@ -239,9 +250,10 @@ class ProgramState(TypedSpelling):
     # --- text ---
 
     def _snapshot(self, instead: str = "await s.finished()") -> Snapshot:
-        if self.run.outside():
-            SESSION.loop.wait(self.run.body_over)
+        if self._followed():
+            self.run.wait(self.run.settled, lambda: instead)
         mark = Mark()
+        self.run.check_process()
         if not self.run.may_block():
             self.run.wait(mark.future, lambda: instead)
         self._runner.push([mark])
@@ -249,9 +261,10 @@ class ProgramState(TypedSpelling):
         return snapshot
 
     async def _asnapshot(self) -> Snapshot:
-        if self.run.outside():
-            await arrival(self.run.body_over)
+        if self._followed():
+            await arrival(self.run.settled)
         mark = Mark()
+        self.run.check_process()
         self._runner.push([mark])
         return await arrival(mark.future)
 

@@ -13,7 +13,8 @@ class Program(Function):
     """A function of a state, under any name, whose call gives what the function returns.
 
     Of an ``async def`` the call is a coroutine; of a plain function it is the value. ``run_value`` gives the value in
-    either case; values that do not exist yet, also in lists, tuples and dicts, are waited for. ``run``, ``arun``, ``run_batch`` and the rest give states, as for ``@function``.
+    either case. Values that do not exist yet, also in lists, tuples and dicts, are waited for. ``run``, ``arun``,
+    ``run_batch`` and the rest give states, as for ``@function``.
     """
 
     first_name = None

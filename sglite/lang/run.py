@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from sglite.lang.backends.base import Backend
+from sglite.lang.budget import TokenBudget
 from sglite.lang.cells import Signal
 from sglite.lang.context import End, History, RunContext, Warmup
 from sglite.lang.errors import BlockingReadError, DeadlineExceeded, Failure
@@ -20,10 +23,14 @@ from sglite.lang.executor import StreamRunner
 from sglite.lang.ir import Graph, Sampling
 from sglite.lang.order import BlockOrder
 from sglite.lang.session import SESSION
+from sglite.lang.tasks import Tasks
 from sglite.lang.usage import Usage
 from sglite.lang.values import Marks
 
 logger = logging.getLogger(__name__)
+
+_GRACE_S = 1.0
+"""How long an async body may go on when its run was stopped, before it is cancelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +86,19 @@ class Run:
         self.body_over: Future[None] = Future()
         self.stopped: Future[Failure] = Future()
         """Why the run was stopped, once it was: for a body that waits for something else than outputs."""
+        self.settled: Future[None] = Future()
+        """Resolves when nothing more will be appended: the body is over, or the run was stopped."""
         self.declared = Signal()
+        self.tasks = Tasks()
+        """The coroutines that an async body started."""
         self.streaming = options.stream
         self._lock = threading.Lock()
         self._runners: list[StreamRunner] = []
         self._to_end = 0
         self._ended = False
-        self._body_thread: int | None = None
+        self._process = os.getpid()
         self._body_task: asyncio.Task[Any] | None = None
+        self._gave_up = False
         self._checkpoints = 0
         self._deadline: asyncio.TimerHandle | None = None
         self.context = RunContext(
@@ -99,7 +111,8 @@ class Run:
             rng=random.Random(),
             warmup=warmup,
             seed=options.seed,
-            token_budget=options.token_budget,
+            budget=None if options.token_budget is None else TokenBudget(options.token_budget),
+            nested=bool(SESSION.inside.get()),
             history=options.history,
             speculate=options.speculate,
         )
@@ -134,10 +147,17 @@ class Run:
         if self._ended:
             raise RuntimeError("this run of the program has ended; append inside the program's body")
 
-    def enter_body(self) -> None:
-        """The body begins, in this thread and for a coroutine in this task."""
-        self._body_thread = threading.get_ident()
-        self._body_task = _task()
+    @contextmanager
+    def body(self) -> Iterator[None]:
+        """Around the body, in its thread and for a coroutine in its task: programs called inside use its back end."""
+        self._body_task = _task() if self.is_async else None
+        inside = SESSION.inside.set(SESSION.inside.get() | {self.graph.program_id})
+        current = SESSION.current.set(self.backend)
+        try:
+            yield
+        finally:
+            SESSION.current.reset(current)
+            SESSION.inside.reset(inside)
 
     def end(self, failure: Failure | None = None) -> None:
         """The body is over: streams finish their jobs, or with ``failure`` stop at once, and close."""
@@ -147,7 +167,6 @@ class Run:
             self._ended = True
             runners = list(self._runners)
             self._to_end = len(runners)
-        self._body_thread = None
         if failure is not None and self.streaming:
             logger.warning("%s", failure.error())
         for runner in runners:
@@ -155,16 +174,49 @@ class Run:
                 runner.cancel(failure)
             runner.push([End()])
         self.body_over.set_result(None)
-        self.declared.fire()
+        self._settle()
 
     def stop(self, failure: Failure) -> None:
-        """Stops every stream; what has no value yet fails. The body, if it runs, learns of it when it reads."""
+        """Stops every stream; what has no value yet fails. The body, if it runs, learns of it when it reads; one that
+        waits for something else is cancelled, if it is a coroutine and did not ask for this itself."""
+        if self.finished.done():
+            return
         with self._lock:
             runners = list(self._runners)
-            if not self.stopped.done():
+            first = not self.stopped.done()
+            if first:
                 self.stopped.set_result(failure)
         for runner in runners:
             runner.cancel(failure)
+        self._settle()
+        if first and self.is_async and self.graph.program_id not in SESSION.inside.get():
+            SESSION.loop.call(self._give_up_later)
+
+    def _settle(self) -> None:
+        with self._lock:
+            if not self.settled.done():
+                self.settled.set_result(None)
+        self.declared.fire()
+
+    def _give_up_later(self) -> None:
+        asyncio.get_running_loop().call_later(_GRACE_S, self._give_up)
+
+    def _give_up(self) -> None:
+        task = self._body_task
+        if task is not None and not self.body_over.done() and not task.get_loop().is_closed():
+            task.get_loop().call_soon_threadsafe(self._cancel_body, task)
+
+    def _cancel_body(self, task: asyncio.Task[Any]) -> None:
+        if not self.body_over.done():
+            self._gave_up = True
+            task.cancel()
+
+    def cause(self, error: BaseException) -> BaseException:
+        """What ended the body: ``error``, or where that only says that the body was cancelled for it, what stopped
+        the run."""
+        if isinstance(error, asyncio.CancelledError) and self._gave_up:
+            return self.stopped.result().error()
+        return error
 
     def _set_deadline(self, seconds: float) -> None:
         error = DeadlineExceeded(f"the program did not finish within deadline={seconds} s")
@@ -182,12 +234,13 @@ class Run:
 
     def outside(self) -> bool:
         """Whether whoever asks follows a streamed run whose body, in another thread or task, still appends."""
-        if not self.streaming or self.body_over.done():
-            return False
-        return threading.get_ident() != self._body_thread or (self.is_async and _task() is not self._body_task)
+        followed = self.streaming and not self.settled.done()
+        return followed and self.graph.program_id not in SESSION.inside.get()
 
     def may_block(self) -> bool:
         """Whether a read may wait in this thread: not in the event loop of the body that waits for it."""
+        if SESSION.loop.is_here:
+            return False
         if not self.is_async or self.body_over.done():
             return True
         try:
@@ -198,9 +251,20 @@ class Run:
 
     def wait(self, future: Future[Any], instead: Callable[[], str]) -> Any:
         """Blocks for ``future``; BlockingReadError, with the line to write ``instead``, in an async body."""
-        if not future.done() and not self.may_block():
-            raise BlockingReadError(f"an async program must not block: write `{instead()}`")
+        if not future.done():
+            self.check_process()
+            self.check_blocking(instead)
         return SESSION.loop.wait(future)
+
+    def check_blocking(self, instead: Callable[[], str]) -> None:
+        """BlockingReadError, with the line to write ``instead``, where a read may not wait."""
+        if not self.may_block():
+            raise BlockingReadError(f"an async program must not block: write `{instead()}`")
+
+    def check_process(self) -> None:
+        """RuntimeError in a forked child: outputs of its parent's runs arrive there only."""
+        if os.getpid() != self._process and not self.finished.done():
+            raise RuntimeError("this run belongs to the process that forked this one; its outputs arrive there only")
 
 
 def _task() -> asyncio.Task[Any] | None:

@@ -33,11 +33,10 @@ class Tasks:
         while self._open:
             await asyncio.wait(self._open)
 
-    async def cancel(self) -> None:
-        """Cancels all and waits until they have ended."""
+    def cancel(self) -> None:
+        """Cancels all; nobody waits for them any more."""
         for task in self._open:
             task.cancel()
-        await self.over()
 
 
 async def _settle(cell: Cell, coroutine: Coroutine[Any, Any, Any]) -> None:
