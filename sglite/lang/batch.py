@@ -12,9 +12,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 
 from sglite.lang.backends.base import Backend
+from sglite.lang.bodies import end_cancelled
 from sglite.lang.program import ProgramState
 from sglite.lang.session import auto_threads
 from sglite.lang.threads import BodyPool
@@ -73,8 +74,21 @@ class PrefixWarmup:
         self._prompts.clear()
 
 
+def warmup_of(backend: Backend) -> PrefixWarmup | None:
+    """The warm-up for a batch on ``backend``; None where requests in flight share their beginnings anyway."""
+    return None if backend.shares_in_flight else PrefixWarmup(backend)
+
+
 Start = Callable[[Any], tuple[ProgramState, Callable[[], None]]]
 """Makes a state for a row, and the function that runs the body on it."""
+
+
+class _Row(NamedTuple):
+    """A row in flight. ``ran``: its body; ``done``: its last output, too."""
+
+    state: ProgramState
+    ran: Future[None]
+    done: Future[None]
 
 
 class Batch:
@@ -90,28 +104,29 @@ class Batch:
 
     def results(self, rows: Sequence[Any], start: Start, *, ahead: int) -> Iterator[ProgramState]:
         """Each row's state once it is finished, in order; the first exception of a body ends the batch."""
-        pending: deque[tuple[ProgramState, Future[None]]] = deque()
+        pending: deque[_Row] = deque()
         try:
             for row in rows:
-                while pending and (pending[0][1].done() or len(pending) >= ahead):
+                while pending and (pending[0].done.done() or len(pending) >= ahead):
                     yield self._taken(pending)
                 self._slots.acquire()
                 pending.append(self._launch(row, start))
             while pending:
                 yield self._taken(pending)
         finally:
-            for state, done in pending:
-                done.cancel()
-                state.cancel()
+            for row in pending:
+                row.done.cancel()
+                if row.ran.cancel():  # its body has not begun and never will
+                    end_cancelled(row.state)
+                else:
+                    row.state.cancel()
 
     @staticmethod
-    def _taken(pending: deque[tuple[ProgramState, Future[None]]]) -> ProgramState:
-        state, done = pending[0]
-        done.result()
-        pending.popleft()
-        return state
+    def _taken(pending: deque[_Row]) -> ProgramState:
+        pending[0].done.result()
+        return pending.popleft().state
 
-    def _launch(self, row: Any, start: Start) -> tuple[ProgramState, Future[None]]:
+    def _launch(self, row: Any, start: Start) -> _Row:
         state, body = start(row)
         done: Future[None] = Future()
 
@@ -122,6 +137,8 @@ class Batch:
                 done.set_result(None)
 
         def body_over(ran: Future[None]) -> None:
+            if ran.cancelled():
+                return
             error = ran.exception()
             if error is None:
                 state.run.finished.add_done_callback(finished)
@@ -140,4 +157,4 @@ class Batch:
         else:
             ran = self._pool.submit(body)
         ran.add_done_callback(body_over)
-        return state, done
+        return _Row(state, ran, done)

@@ -217,9 +217,8 @@ class Cell:
         if graph is None or self.done.done():
             yield
             return
-        known = len(graph.nodes)
         yield
-        graph.reads.append((self.node, known, time.monotonic() - began))
+        graph.reads.append((self.node, len(graph.nodes), time.monotonic() - began))
 
     def get(self) -> Any:
         """The value of a cell that is done; raises VariableError if it failed."""

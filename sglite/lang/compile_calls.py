@@ -7,6 +7,7 @@ program are read in turn; every other call is a symbol and does not happen.
 from __future__ import annotations
 
 import ast
+import asyncio
 import builtins
 import inspect
 import json
@@ -14,6 +15,7 @@ import math
 import operator
 import re
 import string
+import sysconfig
 import textwrap
 from abc import abstractmethod
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from typing import Any
 from sglite.lang.compile_values import FIXED, Closure, Evaluator, Scope, Stop, is_symbol, shown, unknown
 from sglite.lang.errors import SymbolicValueError
 from sglite.lang.ir import Computed, Concat, Op, flatten
+from sglite.lang.spelling import Blocks
 from sglite.lang.trace import TraceState
 from sglite.lang.values import join
 from sglite.lang.writer import ForkGroup
@@ -34,7 +37,9 @@ _PURE_NAMES = (
 _PURE = frozenset(getattr(builtins, name) for name in _PURE_NAMES.split())
 _PURE_MODULES = frozenset(module.__name__ for module in (json, math, operator, re, string, textwrap))
 _EFFECTS = frozenset({"dump", "load", "setitem", "delitem", "iadd", "iconcat"})
-_LANGUAGE = frozenset({"sglite.lang.expressions", "sglite.lang.choices", "sglite.lang.values"})
+_LANGUAGE = frozenset({f"sglite.lang.{room}" for room in ("expressions", "choices", "values", "tool_loop")})
+_LIBRARIES = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
+_PASSED_ON = (asyncio.wait_for, asyncio.shield, asyncio.ensure_future, asyncio.create_task)
 _READS = frozenset({"get", "keys", "values", "items", "index", "count", "copy", "union", "intersection", "difference"})
 _MAX_DEPTH = 60
 
@@ -52,7 +57,7 @@ class Caller(Evaluator):
 
     def _attribute(self, node: ast.Attribute, scope: Scope) -> Any:
         whole = self.value(node.value, scope)
-        if isinstance(whole, (ModuleType, TraceState, ForkGroup, *FIXED, list, dict, set, type)):
+        if isinstance(whole, (ModuleType, TraceState, ForkGroup, Blocks, *FIXED, list, dict, set, type)):
             if (
                 isinstance(whole, ModuleType)
                 and node.attr not in vars(whole)
@@ -111,8 +116,10 @@ class Caller(Evaluator):
         """What a call gives, if it may happen."""
         if isinstance(callee, Closure):
             return self._read(callee, args, kwargs, node)
-        if isinstance(callee, MethodType) and isinstance(callee.__self__, (TraceState, ForkGroup)):
+        if isinstance(callee, MethodType) and isinstance(callee.__self__, (TraceState, ForkGroup, Blocks)):
             return self._language(callee, args, kwargs, node)
+        if str(getattr(callee, "__module__", "")).startswith("asyncio."):
+            return self._waited(callee, args, node)
         if getattr(callee, "__module__", None) in _LANGUAGE and not isinstance(callee, type):
             return self._language(callee, args, kwargs, node)
         parts = [*args, *kwargs.values()]
@@ -134,11 +141,20 @@ class Caller(Evaluator):
                 if id(owner) in self._made
                 else self._known(lambda: callee(*args, **kwargs), [owner, *parts], node)
             )
-        if isinstance(callee, FunctionType):
+        if isinstance(callee, FunctionType) and not _is_library(callee):
             closure = self.function(callee)
-            if closure is not None and not callee.__module__.startswith("sglite."):
+            if closure is not None:
                 return self._read(closure, args, kwargs, node)
         return Computed(shown(node))
+
+    @staticmethod
+    def _waited(callee: Any, args: list[Any], node: ast.AST) -> Any:
+        """What waiting with asyncio's own functions gives: calls of coroutines have been followed already."""
+        if callee is asyncio.gather:
+            return list(args)
+        if callee is asyncio.sleep:
+            return args[1] if len(args) > 1 else None
+        return args[0] if callee in _PASSED_ON and args else Computed(shown(node))
 
     def _language(self, callee: Any, args: list[Any], kwargs: dict[str, Any], node: ast.AST) -> Any:
         """A call of the language's own; one that has to look at a symbol ends the preview."""
@@ -200,7 +216,7 @@ class Caller(Evaluator):
 
     def _callable(self, value: Any) -> Any:
         """A function of the program as one that the language may call; it is read, not run."""
-        if isinstance(value, FunctionType) and not value.__module__.startswith("sglite."):
+        if isinstance(value, FunctionType) and not _is_library(value):
             value = self.function(value) or value
         if not isinstance(value, Closure):
             return value
@@ -217,3 +233,9 @@ class Caller(Evaluator):
         generator = getattr(manager, "gen", None)
         code = getattr(generator, "gi_code", None)
         return code is not None and "/sglite/lang/" in code.co_filename.replace("\\", "/")
+
+
+def _is_library(function: FunctionType) -> bool:
+    """Whether a function is not the program's own."""
+    module = function.__module__ or ""
+    return module.startswith("sglite.") or function.__code__.co_filename.startswith(_LIBRARIES)

@@ -18,6 +18,7 @@ from types import FunctionType
 from typing import Any, cast
 
 from sglite.lang.ir import Computed, Concat, Expr, Symbol, flatten
+from sglite.lang.spelling import Blocks
 from sglite.lang.trace import TraceState
 from sglite.lang.writer import ForkGroup
 
@@ -95,7 +96,7 @@ def names_state(nodes: Sequence[ast.AST], scope: Scope) -> bool:
 
 
 def _holds_state(value: object, depth: int = 2) -> bool:
-    if isinstance(value, (TraceState, ForkGroup, Closure)):
+    if isinstance(value, (TraceState, ForkGroup, Blocks, Closure)):
         return True
     return depth > 0 and isinstance(value, (list, tuple)) and any(_holds_state(v, depth - 1) for v in value[:100])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sglite.lang.backends.base import Backend
-from sglite.lang.batch import AHEAD, Batch, PrefixWarmup
+from sglite.lang.batch import AHEAD, Batch, PrefixWarmup, warmup_of
 from sglite.lang.bodies import Excused, arun_body, body_in_thread, check_body, end_cancelled, in_thread, run_body
 from sglite.lang.cells import arrival
 from sglite.lang.errors import BlockingReadError, Failure, ProgramError
@@ -97,7 +97,7 @@ class Function:
         arguments = self._arguments(args, given)
         if not stream:
             self._check_blocking("arun")
-        state = self._start(backend, options)
+        state = self._start(backend, options, SESSION.body_loop.loop)
         if self.is_async:
             done = SESSION.body_loop.spawn(arun_body(self.func, state, arguments))
             if not stream:
@@ -115,7 +115,7 @@ class Function:
         """
         options, given = self._split(kwargs, stream=stream, inline=False)
         arguments = self._arguments(args, given)
-        state = self._start(backend, options)
+        state = self._start(backend, options, asyncio.get_running_loop)
         body = asyncio.ensure_future((arun_body if self.is_async else body_in_thread)(self.func, state, arguments))
         if stream:
             state.body = body
@@ -128,10 +128,16 @@ class Function:
             raise
         return state
 
-    def _start(self, backend: Any, options: RunOptions, warmup: PrefixWarmup | None = None) -> ProgramState:
-        chosen = SESSION.backend(backend)
-        run = Run(chosen, options, name=self.__name__, is_async=self.is_async, warmup=warmup, order=self._order)
-        return ProgramState.start(run)
+    def _start(
+        self,
+        backend: Any,
+        options: RunOptions,
+        loop: Callable[[], asyncio.AbstractEventLoop],
+        warmup: PrefixWarmup | None = None,
+    ) -> ProgramState:
+        """A state for a body, which runs in ``loop()`` if it is a coroutine."""
+        chosen, home = SESSION.backend(backend), loop() if self.is_async else None
+        return ProgramState.start(Run(chosen, options, name=self.__name__, loop=home, warmup=warmup, order=self._order))
 
     def _check_blocking(self, instead: str) -> None:
         """BlockingReadError in an event loop that the run itself needs: waiting there would never end."""
@@ -201,13 +207,13 @@ class Function:
         if type(max_concurrency) is not int or max_concurrency < 1:
             raise ValueError(f"arun_batch(max_concurrency={max_concurrency!r}): use 1 or more")
         chosen = SESSION.backend(backend)
-        warmup = PrefixWarmup(chosen) if len(rows) > 1 else None
+        warmup = warmup_of(chosen) if len(rows) > 1 else None
         slots = asyncio.Semaphore(max_concurrency)
         run: Any = arun_body if self.is_async else body_in_thread
 
         async def one(row: inspect.BoundArguments) -> ProgramState:
             async with slots:
-                state = self._start(chosen, options, warmup)
+                state = self._start(chosen, options, asyncio.get_running_loop, warmup)
                 try:
                     await run(self.func, state, row, excused)
                     await arrival(state.run.finished)
@@ -244,10 +250,10 @@ class Function:
         excused: Excused,
     ) -> Iterator[ProgramState]:
         threads = None if num_threads == "auto" else num_threads
-        warmup = PrefixWarmup(backend) if len(rows) > 1 and threads != 1 else None
+        warmup = warmup_of(backend) if len(rows) > 1 and threads != 1 else None
 
         def start(row: inspect.BoundArguments) -> tuple[ProgramState, Callable[[], None]]:
-            state = self._start(backend, options, warmup)
+            state = self._start(backend, options, SESSION.body_loop.loop, warmup)
             if self.is_async:
                 return state, lambda: SESSION.body_loop.spawn(arun_body(self.func, state, row, excused)).result()
             return state, lambda: run_body(self.func, state, row, excused)

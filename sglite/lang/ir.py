@@ -389,7 +389,7 @@ class Graph:
         self.nodes: list[Node] = []
         self.records: dict[int, NodeRecord] = {}
         self.reads: list[tuple[int, int, float]] = []
-        """Reads that had to wait: the node they waited for, how many nodes there were then, and how many seconds."""
+        """Reads that had to wait: for which node, how many nodes there were at the end, and for how many seconds."""
         self.reading = ""
         """The line that a preview is at: its nodes are from there."""
         self._streams = 0

@@ -66,7 +66,6 @@ class Performer:
         self._generating = False
         self._prepared: set[int] = set()
         self.prepares = False
-        self._generating = False
         self._marks: dict[int, tuple[object, Transcript]] = {}
 
     @property
@@ -125,7 +124,7 @@ class Performer:
             script.begin_capture(op.name)
         elif isinstance(op, CaptureEnd):
             assert job.cell is not None
-            job.cell.resolve(script.end_capture(op.name), None)
+            job.cell.resolve(self._captured(op.name), None)
         elif isinstance(op, Tell):
             self._write(script.tell(op.message))
         elif isinstance(op, Reply):
@@ -135,6 +134,14 @@ class Performer:
         else:
             return False
         return True
+
+    def _captured(self, name: str) -> str:
+        try:
+            return self.transcript.end_capture(name)
+        except ValueError:
+            raise ValueError(
+                f"var_scope({name!r}): its beginning is gone, by a rollback() or compact() inside"
+            ) from None
 
     def _write(self, text: str) -> None:
         self._pending.append(text)
@@ -169,6 +176,8 @@ class Performer:
             elif isinstance(op, Checkpoint):
                 self._marks[op.number] = stream.mark(), self.transcript.copy(captures=True)
             elif isinstance(op, Rollback):
+                if op.number not in self._marks:
+                    raise ValueError("rollback: the text before this place was written anew, by the model's template")
                 mark, transcript = self._marks[op.number]
                 stream.rewind(mark)
                 self._prepared.clear()
@@ -325,6 +334,8 @@ class Performer:
             await old.aclose()
         kept = [m for m in self.transcript.messages[:1] if m["role"] == "system"] if op.keep_system else []
         self._pending.clear()
+        self._marks.clear()
+        self._inherited = 0
         self.transcript = Transcript(self._context.backend.chat_format())
         for message in kept:
             for text in (self.transcript.begin_turn("system"), self.transcript.add(message["content"])):
@@ -343,6 +354,8 @@ class Performer:
         before, text = script.text, change.text
         if change.common is not None:
             place = script.rewind(change.common)
+            kept = 0 if place is None else place[0] + 1
+            self._marks = {n: at for n, at in self._marks.items() if at[1].num_chars < kept}
             self._pending.clear()
             if place is None:
                 await stream.aclose()

@@ -12,9 +12,9 @@ A run ends with its body: streams finish what was appended and close. What they 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from sglite.lang.cells import Cell, arrival
+from sglite.lang.cells import Cell, Feed, arrival
 from sglite.lang.context import Job, Mark, Snapshot
 from sglite.lang.errors import Failure, ProgramError
 from sglite.lang.executor import StreamRunner
@@ -109,10 +109,8 @@ class ProgramState(TypedSpelling):
     def _started(self, coroutine: Coroutine[Any, Any, Any]) -> Value[Any]:
         if not self.run.is_async:
             coroutine.close()
-            raise TypeError(
-                f"{self.run.graph.name!r} is a plain function: it cannot start {coroutine.__name__}(), an "
-                "async one; make the program an `async def`"
-            )
+            name = getattr(coroutine, "__name__", "a coroutine")
+            raise TypeError(f"{self.run.graph.name!r} is a plain function and cannot start {name}(); use `async def`")
         return self.run.tasks.value_of(self._value_of, coroutine)
 
     def _ordered(self, texts: list[str]) -> list[str]:
@@ -327,6 +325,11 @@ class ProgramState(TypedSpelling):
         failed = f", failed: {snapshot.failure.error()}" if snapshot.failure is not None else ""
         return f"ProgramState({snapshot.text}{failed})"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a state cannot be pickled or copied: its run belongs to this process; take text() or variables"
+        )
+
     # --- streaming ---
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
@@ -336,13 +339,21 @@ class ProgramState(TypedSpelling):
         """
         if var_name is not None:
             cell = self._cell(var_name)
-            if cell is not None:
-                yield from (text for text, _ in cell.feed.read())
-        elif self.run.body_over.done() or self.run.outside():
-            yield from (text for text, _ in self._runner.feed.read())
+            yield from () if cell is None else self._pieces(cell.feed, f"s.text_async_iter({var_name!r})")
+        elif self._follows():
+            yield from self._pieces(self._runner.feed, "s.text_async_iter()")
         else:
             self.sync()
             yield from (text for text, _ in self._runner.feed.so_far())
+
+    def _pieces(self, feed: Feed, instead: str) -> Iterator[str]:
+        if not feed.closed:
+            self.run.check_blocking(lambda: f"async for ... in {instead}")
+        yield from (text for text, _ in feed.read())
+
+    def _follows(self) -> bool:
+        """Whether text can be followed to its end: not inside the body, which would wait for itself."""
+        return self.run.settled.done() or self.run.outside()
 
     async def text_async_iter(self, var_name: str | None = None, return_meta_data: bool = False) -> AsyncIterator[Any]:
         """``text_iter`` for ``async for``; with ``return_meta_data`` pairs of text and meta info."""
@@ -352,6 +363,11 @@ class ProgramState(TypedSpelling):
             if cell is None:
                 return
             feed = cell.feed
+        elif not self._follows():
+            await self._asnapshot()
+            for text, meta in feed.so_far():
+                yield (text, meta) if return_meta_data else text
+            return
         async for text, meta in feed.aread():
             yield (text, meta) if return_meta_data else text
 
@@ -361,7 +377,7 @@ class ProgramState(TypedSpelling):
         if cell is None:
             raise self._missing(name)
         text = ""
-        for piece, _ in cell.feed.read():
+        for piece in self._pieces(cell.feed, f"{name}.partial() of a value, or `await s.get({name!r})`"):
             text += piece
             value = None if cell.partial is None else cell.partial(text)
             if value is not None:

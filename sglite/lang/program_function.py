@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
+from sglite.lang.bodies import end_cancelled
 from sglite.lang.function import Function
-from sglite.lang.values import Value
+from sglite.lang.values import settled, values_in
 
 
 class Program(Function):
@@ -33,9 +35,13 @@ class Program(Function):
 
     async def _avalue(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = await self.arun(*args, **kwargs)
-        for value in values_in(state.ret_value):
-            await value
-        error = await state.finished()
+        try:
+            for value in values_in(state.ret_value):
+                await value
+            error = await state.finished()
+        except asyncio.CancelledError:
+            end_cancelled(state)
+            raise
         if error is not None:
             raise error
         return settled(state.ret_value)
@@ -43,32 +49,13 @@ class Program(Function):
     def run_value(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program and gives its value; works in scripts and in notebooks. Errors of outputs are raised."""
         state = self.run(*args, **kwargs)
-        for value in values_in(state.ret_value):
-            value.value()
-        error = state.error()
+        try:
+            for value in values_in(state.ret_value):
+                value.value()
+            error = state.error()
+        except KeyboardInterrupt:
+            end_cancelled(state)
+            raise
         if error is not None:
             raise error
         return settled(state.ret_value)
-
-
-def values_in(result: Any) -> Iterator[Value[Any]]:
-    """The values that a result is, or that lists, tuples and dicts of it hold."""
-    if isinstance(result, Value):
-        yield result
-    elif isinstance(result, (list, tuple)):
-        for item in result:
-            yield from values_in(item)
-    elif isinstance(result, dict):
-        for item in result.values():
-            yield from values_in(item)
-
-
-def settled(result: Any) -> Any:
-    """The result with what its values, which exist by now, stand for."""
-    if isinstance(result, Value):
-        return result.cell.get()
-    if type(result) in (list, tuple):
-        return type(result)(settled(item) for item in result)
-    if type(result) is dict:
-        return {key: settled(item) for key, item in result.items()}
-    return result

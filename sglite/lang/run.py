@@ -64,7 +64,7 @@ class RunOptions:
 
 class Run:
     """See the module. ``inline``: every append waits until it was executed. ``finished`` resolves when the last
-    stream has ended. ``is_async``: the body is a coroutine, in whose event loop nothing may block."""
+    stream has ended. ``loop``: where the body runs, if it is a coroutine; nothing may block there."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Run:
         options: RunOptions,
         *,
         name: str = "program",
-        is_async: bool = False,
+        loop: asyncio.AbstractEventLoop | None = None,
         warmup: Warmup | None = None,
         order: BlockOrder | None = None,
     ) -> None:
@@ -80,7 +80,8 @@ class Run:
         self.graph = Graph(name, uuid.uuid4().hex)
         self.backend = backend
         self.inline = options.inline
-        self.is_async = is_async
+        self.is_async = loop is not None
+        self._loop = loop
         self.marks = Marks(SESSION.marks)
         self.finished: Future[None] = Future()
         self.body_over: Future[None] = Future()
@@ -241,13 +242,12 @@ class Run:
         """Whether a read may wait in this thread: not in the event loop of the body that waits for it."""
         if SESSION.loop.is_here:
             return False
-        if not self.is_async or self.body_over.done():
+        if self._loop is None or self.body_over.done():
             return True
         try:
-            asyncio.get_running_loop()
+            return asyncio.get_running_loop() is not self._loop
         except RuntimeError:
             return True
-        return False
 
     def wait(self, future: Future[Any], instead: Callable[[], str]) -> Any:
         """Blocks for ``future``; BlockingReadError, with the line to write ``instead``, in an async body."""

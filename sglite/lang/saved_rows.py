@@ -1,6 +1,6 @@
 """A batch's results as JSON Lines, one row a line, in the order of the rows, so that a batch that was cut off goes on.
 
-A line: ``{"row": 3, "arguments": digest, "text": ..., "variables": {...}, "value": ..., "error": ...,
+A line: ``{"row": 3, "arguments": digest, "text": ..., "variables": {...}, "failed": {...}, "value": ..., "error": ...,
 "usage": {...}}``. The first line names the program. A line that was only half written is written again.
 """
 
@@ -15,8 +15,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from sglite.lang.errors import ProgramError
 from sglite.lang.program import ProgramState
-from sglite.lang.values import Value
+from sglite.lang.values import settled, values_in
 
 logger = logging.getLogger(__name__)
 _VERSION = 1
@@ -31,6 +32,8 @@ class SavedRow:
     variables: dict[str, Any] = field(default_factory=dict)
     ret_value: Any = None
     message: str | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+    """Why variables have no value, of a row that went well apart from them (a branch failed)."""
 
     def text(self) -> str:
         """The row's text."""
@@ -41,6 +44,8 @@ class SavedRow:
         return self.message
 
     def __getitem__(self, name: str) -> Any:
+        if name in self.failed:
+            raise KeyError(self.failed[name])
         return self.variables[name]
 
     def __contains__(self, name: str) -> bool:
@@ -76,28 +81,45 @@ def read_rows(path: Path, program: str, rows: list[inspect.BoundArguments]) -> l
         data = json.loads(line)
         if index >= len(rows) or data["arguments"] != digest(rows[index]):
             raise ValueError(f"output={str(path)!r}: row {index} is of another batch; name another file")
-        saved.append(SavedRow(index, data["text"], data["variables"], data["value"], data["error"]))
+        saved.append(SavedRow(index, data["text"], data["variables"], data["value"], data["error"], data["failed"]))
     return saved
 
 
 def line_of(index: int, arguments: inspect.BoundArguments, state: ProgramState) -> str:
     """The line of a finished row."""
     error = state.error()
-    variables = {} if error is not None else {name: plain(state[name]) for name in state.variable_names()}
-    value = state.ret_value
-    if isinstance(value, Value):
-        value = None if error is not None else value.value()
+    variables, failed = ({}, {}) if error is not None else _variables(state)
+    value = None
+    if error is None:
+        try:
+            for one in values_in(state.ret_value):
+                one.value()
+            value = settled(state.ret_value)
+        except ProgramError as missing:
+            error = missing
     return json.dumps(
         {
             "row": index,
             "arguments": digest(arguments),
             "text": error.partial_text if error is not None else state.text(),
             "variables": variables,
+            "failed": failed,
             "value": plain(value),
             "error": None if error is None else str(error),
             "usage": asdict(state.usage),
         }
     )
+
+
+def _variables(state: ProgramState) -> tuple[dict[str, Any], dict[str, str]]:
+    """The variables that have a value, and why others, of branches that failed, have none."""
+    values, failed = {}, {}
+    for name in state.variable_names():
+        try:
+            values[name] = plain(state[name])
+        except ProgramError as error:
+            failed[name] = str(error)
+    return values, failed
 
 
 def plain(value: Any) -> Any:
@@ -106,7 +128,7 @@ def plain(value: Any) -> Any:
         return value
     from pydantic_core import to_jsonable_python
 
-    return to_jsonable_python(value, fallback=str)
+    return to_jsonable_python(value, fallback=str, bytes_mode="base64")
 
 
 def saved(path: Path, program: str, rows: list[inspect.BoundArguments], batch: Any) -> Iterator[Any]:

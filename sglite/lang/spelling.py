@@ -41,6 +41,11 @@ class Place:
 class TypedSpelling(Writer):
     """See the module; mixed into ``ProgramState``, which owns what it uses."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._reachable: list[Place] = []
+        """Where ``rollback`` may come back to."""
+
     @abstractmethod
     def _last_value(self) -> Any:
         """What stands for the output that was appended last."""
@@ -118,13 +123,21 @@ class TypedSpelling(Writer):
         """This place; ``rollback`` comes back to it. Its prefix stays cached."""
         place = self._new_place()
         self._append(Checkpoint(place.number))
+        self._reachable.append(place)
         return place
 
     def rollback(self, place: Place) -> None:
         """Text, turns and variables are again what they were at ``place``; what was streamed since is not taken back.
 
-        ``place`` may be come back to several times, on the stream that it was made on.
+        ``place`` may be come back to several times, on the stream that it was made on. ValueError for any other place.
         """
+        index = next((i for i, known in enumerate(self._reachable) if known is place), None)
+        if index is None:
+            raise ValueError(
+                "rollback: this place is not on this stream (any more): it was made on another one, was itself taken "
+                "back, or lies before a compact(); go back to a checkpoint() that is still there"
+            )
+        del self._reachable[index + 1 :]
         self._append(Rollback(place.number))
         self._role, self._turns, self._prev = place.role, place.turns, place.prev
         self._restore(place)
@@ -135,6 +148,7 @@ class TypedSpelling(Writer):
         if self._role is not None:
             raise ValueError(f"compact() inside a turn of {self._role!r}; end that one first")
         self._append(Restart(keep_system))
+        self._reachable.clear()
         self._turn(role, (summary,))
 
     # --- parts in any order ---

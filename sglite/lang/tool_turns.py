@@ -79,10 +79,17 @@ async def turns_of(backend: Backend, format: Any, type: Any, specs: tuple[ToolSp
         return NativeTurns(spec, specs)
     if isinstance(format, str):
         format = named_tool_format(format)
-    rendered = await asyncio.to_thread(backend.render, [{"role": "user", "content": "x"}], ())
-    if format is None:
-        format = Generic() if rendered is None else await asyncio.to_thread(detect, backend.render)
-    return WrittenTurns(format, spec, specs, templated=rendered is not None)
+    if backend.tool_format is None:
+        backend.tool_format = await asyncio.to_thread(_found_out, backend)
+    templated, found = backend.tool_format
+    return WrittenTurns(format or found, spec, specs, templated=templated)
+
+
+def _found_out(backend: Backend) -> tuple[bool, ToolFormat]:
+    """Whether a template writes the turns, and how calls are written. May block."""
+    if backend.render([{"role": "user", "content": "x"}], ()) is None:
+        return False, Generic()
+    return True, detect(backend.render)
 
 
 class NativeTurns(Turns):

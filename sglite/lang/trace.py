@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from inspect import Parameter, signature
+from inspect import Parameter, iscoroutinefunction, signature
 from typing import Any
 
 from sglite.lang.errors import SymbolicValueError
@@ -206,7 +206,12 @@ class TraceState(TypedSpelling):
 
 
 def trace_program(function: Callable[..., Any], arguments: dict[str, Any], *, partial: bool = False) -> TraceState:
-    """Runs a body symbolically; ``partial`` accepts a body that cannot go on without a value, up to there."""
+    """Runs a body symbolically; ``partial`` accepts a body that cannot go on without a value, up to there.
+
+    TypeError for an ``async def``, whose body only a run can go through.
+    """
+    if iscoroutinefunction(function):
+        raise TypeError(f"trace() runs plain functions; {function.__name__!r} is an async def: use compile()")
     graph = Graph()
     state = TraceState(graph, graph.new_stream())
     missing = {

@@ -138,6 +138,29 @@ class Value(Marked, Generic[T]):
         return f"<value {self.cell.name!r}>"
 
 
+def values_in(result: Any) -> Iterator[Value[Any]]:
+    """The values that a result is, or that lists, tuples and dicts of it hold."""
+    if isinstance(result, Value):
+        yield result
+    elif isinstance(result, (list, tuple)):
+        for item in result:
+            yield from values_in(item)
+    elif isinstance(result, dict):
+        for item in result.values():
+            yield from values_in(item)
+
+
+def settled(result: Any) -> Any:
+    """The result with what its values, which exist by now, stand for."""
+    if isinstance(result, Value):
+        return result.cell.get()
+    if type(result) in (list, tuple):
+        return type(result)(settled(item) for item in result)
+    if type(result) is dict:
+        return {key: settled(item) for key, item in result.items()}
+    return result
+
+
 def join(values: Any, separator: str | Expr = "") -> Expr:
     """``separator.join`` for values, expressions and strings: an expression to append; never waits."""
     from sglite.lang.ir import Concat, flatten

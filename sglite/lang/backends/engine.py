@@ -36,6 +36,7 @@ class EngineFormat:
 class EngineBackend(Backend):
     """``engine`` as a back end. ValueError for an engine without tokenizer."""
 
+    shares_in_flight = True
     closes = True
     heals = True
 

@@ -103,7 +103,7 @@ class Updater:
             if count < sampling.min_new_tokens:
                 message = f"the constraint ends after {count} tokens, before min_new_tokens={sampling.min_new_tokens}"
                 return FinishReason(type="error", code="constraint", message=message)
-            return FinishReason(type="stop")
+            return FinishReason(type="stop", matched=token if token in self._eos else None)
         return FinishReason(type="length") if count >= request.max_new_tokens else None
 
     def append_forced(self, request: Request) -> None:
