@@ -112,9 +112,10 @@ class StreamRunner:
     def _cancel(self, failure: Failure) -> None:
         if self._over is not None:
             return
-        if self._job is not None and failure.variable is None and self._job.cell is not None:
+        if self._job is not None and failure.variable is None:
             during = f"{failure.request}, during {_named(self._job)}"
-            failure = replace(failure, request=during, variable=self._job.cell.name, text=self._performer.text)
+            name = None if self._job.cell is None else self._job.cell.name
+            failure = replace(failure, request=during, variable=name, text=self._performer.text)
         self.failure = self.failure or failure
         self.feed.close()
         if self._task is not None:
@@ -181,13 +182,17 @@ class StreamRunner:
 
     async def _end(self) -> None:
         self._over = Failure("an append", None, RuntimeError("the run has ended"), "")
+        worker = asyncio.current_task()
+        assert worker is not None
+        timer = worker.get_loop().call_later(_CLOSE_S, worker.cancel)  # wait_for would make a task of each close
         try:
-            await asyncio.wait_for(self._performer.aclose(), _CLOSE_S)
-        except asyncio.TimeoutError:
-            logger.warning("a back end did not close a sequence within %s s; it is left to it", _CLOSE_S)
+            await self._performer.aclose()
+        except asyncio.CancelledError:
+            logger.warning("a back end did not take a sequence back within %s s; it is left to it", _CLOSE_S)
         except Exception:
             logger.exception("a back end failed to close a sequence of program %s", self._context.graph.program_id)
         finally:
+            timer.cancel()
             self._context.on_end()
 
     # --- looking ahead ---

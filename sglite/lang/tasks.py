@@ -25,7 +25,16 @@ class Tasks:
         cell = Cell(getattr(coroutine, "__name__", "task"))
         task = asyncio.get_running_loop().create_task(_settle(cell, coroutine))
         self._open.add(task)
-        task.add_done_callback(self._open.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._open.discard(task)
+            if task.cancelled():  # perhaps before it had begun
+                coroutine.close()
+                cell.fail(_failure(cell, asyncio.CancelledError()))
+            else:
+                task.exception()  # it is the cell's
+
+        task.add_done_callback(ended)
         return value_of(cell)
 
     async def over(self) -> None:
@@ -49,6 +58,10 @@ async def _settle(cell: Cell, coroutine: Coroutine[Any, Any, Any]) -> None:
             raw = result if isinstance(result, str) else None
         cell.resolve(result, None, raw)
     except BaseException as error:
-        cell.fail(Failure(f"{cell.name}()", cell.name, error, ""))
-        if not isinstance(error, (Exception, asyncio.CancelledError)):
+        cell.fail(_failure(cell, error))
+        if not isinstance(error, Exception):
             raise
+
+
+def _failure(cell: Cell, error: BaseException) -> Failure:
+    return Failure(f"{cell.name}()", cell.name, error, "")

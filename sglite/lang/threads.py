@@ -125,6 +125,7 @@ class BodyPool:
             self._idents.add(ident)
         while (job := self._next()) is not None:
             job()
+            del job  # while it waits for the next one, a thread holds on to nothing
         with self._changed:
             self._idents.discard(ident)
 

@@ -27,6 +27,13 @@ def pending(node: RadixNode) -> list[RadixNode]:
     return found
 
 
+def node_at(node: RadixNode, depth: int) -> RadixNode:
+    """The node on the path to ``node`` that has the token at ``depth``, which is not behind it."""
+    while node.start > depth and node.parent is not None:
+        node = node.parent
+    return node
+
+
 def planned_depth(node: RadixNode) -> int:
     """Depth below which the path to ``node`` is computed or in flight."""
     while node.parent is not None and node.planned == node.start:

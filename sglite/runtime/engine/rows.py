@@ -4,7 +4,8 @@
                     in the cache or in flight   computed now, as far as budgets, pages and checkpoints allow
 
 A request that finds all its tokens computed shares the logits of the row that does it in this step; when there is
-none, it computes its last token again, without storing it.
+none, it computes its last token again, without storing it. What it wants scored it takes from rows of the same step
+that compute the same positions, so the choices of a select ask for what they have in common once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sglite.runtime.cache.node import RadixNode
-from sglite.runtime.cache.paths import copy_source_step, planned_depth
+from sglite.runtime.cache.paths import copy_source_step, node_at, planned_depth
 from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.ahead import Ahead
 from sglite.runtime.engine.memory import PagePlanner
@@ -75,6 +76,7 @@ class RowPlanner:
         if not self._claim(request):
             return True
         assert request.cursor is not None
+        self._share_scores(request, plan)
         planned = planned_depth(request.cursor.node)
         start = max(planned, request.num_scheduled)
         if request.logprobs is not None and request.logprobs.unscored:
@@ -106,6 +108,19 @@ class RowPlanner:
             return False
         unblock(request)
         return True
+
+    def _share_scores(self, request: Request, plan: StepPlan) -> None:
+        """Take the scores that other rows of the step give anyway: what the choices of a select have in common."""
+        state = request.logprobs
+        if state is None or request.state_slots:
+            return
+        assert request.cursor is not None
+        while state.unscored and state.unscored[0] > 0:
+            position = state.unscored[0] - 1
+            row = plan.row_with_logits(node_at(request.cursor.node, position), position)
+            if row is None:
+                return
+            plan.share_score(request, row)
 
     def _join(self, request: Request, plan: StepPlan) -> bool:
         """All that is needed is computed or in flight: share the logits of the row that does it in this step."""
@@ -175,6 +190,8 @@ class RowPlanner:
         request.num_scheduled = max(request.num_scheduled, end)
         request.state_at = end
         index = plan.add_row(request, row, end, copies)
+        if start < store_from and request.cursor is not None:
+            plan.note_replay(node_at(request.cursor.node, start), start, index)
         plan.add_scores(request, index)
         if samples:
             plan.add_sample(request, index, end - 1)

@@ -43,6 +43,8 @@ class StepPlan:
         self.members: list[Request] = []
         """Everyone whose ``in_flight`` counts this step."""
         self._row_of: dict[Request, int] = {}
+        self._again: dict[tuple[RadixNode, int], int] = {}
+        """Rows that compute a position once more for its logits."""
 
     @property
     def step_id(self) -> int:
@@ -81,6 +83,15 @@ class StepPlan:
         row = self.output.rows[index]
         return index if row.start <= position < row.start + len(row.token_ids) else None
 
+    def note_replay(self, node: RadixNode, position: int, row: int) -> None:
+        """``row`` computes ``position``, in ``node``, although it is in the cache."""
+        self._again.setdefault((node, position), row)
+
+    def row_with_logits(self, node: RadixNode, position: int) -> int | None:
+        """Index of a row of this step that gives the logits at ``position`` of the path with ``node``."""
+        row = self.row_covering(node.owner, position)
+        return self._again.get((node, position)) if row is None else row
+
     def sort_rows(self) -> None:
         """Let rows that share a prefix stand side by side: depth-first through the tree, most urgent first.
 
@@ -100,6 +111,7 @@ class StepPlan:
             sample.row = place[sample.row]
         for score in self.output.scores:
             score.row = place[score.row]
+        self._again = {at: place[row] for at, row in self._again.items()}
 
     def add_sample(self, request: Request, row: int, position: int) -> None:
         """Sample the token after ``position`` for ``request`` from the logits of ``row``."""
@@ -133,10 +145,19 @@ class StepPlan:
             targets = [request.tokens[first]]
             while state.unscored and state.unscored[0] == first + len(targets) and state.unscored[0] - 1 < end:
                 targets.append(request.tokens[state.unscored.popleft()])
-            task = ScoreTask(slot=request.slot, row=row_index, position=first - 1, targets=targets)
-            self.output.scores.append(task)
-            self.scored.append(request)
-            request.scores_in_flight += len(targets)
+            self._add_score(request, row_index, first - 1, targets)
+
+    def share_score(self, request: Request, row_index: int) -> None:
+        """Score the first token that ``request`` wants scored by the logits of somebody else's row."""
+        assert request.logprobs is not None
+        first = request.logprobs.unscored.popleft()
+        self._add_score(request, row_index, first - 1, [request.tokens[first]])
+        self.join(request)
+
+    def _add_score(self, request: Request, row_index: int, position: int, targets: list[int]) -> None:
+        self.output.scores.append(ScoreTask(slot=request.slot, row=row_index, position=position, targets=targets))
+        self.scored.append(request)
+        request.scores_in_flight += len(targets)
 
 
 def depth_first(places: Sequence[RadixNode]) -> list[int]:
