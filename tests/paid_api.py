@@ -19,7 +19,7 @@ from sglite.lang.messages import Message, ToolSpec
 class PaidApi:
     """``answer(path, body)``: a dict is sent as JSON, a list as server-sent events, an ``Failure`` as it says.
 
-    ``seen``: (path, body) of every request; ``headers``: the last one's.
+    ``seen``: (path, body) of every request; ``headers``: the last one's, their names in lower case.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
         self.api.seen.append((self.path, body))
-        self.api.headers = dict(self.headers.items())
+        self.api.headers = {name.lower(): value for name, value in self.headers.items()}
         answer = self.api.answer(self.path, body)
         if isinstance(answer, Failure):
             if answer.status == 0:

@@ -6,8 +6,8 @@ import random
 from typing import Any
 
 import pytest
-
 from engines import Bench, toy_logprobs
+
 from sglite.runtime.protocol import LogprobOptions
 
 PROMPT = [3, 1, 4, 1, 0, 2, 2, 3, 4, 1, 3]

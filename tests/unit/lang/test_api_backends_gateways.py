@@ -154,7 +154,7 @@ def test_vertex_is_asked_with_a_token_that_is_renewed_when_it_expires(api: PaidA
     tokens = []
     for _ in range(3):
         assert ask(backend)[0].text == "ok"
-        tokens.append(api.headers["Authorization"])
+        tokens.append(api.headers["authorization"])
     assert tokens == ["Bearer token-1", "Bearer token-2", "Bearer token-2"]
     assert api.bodies[0]["model"] == "google/gemini-x"
     assert api.bodies[0]["extra_body"] == {"google": {"safety_settings": settings}}

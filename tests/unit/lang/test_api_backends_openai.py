@@ -56,7 +56,7 @@ def openai(api: PaidApi, model: str = "gpt-4", **options: Any) -> OpenAI:
 def test_a_request_has_the_conversation_and_the_limit_and_nothing_else(api: PaidApi) -> None:
     assert ask(openai(api))[0].text == "ok"
     assert api.seen == [("/v1/chat/completions", {**BASE, "max_tokens": 128})]
-    assert api.headers["Authorization"] == "Bearer key"
+    assert api.headers["authorization"] == "Bearer key"
 
 
 @pytest.mark.parametrize(
