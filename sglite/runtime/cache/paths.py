@@ -78,3 +78,24 @@ def split(node: RadixNode, depth: int, page_size: int) -> RadixNode:
     node.continues = depth % page_size != 0
     node.ready, node.planned = max(node.ready, depth), max(node.planned, depth)
     return upper
+
+
+def merge(upper: RadixNode, page_size: int) -> RadixNode | None:
+    """The reverse of ``split``: a computed node that nobody stands at and its only child become one; returns it.
+
+    None where they must stay apart: somebody may come back to the border, or they hold two versions of a page.
+    """
+    if upper.parent is None or upper.cursors or len(upper.children) != 1 or upper.ready < upper.end:
+        return None
+    (lower,) = upper.children.values()
+    if upper.checkpoint or upper.wants_checkpoint or upper.lookahead is not None or upper.hints != lower.hints:
+        return None
+    if not lower.continues and upper.end % page_size:
+        return None
+    lower.tokens, lower.pages = upper.tokens + lower.tokens, upper.pages + lower.pages
+    lower.start, lower.continues, lower.parent = upper.start, upper.continues, upper.parent
+    lower.planned_step = max(lower.planned_step, upper.planned_step)
+    lower.last_access = max(lower.last_access, upper.last_access)
+    upper.parent.children[lower.tokens[0]] = lower
+    upper.parent = None
+    return lower

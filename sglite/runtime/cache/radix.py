@@ -30,7 +30,7 @@ from sglite.runtime.cache.allocator import PageAllocator
 from sglite.runtime.cache.checkpoints import Checkpoints
 from sglite.runtime.cache.eviction import EvictionPolicy, NextUseEviction
 from sglite.runtime.cache.node import Cursor, Match, RadixNode, common_prefix
-from sglite.runtime.cache.paths import first_page, pages_to, pending, split
+from sglite.runtime.cache.paths import first_page, merge, pages_to, pending, split
 
 
 class RadixCache:
@@ -200,7 +200,8 @@ class RadixCache:
     def close(self, cursor: Cursor) -> None:
         """Unlock. What the cursor's node promised and nobody computed is cut off; what was computed stays.
 
-        To be pinned is not to be used: a pin leaves the time of the last use as it was.
+        To be pinned is not to be used: a pin leaves the time of the last use as it was. What only a pin kept apart from
+        the rest of its sequence becomes one node with it, so that long programs are not long chains of nodes.
         """
         node = cursor.node
         node.cursors -= 1
@@ -212,6 +213,9 @@ class RadixCache:
                 above.last_access = self._clock
             above = above.parent
         self._cut_promises(node)
+        merged = merge(node, self.page_size) if cursor.is_pin and not self.states else None
+        if merged is not None and merged.is_evictable:
+            self._eviction.add(merged)
 
     def retreat(self, cursor: Cursor, depth: int) -> None:
         """Move ``cursor`` up to ``depth`` on its path: what lay below goes, as far as nobody else came to it."""

@@ -271,3 +271,41 @@ def test_common_prefix(length: int, differs: int) -> None:
 def test_a_page_has_room() -> None:
     with pytest.raises(ValueError, match="page_size must be at least 1, got 0"):
         cache_of(0)
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 4])
+def test_a_sequence_that_is_pinned_step_by_step_stays_one_node(page_size: int) -> None:
+    cache = cache_of(page_size, 256)
+    tokens: list[int] = []
+    pin: Cursor | None = None
+    for step in range(40):
+        tokens += [step % 5] * (1 + step % 4) + [9]
+        cursor, (table, _) = insert(cache, tokens)
+        old, pin = pin, cache.pin(cursor)
+        if old is not None:
+            cache.close(old)
+        cache.close(cursor)
+        assert len(cache.path(pin.node)) == 1 and pin.node.tokens == tokens
+        assert pin.node.pages == table and cache.pinned_pages == len(table)
+        counts = cache.allocator.counts()
+        assert counts.free + counts.cached == counts.total and counts.cached == len(table)
+    assert pin is not None
+    cache.close(pin)
+    assert cache.flush() == -(-len(tokens) // page_size) and cache.num_available == 256
+
+
+def test_what_others_stand_at_or_share_stays_a_node_of_its_own() -> None:
+    cache = cache_of(4)
+    trunk, _ = insert(cache, [1, 2, 3, 4, 5])
+    held = cache.pin(trunk)
+    cache.close(trunk)
+    left, _ = insert(cache, [1, 2, 3, 4, 5, 6])
+    right, _ = insert(cache, [1, 2, 3, 4, 5, 7])  # owns a copy of the page in which the trunk ends
+    cache.close(held)
+    assert [len(cache.path(c.node)) for c in (left, right)] == [2, 2]
+    again = cache.pin(left)
+    cache.close(left)
+    cache.close(again)
+    assert len(cache.path(right.node)) == 2
+    cache.close(right)
+    assert cache.flush() == 3
