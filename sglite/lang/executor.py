@@ -21,12 +21,13 @@ import asyncio
 import logging
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
 from sglite.lang.backends.base import Stream
 from sglite.lang.cells import Feed
-from sglite.lang.context import End, Job, Mark, RunContext, Snapshot
+from sglite.lang.context import End, Job, Mark, RunContext
 from sglite.lang.errors import Failure
 from sglite.lang.ir import Gen, Lit, NodeRecord, Symbol
 from sglite.lang.perform import Performer
@@ -69,6 +70,8 @@ class StreamRunner:
 
     def push(self, jobs: list[Job | Mark | End]) -> None:
         """Queues jobs; literals alone do not wake the stream, since nobody can tell, unless it is being streamed."""
+        if self._over is not None:
+            jobs = self._answered(jobs)
         wake = self._context.stream or any(not (isinstance(j, Job) and isinstance(j.node.op, Lit)) for j in jobs)
         with self._lock:
             self._queue.extend(jobs)
@@ -130,8 +133,7 @@ class StreamRunner:
                     return
                 job = self._queue.popleft()
             if isinstance(job, Mark):
-                if job.future.set_running_or_notify_cancel():
-                    job.future.set_result(self._snapshot())
+                self._answered([job])
             elif isinstance(job, End):
                 await self._end()
             elif (failure := self.failure or self._over) is not None:
@@ -177,11 +179,20 @@ class StreamRunner:
         for child in job.children:
             child.adopt(self._performer.transcript.copy(), None, failure)
 
-    def _snapshot(self) -> Snapshot:
-        return self._performer.snapshot(self.failure)
+    def _answered(self, jobs: Sequence[Job | Mark | End]) -> list[Job | Mark | End]:
+        """Tells marks how the stream stands; what is left of ``jobs``."""
+        for job in jobs:
+            if isinstance(job, Mark) and job.future.set_running_or_notify_cancel():
+                job.future.set_result(self._performer.snapshot(self.failure))
+        return [job for job in jobs if not isinstance(job, Mark)]
 
     async def _end(self) -> None:
         self._over = Failure("an append", None, RuntimeError("the run has ended"), "")
+        with self._lock:  # from here on the text is as it is: who asks for it need not wait for the back end
+            waiting, self._queue = list(self._queue), deque()
+        left = self._answered(waiting)
+        with self._lock:
+            self._queue.extendleft(reversed(left))
         worker = asyncio.current_task()
         assert worker is not None
         timer = worker.get_loop().call_later(_CLOSE_S, worker.cancel)  # wait_for would make a task of each close

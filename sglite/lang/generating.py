@@ -146,7 +146,7 @@ async def _check(context: RunContext, check: Callable[[Any], Any], value: Any) -
         verdict = await arrival(SESSION.checks.submit(lambda: check(value), nested=context.nested))
         if inspect.isawaitable(verdict):
             verdict = await verdict
-    if verdict is False or (type(verdict).__name__ in ("bool", "bool_") and not verdict):  # numpy has a False of its own
+    if verdict is False or (type(verdict).__name__ in ("bool", "bool_") and not verdict):  # numpy has its own False
         raise Refused(f"{getattr(check, '__name__', 'check')} returned False")
 
 
