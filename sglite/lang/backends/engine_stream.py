@@ -150,9 +150,9 @@ class EngineStream(Stream):
                 continue
             if self._current is None or told.number != number or len(told.text) > _LONG_TEXT:
                 return
-            told.ids = self._tokenizer.encode(told.text) if told.text else []
             alone = replace(told.call.hints, group="", group_size=1)  # only first requests are members of a group
             try:
+                told.ids = self._tokenizer.encode(told.text) if told.text else []
                 told.generation = self._sequence.chain(told.ids, **_request(told.call, alone))
             except (ValueError, RuntimeError):
                 return

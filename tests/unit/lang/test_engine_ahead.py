@@ -389,3 +389,16 @@ def test_what_a_request_costs_the_programs_loop(folder: Path, prompt: int) -> No
 
     with scripted_engine(folder, context_length=10_000, max_total_tokens=20_000) as engine:
         assert sorted(asyncio.run(main()))[50] < 0.0003
+
+
+def test_text_that_cannot_be_encoded_fails_its_own_request_and_not_the_one_before(engine: ScriptedEngine) -> None:
+    async def main() -> None:
+        stream = opened(engine)
+        stream.append("ok")
+        stream.prepare("\ud800", call())
+        assert len(await taken(stream, call())) > 0
+        with pytest.raises(ValueError, match="surrogate"):
+            await taken(stream, call(), "\ud800")
+        await stream.aclose()
+
+    asyncio.run(main())
