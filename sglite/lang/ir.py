@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sglite.lang.errors import SymbolicValueError
 from sglite.lang.messages import Message, ToolSpec
+from sglite.lang.records import NodeRecord as NodeRecord
 from sglite.lang.sampling import REST_OF_CONTEXT as REST_OF_CONTEXT
 from sglite.lang.sampling import Sampling as Sampling
 
@@ -354,26 +355,6 @@ class Node:
     op: Op
     sources: tuple[int, ...] = ()
     line: str = ""
-
-
-@dataclass
-class NodeRecord:
-    """What became of a node in a run; nodes that only concern text have none.
-
-    ``started``, ``ended``: seconds since the run began. ``text``: what the node added to its stream. ``meta``: what
-    the back end said of its last request (SGLang's ``meta_info``; a list with n > 1), ``metas``: of every attempt.
-    ``prompt_chars``: length of the stream before it. ``token_ids``: of the output, where the back end tells them.
-    """
-
-    started: float
-    ended: float | None = None
-    text: str = ""
-    meta: Any = None
-    metas: list[Any] = field(default_factory=list)
-    prompt_chars: int = 0
-    attempts: int = 1
-    error: str | None = None
-    token_ids: tuple[int, ...] | None = None
 
 
 class Graph:
