@@ -74,11 +74,6 @@ class PrefixWarmup:
         self._prompts.clear()
 
 
-def warmup_of(backend: Backend) -> PrefixWarmup | None:
-    """The warm-up for a batch on ``backend``; None where requests in flight share their beginnings anyway."""
-    return None if backend.shares_in_flight else PrefixWarmup(backend)
-
-
 Start = Callable[[Any], tuple[ProgramState, Callable[[], None]]]
 """Makes a state for a row, and the function that runs the body on it."""
 

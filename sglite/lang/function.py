@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sglite.lang.backends.base import Backend
-from sglite.lang.batch import AHEAD, Batch, PrefixWarmup, warmup_of
+from sglite.lang.batch import AHEAD, Batch, PrefixWarmup
 from sglite.lang.bodies import Excused, arun_body, body_in_thread, check_body, end_cancelled, in_thread, run_body
 from sglite.lang.cells import arrival
 from sglite.lang.errors import BlockingReadError, Failure, ProgramError
@@ -207,7 +207,7 @@ class Function:
         if type(max_concurrency) is not int or max_concurrency < 1:
             raise ValueError(f"arun_batch(max_concurrency={max_concurrency!r}): use 1 or more")
         chosen = SESSION.backend(backend)
-        warmup = warmup_of(chosen) if len(rows) > 1 else None
+        warmup = PrefixWarmup(chosen) if len(rows) > 1 else None
         slots = asyncio.Semaphore(max_concurrency)
         run: Any = arun_body if self.is_async else body_in_thread
 
@@ -250,7 +250,7 @@ class Function:
         excused: Excused,
     ) -> Iterator[ProgramState]:
         threads = None if num_threads == "auto" else num_threads
-        warmup = warmup_of(backend) if len(rows) > 1 and threads != 1 else None
+        warmup = PrefixWarmup(backend) if len(rows) > 1 and threads != 1 else None
 
         def start(row: inspect.BoundArguments) -> tuple[ProgramState, Callable[[], None]]:
             state = self._start(backend, options, SESSION.body_loop.loop, warmup)

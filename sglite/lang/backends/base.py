@@ -191,8 +191,6 @@ class Backend(ABC):
 
     calls_tools = False
     """Whether the back end takes ``GenCall.tools`` and answers with ``Output.tool_calls``."""
-    shares_in_flight = False
-    """Whether requests that arrive together share what they begin with by themselves."""
     closes = False
     """Whether it takes ``on_limit="close"``: a constrained text is whole when its token limit ends it."""
     heals = False

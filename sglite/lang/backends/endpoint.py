@@ -50,7 +50,7 @@ class RuntimeEndpoint(Backend):
         self.model_info: dict[str, Any] = checked(self._http.ask("GET", "/get_model_info")).json()
         self._format = format_of(chat_template_name, self.model_info.get("chat_format"), self.base_url)
         spoken = self.model_info.get("program_version")
-        self.closes = self.shares_in_flight = spoken is not None  # it is one of ours
+        self.closes = spoken is not None  # it is one of ours, which take on_limit
         if program and spoken != PROGRAM_VERSION:
             message = f"speaks version {spoken} of the program extension, not {PROGRAM_VERSION}; leave program=True out"
             raise BackendError(f"{self.base_url}: {message}")

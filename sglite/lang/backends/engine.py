@@ -36,7 +36,6 @@ class EngineFormat:
 class EngineBackend(Backend):
     """``engine`` as a back end. ValueError for an engine without tokenizer."""
 
-    shares_in_flight = True
     closes = True
     heals = True
 
@@ -66,8 +65,9 @@ class EngineBackend(Backend):
         return len(self.tokenizer.encode(text, add_bos=first))
 
     async def prefill(self, text: str) -> None:
-        """See Backend."""
+        """See Backend. The text may end inside a token of those who go on from it: its last one is left to them."""
         ids = await encode(self.tokenizer, text, first=True)
+        ids = ids[:-1] or ids
         sequence = self.engine.open_sequence("", ids)
         try:
             await sequence.generate({"max_new_tokens": 0, "temperature": 0.0}).wait()

@@ -272,7 +272,8 @@ def test_cache_flush_and_info_go_to_the_engine(engine: Any) -> None:
         s += "xab" + q  # type: ignore[operator]
 
     f.cache(backend=engine)
-    assert engine.requests == [([BOS, ord("x"), 2], {"max_new_tokens": 0, "temperature": 0.0}, {})]
+    # the last token, "ab", is left out: with what follows it may become another one
+    assert engine.requests == [([BOS, ord("x")], {"max_new_tokens": 0, "temperature": 0.0}, {})]
     assert sgl.flush_cache(engine) is True and sgl.get_server_info(engine) == {"model": "stub"}
 
 
