@@ -90,7 +90,7 @@ class StreamRunner:
 
     def cancel(self, failure: Failure) -> None:
         """Stops what runs and fails what is queued, with ``failure`` as the reason."""
-        self._context.loop.call(self._cancel, failure)
+        self._context.loop.call(self.cancel_here, failure)
 
     # --- the loop ---
 
@@ -112,7 +112,8 @@ class StreamRunner:
         if start:
             self._start()
 
-    def _cancel(self, failure: Failure) -> None:
+    def cancel_here(self, failure: Failure) -> None:
+        """``cancel`` for whoever is on the loop."""
         if self._over is not None:
             return
         if self._job is not None and failure.variable is None:

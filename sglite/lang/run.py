@@ -187,8 +187,7 @@ class Run:
             first = not self.stopped.done()
             if first:
                 self.stopped.set_result(failure)
-        for runner in runners:
-            runner.cancel(failure)
+        SESSION.loop.call(_cancel_all, runners, failure)
         self._settle()
         if first and self.is_async and self.graph.program_id not in SESSION.inside.get():
             SESSION.loop.call(self._give_up_later)
@@ -265,6 +264,12 @@ class Run:
         """RuntimeError in a forked child: outputs of its parent's runs arrive there only."""
         if os.getpid() != self._process and not self.finished.done():
             raise RuntimeError("this run belongs to the process that forked this one; its outputs arrive there only")
+
+
+def _cancel_all(runners: list[StreamRunner], failure: Failure) -> None:
+    """At once: what one stream gives up is not for the others to take."""
+    for runner in runners:
+        runner.cancel_here(failure)
 
 
 def _task() -> asyncio.Task[Any] | None:

@@ -106,10 +106,10 @@ def test_following_a_stream_inside_its_async_body_gives_what_there_is(echo: Any)
         s += "a" + sgl.gen("x")
         with pytest.raises(sgl.BlockingReadError, match="async for"):
             list(s.text_iter("x"))
+        echo.gate.set()
         return "".join([piece async for piece in s.text_async_iter()])
 
     echo.gate = threading.Event()
-    threading.Timer(0.05, echo.gate.set).start()
     assert f.run(backend=echo).ret_value == "a" + echo.answer("a")
 
 
