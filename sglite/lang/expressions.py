@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import builtins
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -51,7 +50,7 @@ def gen(
     retries: int = 0,
     ebnf: str | None = None,
     structural_tag: str | dict[str, Any] | None = None,
-    on_limit: Literal["stop", "close"] | None = None,
+    on_limit: Literal["stop", "close", "try_close"] | None = None,
     repetition_penalty: float | None = None,
     seed: int | None = None,
     whole_turn: bool = False,
@@ -78,20 +77,16 @@ def gen(
     }  # fmt: skip
     given = [key for key, value in constraints.items() if value is not None]
     if choices is not None:
-        if given or (n or 1) > 1 or check is not None:
-            with_ = ", ".join(given) or ("check" if check is not None else "n")
-            raise ValueError(f"gen(choices=...) cannot be combined with {with_}; drop one of them")
+        asked = {"n": (n or 1) > 1, "check": check is not None, "retries": retries, "heal": heal, "on_limit": on_limit}
+        excluded = [*given, *(key for key, value in asked.items() if value)]
+        if excluded:
+            raise ValueError(f"gen(choices=...) cannot be combined with {', '.join(excluded)}; drop one of them")
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized)
     if len(given) > 1:
         raise ValueError(f"gen: {' and '.join(given)} exclude each other; give one")
     if regex is not None:
         re.compile(regex)
-    if builtins.type(retries) is not int or retries < 0:
-        raise ValueError(f"gen(retries={retries!r}): give a number of further attempts, 0 or more")
-    if retries and (n or 1) > 1:
-        raise ValueError(f"gen(retries={retries}, n={n}): only a single output can be written again; drop n")
-    if retries and check is None and type is None:
-        raise ValueError(f"gen(retries={retries}) has nothing to refuse a text by; give check=... or type=...")
+    _check_retries(retries, n, refusable=check is not None or type is not None)
     rule = None if dtype is None else dtype_rule(dtype)
     spec = None if type is None else _spec(type)
     sampling = Sampling(
@@ -124,6 +119,15 @@ def gen(
     if heal and (sampling.json_schema or ebnf or structural_tag or (n or 1) > 1):
         raise ValueError("gen(heal=True) goes with a free text or a regex, and n=1; drop the other constraint")
     return Gen(name, sampling, stop_after, spec, check, retries, whole_turn, heal)
+
+
+def _check_retries(retries: int, n: int | None, *, refusable: bool) -> None:
+    if type(retries) is not int or retries < 0:
+        raise ValueError(f"gen(retries={retries!r}): give a number of further attempts, 0 or more")
+    if retries and (n or 1) > 1:
+        raise ValueError(f"gen(retries={retries}, n={n}): only a single output can be written again; drop n")
+    if retries and not refusable:
+        raise ValueError(f"gen(retries={retries}) has nothing to refuse a text by; give check=... or type=...")
 
 
 def _spec(kind: Any) -> TypeSpec:
@@ -265,4 +269,8 @@ def separate_reasoning(expr: str | Expr | None = None, model_type: str | None = 
     for op in ops:
         if isinstance(op, Gen) and (op.name is None or (op.sampling.n or 1) > 1):
             raise ValueError(f"separate_reasoning: {op} needs a name, and n=1, for its reasoning to be kept")
+        if isinstance(op, Gen) and (op.type is not None or op.check is not None or op.retries or op.heal):
+            raise ValueError(
+                f"separate_reasoning: {op} with type, check, retries or heal; leave these out, or the wrapper"
+            )
     return Concat(tuple(Reasoned(op, tags) if isinstance(op, Gen) else op for op in ops))

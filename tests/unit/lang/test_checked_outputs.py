@@ -296,3 +296,15 @@ def test_seeds_are_those_of_a_requests_place_in_its_program(echo: Any) -> None:
     assert one == seeds(7, (2, 0, 1)) and len(set(one.values())) == 5
     assert not set(one.values()) & set(seeds(8, (0, 1, 2)).values())
     assert set(seeds(None, (0, 1, 2)).values()) == {None}
+
+
+@pytest.mark.parametrize("extra", [{"retries": 2}, {"heal": True}, {"on_limit": "close"}])
+def test_what_a_choice_would_ignore_is_refused(extra: Any) -> None:
+    with pytest.raises(ValueError, match=next(iter(extra))):
+        sgl.gen("x", choices=["a"], **extra)
+
+
+@pytest.mark.parametrize("extra", [{"type": int}, {"check": bool}, {"type": int, "retries": 1}, {"heal": True}])
+def test_what_separated_reasoning_would_ignore_is_refused(extra: Any) -> None:
+    with pytest.raises(ValueError, match="separate_reasoning"):
+        sgl.separate_reasoning(sgl.gen("x", **extra), model_type="qwen3")
