@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from sglite.lang.cells import Cell, arrival
 from sglite.lang.errors import BlockingReadError, SymbolicValueError
-from sglite.lang.ir import Arg, Expr, Lit, Op, Symbol, VarRef
+from sglite.lang.ir import Expr, Lit, Op, Symbol
 
 T = TypeVar("T")
 OPEN, CLOSE = "\uf8f0", "\uf8f1"
@@ -63,10 +63,13 @@ def unmarked(text: str, directory: WeakValueDictionary[str, Marks]) -> Iterator[
         yield Lit(text)
 
 
-class Marked(Symbol):
-    """A symbol that may stand in an f-string."""
+class Value(Symbol, Generic[T]):
+    """An output that may not exist yet. ``await`` it, append it, or in a synchronous program call ``value()``."""
 
-    _marks: Marks
+    def __init__(self, cell: Cell, marks: Marks, may_block: Callable[[], bool]) -> None:
+        self.cell = cell
+        self._marks = marks
+        self._may_block = may_block
 
     def __format__(self, spec: str) -> str:
         if spec:
@@ -75,23 +78,6 @@ class Marked(Symbol):
 
     def __str__(self) -> str:
         return self._marks.mark(self)
-
-
-class MarkedArg(Marked, Arg):
-    """An argument of a compiled program."""
-
-
-class MarkedVarRef(Marked, VarRef):
-    """A variable of a compiled program."""
-
-
-class Value(Marked, Generic[T]):
-    """An output that may not exist yet. ``await`` it, append it, or in a synchronous program call ``value()``."""
-
-    def __init__(self, cell: Cell, marks: Marks, may_block: Callable[[], bool]) -> None:
-        self.cell = cell
-        self._marks = marks
-        self._may_block = may_block
 
     @property
     def name(self) -> str:
