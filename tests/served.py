@@ -14,6 +14,7 @@ import uvicorn
 
 import sglite as sgl
 from sglite.runtime.serve.app import create_app
+from sglite.runtime.serve.options import ServeOptions
 
 
 @dataclass
@@ -62,7 +63,9 @@ def start(engine: sgl.Engine, **options: Any) -> tuple[uvicorn.Server, str, thre
     """A server over ``engine`` on a free port."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(engine, **options), log_config=None, access_log=False))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(engine, ServeOptions(**options)), log_config=None, access_log=False)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     assert settles(lambda: server.started)

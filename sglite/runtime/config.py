@@ -37,6 +37,8 @@ class EngineArgs:
     model_path: str | None = None
     """Folder or hub name; ``None``: the bundled model."""
     tokenizer_path: str | None = None
+    chat_template: str | None = None
+    """A file with the chat template, in place of the checkpoint's."""
     revision: str | None = None
     download_dir: str | None = None
     offline: bool = False

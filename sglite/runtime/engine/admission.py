@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class Admitted:
     reasoning_budget: int | None = None
     layout: LogprobLayout | None = None
     logprobs: LogprobOptions | None = None
+    shown_special: tuple[int, ...] = ()
     priority: int = 0
     namespace: str = ""
     timeout_s: float | None = None
@@ -64,7 +65,7 @@ class Admitted:
 
     def presenters(self, tokenizer: Tokenizer | None) -> list[Presenter]:
         """What the outputs will be shown by."""
-        return [Presenter(rid, self.sampling, tokenizer, self.layout) for rid in self.request_ids]
+        return [Presenter(rid, self.sampling, tokenizer, self.layout, self.shown_special) for rid in self.request_ids]
 
     def again(self) -> Admitted:
         """The same call under a name of its own."""
@@ -143,15 +144,19 @@ class Admission:
         extra_key: str | None = None,
         timeout_s: float | None = None,
         queue_timeout_s: float | None = None,
+        constraint: ConstraintSpec | None = None,
         constraint_after: str | list[int] | None = None,
         reasoning_budget: int | None = None,
+        shown_special: Sequence[int] = (),
     ) -> Admitted:
         """Read a call. ``num_prompt``: tokens of its prompt; ``None``: not known yet, the core checks what needs it.
 
-        Raises ``InvalidParameter`` or ``RequestRefused`` naming the field.
+        ``constraint``: in place of one among ``sampling_params``. ``shown_special``: special tokens that the text
+        keeps even under ``skip_special_tokens``, for those who read a model's marks. Raises
+        ``InvalidParameter`` or ``RequestRefused`` naming the field.
         """
         given = dict(sampling_params or {})
-        sampling, constraint = parse_sampling_params(given)
+        sampling, constraint = parse_sampling_params(given, constraint)
         validate(sampling, self._vocab_size, self._eos_ids)
         check_options(rid, priority, cache_salt, extra_key, timeout_s, queue_timeout_s)
         after = ending_ids(constraint_after, reasoning_budget, constraint, self._tokenizer, self._vocab_size)
@@ -169,6 +174,7 @@ class Admission:
             reasoning_budget=reasoning_budget,
             layout=layout,
             logprobs=options,
+            shown_special=tuple(shown_special),
             priority=priority,
             namespace="\x00".join(filter(None, (cache_salt, extra_key))),
             timeout_s=timeout_s,

@@ -67,7 +67,7 @@ class Engine:
         if not self.args.skip_tokenizer_init:
             text_folder = Path(self.args.tokenizer_path) if self.args.tokenizer_path is not None else folder
             self.tokenizer = load_tokenizer(text_folder)
-            self.chat_template = ChatTemplate.load(text_folder)
+            self.chat_template = ChatTemplate.load(text_folder, self.args.chat_template)
         built = build(self.args, folder)
         self.config = built.config
         self.model_path = self.args.model_path or BUNDLED_MODEL

@@ -8,6 +8,7 @@ exactly the text that was presented, so that the next literal continues it.
 from __future__ import annotations
 
 import codecs
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +37,16 @@ class Presenter:
         sampling: decides how stops and special tokens are shown.
         tokenizer: ``None`` leaves ``text`` empty.
         logprobs: ``None`` when none were asked for.
+        shown_special: special tokens that are shown even if others are not.
     """
 
     def __init__(
-        self, request_id: str, sampling: SamplingParams, tokenizer: Tokenizer | None, logprobs: LogprobLayout | None
+        self,
+        request_id: str,
+        sampling: SamplingParams,
+        tokenizer: Tokenizer | None,
+        logprobs: LogprobLayout | None,
+        shown_special: Collection[int] = (),
     ) -> None:
         self.request_id = request_id
         self.output_ids: list[int] = []
@@ -47,6 +54,7 @@ class Presenter:
         self._sampling = sampling
         self._tokenizer = tokenizer
         self._layout = logprobs
+        self._shown_special = frozenset(shown_special)
         self._rows: list[TokenLogprob] = []
         self._prompt_rows: list[TokenLogprob] = []
         self._accounting = Accounting()
@@ -102,7 +110,7 @@ class Presenter:
         self.output_ids.append(token)
         if self._tokenizer is None:
             return
-        skip = self._sampling.skip_special_tokens
+        skip = self._sampling.skip_special_tokens and token not in self._shown_special
         data, _ = self._tokenizer.join([token], skip_special_tokens=skip, at_start=False)
         self._bytes += data
         self._ends.append(len(self._bytes))

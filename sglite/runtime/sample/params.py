@@ -151,13 +151,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
 
 
-def parse_sampling_params(mapping: Mapping[str, Any]) -> tuple[SamplingParams, ConstraintSpec | None]:
+def parse_sampling_params(
+    mapping: Mapping[str, Any], constraint: ConstraintSpec | None = None
+) -> tuple[SamplingParams, ConstraintSpec | None]:
     """Read SGLang's ``sampling_params`` dictionary (and OpenAI's and vLLM's spellings of the same fields).
 
     Besides the fields of ``SamplingParams``: ``max_tokens``, ``min_tokens``, ``sampling_seed``; ``stop`` and
     ``stop_regex`` as one string; ``logit_bias`` with ids as strings; and at most one of ``json_schema`` (text
     or object), ``regex``, ``ebnf``, ``choice`` (list of strings), ``structural_tag`` (text or object). None
-    is the default, except that ``max_new_tokens`` None lifts the limit.
+    is the default, except that ``max_new_tokens`` None lifts the limit. ``constraint`` stands for such an entry.
 
     Raises ``InvalidParameter`` for an unknown name, a wrong type or range, a name given under two spellings,
     or more than one constraint.
@@ -176,7 +178,10 @@ def parse_sampling_params(mapping: Mapping[str, Any]) -> tuple[SamplingParams, C
     asked = [name for name in _CONSTRAINTS if name in given]
     if len(asked) > 1:
         raise InvalidParameter(asked[1], given[asked[1]], f"only one of {' and '.join(asked)} can be set.")
-    constraint = _constraint(asked[0], given.pop(asked[0])) if asked else None
+    if asked and constraint is not None:
+        raise InvalidParameter(asked[0], given[asked[0]], f"{asked[0]} and another constraint are set; give one.")
+    if asked:
+        constraint = _constraint(asked[0], given.pop(asked[0]))
     limit = given.get("on_limit")
     if constraint is None and limit in ("close", "try_close"):
         raise InvalidParameter("on_limit", limit, f"on_limit={limit!r} needs one of {', '.join(_CONSTRAINTS)}.")

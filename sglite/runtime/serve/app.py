@@ -1,9 +1,9 @@
-"""The application: which route is answered by whom, who may call, and one shape for everything that goes wrong."""
+"""The application: which route is answered by whom, who may call, and one way for everything that goes wrong."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -13,26 +13,25 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sglite.runtime.engine.engine import Engine
-from sglite.runtime.serve.auth import ApiKey
+from sglite.runtime.serve.auth import Keys
 from sglite.runtime.serve.errors import Refused, refusal
 from sglite.runtime.serve.in_flight import InFlight
 from sglite.runtime.serve.info import Info
 from sglite.runtime.serve.native import Native
+from sglite.runtime.serve.options import ServeOptions
 from sglite.runtime.serve.program_route import ProgramRoute
 from sglite.runtime.serve.programs import Programs
 from sglite.runtime.serve.responses import json_response
+from sglite.runtime.serve.serving import Route, Serving
 from sglite.version import __version__
 
 logger = logging.getLogger(__name__)
-Handler = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(engine: Engine, api_key: str | None = None) -> ASGIApp:
+def create_app(engine: Engine, options: ServeOptions | None = None) -> ASGIApp:
     """The server over ``engine``, which stays the caller's to shut down."""
-    in_flight = InFlight(engine.config.max_running + engine.args.max_queued_requests)
-    programs = Programs(engine, in_flight)
-    native, info = Native(engine, in_flight), Info(engine, in_flight, programs)
-    program = ProgramRoute(programs)
+    serving = Serving.of(engine, options or ServeOptions())
+    programs = Programs(engine, serving.in_flight)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -40,29 +39,24 @@ def create_app(engine: Engine, api_key: str | None = None) -> ASGIApp:
         programs.close()
 
     app = FastAPI(title="sglite", version=__version__, lifespan=lifespan)
-    routes: list[tuple[str, list[str], Handler]] = [
-        ("/generate", ["POST", "PUT"], native.generate),
-        ("/program", ["POST"], program.run),
-        ("/program/renew", ["POST"], program.renew),
-        ("/program/close", ["POST"], program.close),
-        ("/model_info", ["GET"], info.model),
-        ("/get_model_info", ["GET"], info.model),
-        ("/server_info", ["GET"], info.server),
-        ("/get_server_info", ["GET"], info.server),
-        ("/flush_cache", ["GET", "POST"], info.flush_cache),
-        ("/abort_request", ["POST"], info.abort),
-        ("/render", ["POST"], info.render),
-        ("/health", ["GET"], info.health),
-        ("/health_generate", ["GET"], info.health_generate),
-    ]
-    for path, methods, handler in routes:
-        app.add_api_route(path, handler, methods=methods, response_model=None)
+    routes = all_routes(serving, programs)
+    for route in routes:
+        app.add_api_route(route.path, route.handler, methods=list(route.methods), response_model=None)
     app.add_exception_handler(HTTPException, _refuse_route)
     for kind in (Refused, ValueError, RuntimeError):
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(Exception, _answer)
-    counted = Counted(app, in_flight, frozenset(path for path, _, _ in routes))
-    return counted if api_key is None else ApiKey(counted, api_key)
+    counted = Counted(app, serving.in_flight, frozenset(route.path for route in routes))
+    return Keys(counted, serving.options.api_key, serving.options.admin_key, routes)
+
+
+def all_routes(serving: Serving, programs: Programs) -> list[Route]:
+    """Every route of the server, whatever the options."""
+    return [
+        *Native(serving.engine, serving.in_flight).routes(),
+        *ProgramRoute(programs).routes(),
+        *Info(serving.engine, serving.in_flight, programs).routes(),
+    ]
 
 
 class Counted:
@@ -84,7 +78,7 @@ async def _answer(request: Request, error: Exception) -> Response:
     found = refusal(error)
     if found.status >= 500:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    response = json_response(found.body(), found.status)
+    response = json_response(found.body(request.url.path), found.status)
     response.headers.update(found.headers())
     return response
 

@@ -1,6 +1,8 @@
-"""What a client is told when something cannot be done: a status, and one JSON shape for every route.
+"""What a client is told when something cannot be done: a status, and the JSON shape that the route's clients know.
 
     {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+    {"type": "error", "error": {"type": ..., "message": ...}}              Anthropic's routes
+    {"error": ...}                                                         Ollama's
 
 The message is what matters to a person; ``param`` names the field, ``code`` is for programs.
 """
@@ -13,6 +15,7 @@ from sglite.runtime.engine.generation import EngineError
 from sglite.runtime.sample.params import InvalidParameter
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 410: "not_found_error", 429: "overloaded_error"}
+_ANTHROPIC_TYPES = {403: "permission_error", 413: "request_too_large", 429: "rate_limit_error", 500: "api_error"}
 MAX_MESSAGE = 2_000
 
 
@@ -34,11 +37,21 @@ class Refused(Exception):
         self.code = code
         self.retry_after = retry_after
 
-    def body(self) -> dict[str, Any]:
-        """The JSON body."""
-        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "internal_error")
-        error = {"message": str(self)[:MAX_MESSAGE], "type": kind, "param": self.param, "code": self.code}
-        return {"error": error}
+    def body(self, path: str = "") -> dict[str, Any]:
+        """The JSON body, as clients of ``path`` expect it."""
+        message = str(self)[:MAX_MESSAGE]
+        if path.startswith("/api/"):
+            return {"error": message}
+        if path.startswith("/v1/messages"):
+            return {
+                "type": "error",
+                "error": {"type": _ANTHROPIC_TYPES.get(self.status, self._type), "message": message},
+            }
+        return {"error": {"message": message, "type": self._type, "param": self.param, "code": self.code}}
+
+    @property
+    def _type(self) -> str:
+        return _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "internal_error")
 
     def headers(self) -> dict[str, str]:
         """The headers that belong to it."""

@@ -6,23 +6,14 @@ import argparse
 import os
 import types
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Literal
 
 from sglite.runtime.config import LOG_LEVELS, ConfigError, EngineArgs
+from sglite.runtime.serve.options import ServeOptions
 
 KEY_VARIABLE = "SGLITE_API_KEY"
 """Environment variable that holds the API key where no flag gives one; the flag shows in process lists."""
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """How to serve. ``port`` 0: any free one. ``parent``: process id whose end ends the server."""
-
-    host: str = "127.0.0.1"
-    port: int = 30000
-    api_key: str | None = None
-    parent: int | None = None
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +46,7 @@ def read_flags(given: argparse.Namespace) -> tuple[EngineArgs, ServeOptions]:
     key = given.api_key if given.api_key is not None else os.environ.get(KEY_VARIABLE)
     if key == "":
         raise ConfigError("--api-key is empty; give one or leave it out")
-    return args, ServeOptions(given.host, given.port, key, given.parent_pid)
+    return args, ServeOptions(host=given.host, port=given.port, api_key=key, parent=given.parent_pid)
 
 
 def _kind(name: str, hint: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.in_flight import InFlight
 from sglite.runtime.serve.programs import PROGRAM_VERSION, Programs
 from sglite.runtime.serve.responses import json_response, unless_gone
+from sglite.runtime.serve.serving import Access, Route
 from sglite.runtime.text.chat_template import TemplateError
 
 _ROLES = ("system", "user", "assistant", "tool")
@@ -30,6 +31,21 @@ class Info:
         self._engine = engine
         self._in_flight = in_flight
         self._programs = programs
+
+    def routes(self) -> list[Route]:
+        """What this module answers."""
+        read, either, write = ("GET",), ("GET", "POST"), ("POST",)
+        return [
+            Route("/model_info", read, self.model),
+            Route("/get_model_info", read, self.model),
+            Route("/server_info", read, self.server),
+            Route("/get_server_info", read, self.server),
+            Route("/flush_cache", either, self.flush_cache, Access.CAREFUL),
+            Route("/abort_request", write, self.abort),
+            Route("/render", write, self.render),
+            Route("/health", read, self.health, Access.OPEN),
+            Route("/health_generate", read, self.health_generate),
+        ]
 
     @cached_property
     def _model(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import uvicorn
 from sglite.runtime.config import ConfigError, EngineArgs
 from sglite.runtime.engine.engine import Engine
 from sglite.runtime.serve.app import create_app
-from sglite.runtime.serve.flags import ServeOptions
+from sglite.runtime.serve.options import ServeOptions
 
 READY_LINE = "sglite is ready at "
 """What the line on standard output begins with that says where the server listens."""
@@ -34,7 +34,7 @@ def serve(args: EngineArgs, options: ServeOptions) -> None:
         threading.Thread(target=_follow, args=(options.parent,), name="sglite-parent", daemon=True).start()
     with _bound(options) as listener, Engine(**asdict(args)) as engine:
         config = uvicorn.Config(
-            create_app(engine, options.api_key),
+            create_app(engine, options),
             log_config=None,
             access_log=False,
             lifespan="on",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -17,22 +16,19 @@ from starlette.responses import Response
 
 from sglite.runtime.engine.admission import pick
 from sglite.runtime.engine.engine import Engine
-from sglite.runtime.engine.generation import Generation
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.serve.body import check_names, read_object
-from sglite.runtime.serve.errors import Refused, refusal
+from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.generations import Row, Started, start
 from sglite.runtime.serve.in_flight import InFlight
-from sglite.runtime.serve.merge import Merged
-from sglite.runtime.serve.responses import EventStream, json_response, sse, unless_gone
+from sglite.runtime.serve.responses import json_response, sse, unless_gone
+from sglite.runtime.serve.serving import Route
+from sglite.runtime.serve.streaming import stream as streamed
 
 MAX_BATCH = 2048
 """Prompts of one request."""
-FIRST_EVENT_SECONDS = 2.0
-"""How long a stream's headers wait for its first output."""
 _LONG_TEXT = 20_000
 """Encoding more characters than this takes long enough to be done beside the loop."""
-_BREATH = 16
-"""Requests of a batch that are submitted before others get a turn on the loop."""
 
 _SWITCHES = ("return_logprob", "return_text_in_logprobs")
 _COUNTS = ("logprob_start_len", "top_logprobs_num")
@@ -49,16 +45,6 @@ _FIELDS = frozenset({"text", "input_ids", "sampling_params", "stream", "rid", *_
 _ELSEWHERE = {name: f"{name} belongs into sampling_params" for name in SamplingParams.__struct_fields__}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One prompt of a request, checked as far as the engine does not."""
-
-    input_ids: list[int]
-    sampling: dict[str, Any]
-    options: dict[str, Any]
-    rid: str | None
-
-
 class Native:
     """The route. ``generate`` is its handler."""
 
@@ -66,47 +52,24 @@ class Native:
         self._engine = engine
         self._in_flight = in_flight
 
+    def routes(self) -> list[Route]:
+        """See the module."""
+        return [Route("/generate", ("POST", "PUT"), self.generate)]
+
     async def generate(self, request: Request) -> Response:
         """See the module."""
         body = await read_object(request)
         stream = _switch("stream", body.pop("stream", None))
         rows, many = await self._rows(body)
-        started = await self._start(rows)
+        started = await start(self._engine, self._in_flight, rows)
         many = many or len(started.widths) > 1 or started.widths[0] > 1
-        if not stream:
-            try:
-                events = await unless_gone(request, _all_results(started.generations))
-            finally:
-                started.end()
-            return json_response(events if many else events[0])
-        events_of = _stream(started, many)
-        first = asyncio.ensure_future(anext(events_of))
+        if stream:
+            return await streamed(request, _events(started, many), started.end)
         try:
-            await unless_gone(request, asyncio.wait({first}, timeout=FIRST_EVENT_SECONDS))
-            early = [first.result()] if first.done() else []
-        except BaseException:
-            first.cancel()
+            results = await unless_gone(request, started.results())
+        finally:
             started.end()
-            raise
-        return EventStream(_sse_events(early, first, events_of), started.end)
-
-    async def _start(self, rows: list[Row]) -> Started:
-        self._in_flight.admit(len(rows))
-        started = Started(self._in_flight, [], [], [])
-        try:
-            for index, row in enumerate(rows):
-                rid = self._in_flight.name(row.rid)
-                generation = self._engine.submit(row.input_ids, row.sampling, rid=rid, **row.options)
-                self._in_flight.add(rid, generation)
-                started.rids.append(rid)
-                started.generations.append(generation)
-                started.widths.append(row.sampling.get("n") or 1)
-                if index % _BREATH == _BREATH - 1:
-                    await asyncio.sleep(0)
-        except BaseException:
-            started.end()
-            raise
-        return started
+        return json_response(results if many else results[0])
 
     async def _rows(self, body: dict[str, Any]) -> tuple[list[Row], bool]:
         """The prompts with what belongs to each, and whether they came as a batch."""
@@ -129,7 +92,7 @@ class Native:
             own = pick(rid, index, len(prompts), "rid", many)
             if own is not None and not isinstance(own, str):
                 raise Refused(400, "rid must be text", param="rid")
-            rows.append(Row(ids, sampling or {}, given, own or None))
+            rows.append(Row(input_ids=ids, sampling=sampling or {}, options=given, rid=own or None))
         return rows, many
 
     async def _prompts(self, text: Any, input_ids: Any) -> tuple[list[list[int]], bool]:
@@ -162,57 +125,10 @@ class Native:
         return encoded, many
 
 
-@dataclass(frozen=True)
-class Started:
-    """Generations of one request. ``widths``: how many outputs each has."""
-
-    in_flight: InFlight
-    rids: list[str]
-    generations: list[Generation]
-    widths: list[int]
-
-    def end(self) -> None:
-        """Nobody waits any more."""
-        for rid in self.rids:
-            self.in_flight.discard(rid)
-
-
-async def _all_results(generations: list[Generation]) -> list[Any]:
-    """Final events, flat."""
-    found: list[Any] = []
-    for generation in generations:
-        event = await generation.wait()
-        found.extend(event if isinstance(event, list) else [event])
-    return found
-
-
-async def _stream(started: Started, many: bool) -> AsyncGenerator[dict[str, Any], None]:
-    """Events as they happen, each output's by its place among all: ``index``, for more than one."""
-    starts = [sum(started.widths[:i]) for i in range(len(started.widths))]
-    seen: dict[int, tuple[int, bool]] = {}
-    async for at, event in Merged(started.generations):
-        for offset, part in enumerate(event if isinstance(event, list) else [event]):
-            index = starts[at] + offset
-            state = (len(part["output_ids"]), part["meta_info"]["finish_reason"] is not None)
-            if many and seen.get(index) == state:
-                continue  # one of the others has changed
-            seen[index] = state
-            yield {**part, "index": index} if many else part
-
-
-async def _sse_events(
-    early: list[Any], first: asyncio.Future[Any], rest: AsyncGenerator[Any, None]
-) -> AsyncGenerator[bytes, None]:
-    try:
-        try:
-            yield sse(early[0] if early else await first)
-            async for event in rest:
-                yield sse(event)
-        except Exception as error:
-            yield sse(refusal(error).body())
-        yield b"data: [DONE]\n\n"
-    finally:
-        first.cancel()
+async def _events(started: Started, many: bool) -> AsyncGenerator[bytes, None]:
+    """Each output's events by its place among all: ``index``, for more than one."""
+    async for index, event in started.events():
+        yield sse({**event, "index": index} if many else event)
 
 
 def _switch(name: str, value: Any) -> bool:

@@ -12,6 +12,7 @@ from sglite.runtime.serve.body import MAX_BODY, read_bytes
 from sglite.runtime.serve.program_nodes import CloseBody, RenewBody, read_as, read_call
 from sglite.runtime.serve.programs import Programs
 from sglite.runtime.serve.responses import NDJSON, EventStream, json_response
+from sglite.runtime.serve.serving import Route
 
 _LARGE = 2**20
 
@@ -21,6 +22,14 @@ class ProgramRoute:
 
     def __init__(self, programs: Programs) -> None:
         self._programs = programs
+
+    def routes(self) -> list[Route]:
+        """See the module."""
+        return [
+            Route("/program", ("POST",), self.run),
+            Route("/program/renew", ("POST",), self.renew),
+            Route("/program/close", ("POST",), self.close),
+        ]
 
     async def run(self, request: Request) -> Response:
         """Answers as soon as the nodes are queued: a client that sends its next call then keeps their order."""

@@ -29,6 +29,11 @@ def sse(event: Any) -> bytes:
     return b"data: " + msgspec.json.encode(event) + b"\n\n"
 
 
+def ndjson(value: Any) -> bytes:
+    """One line of JSON."""
+    return msgspec.json.encode(value) + b"\n"
+
+
 class EventStream(StreamingResponse):
     """A streamed answer. ``end`` is called when it is over, complete or not, begun or not."""
 

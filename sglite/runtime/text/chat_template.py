@@ -59,15 +59,16 @@ class ChatTemplate:
         self._turns = TurnTable(self._render_plain)
 
     @classmethod
-    def load(cls, folder: str | Path) -> ChatTemplate | None:
+    def load(cls, folder: str | Path, file: str | Path | None = None) -> ChatTemplate | None:
         """The chat template of a checkpoint folder, or None when it has none.
 
         `chat_template.jinja` (and `additional_chat_templates/*.jinja`) come before `chat_template.json`, and
-        that before `tokenizer_config.json`. Raises `TemplateError`, or `TokenizerError` for a broken file.
+        that before `tokenizer_config.json`; `file`, where given, before all of them.
+        Raises `TemplateError`, or `TokenizerError` for a broken file.
         """
         path = Path(folder)
         files = TokenizerFiles.read(path)
-        sources = _read_sources(path, files)
+        sources = _read_sources(path, files) if file is None else {"default": _read_given(Path(file))}
         if not sources:
             return None
         named = {name: files.token(name) for name in ("unk_token", "pad_token")}
@@ -187,6 +188,12 @@ class ChatTemplate:
         except Exception as error:  # a template can raise whatever its expressions raise
             raise TemplateError(f"the chat template failed: {_reason(error)}") from None
         return "".join(parts)
+
+
+def _read_given(file: Path) -> str:
+    if not file.is_file():
+        raise TemplateError(f"chat_template={str(file)!r} is no file; give the path of a Jinja template")
+    return read_text(file)
 
 
 def _read_sources(path: Path, files: TokenizerFiles) -> dict[str, str]:

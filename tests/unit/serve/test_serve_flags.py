@@ -13,7 +13,8 @@ import pytest
 
 from sglite.cli import main
 from sglite.runtime.config import ConfigError, EngineArgs
-from sglite.runtime.serve.flags import KEY_VARIABLE, ServeOptions, add_flags, read_flags
+from sglite.runtime.serve.flags import KEY_VARIABLE, add_flags, read_flags
+from sglite.runtime.serve.options import ServeOptions
 
 
 def read(*argv: str) -> tuple[EngineArgs, ServeOptions]:

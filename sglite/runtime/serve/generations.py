@@ -1,0 +1,88 @@
+"""Generations that one HTTP request waits for: begun together, followed as one, ended whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglite.runtime.engine.engine import Engine
+from sglite.runtime.engine.generation import Generation
+from sglite.runtime.serve.in_flight import InFlight
+from sglite.runtime.serve.merge import Merged
+
+_BREATH = 16
+"""Generations that are submitted before others get a turn on the loop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One prompt, checked as far as the engine does not. ``sampling``: SGLang's ``sampling_params``; ``options``: of
+    ``Engine.submit``; ``rid``: the client's name for it."""
+
+    input_ids: list[int]
+    sampling: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    rid: str | None = None
+
+    @property
+    def width(self) -> int:
+        """Outputs asked for."""
+        return self.sampling.get("n") or 1
+
+
+@dataclass
+class Started:
+    """Generations under way. ``widths``: how many outputs each has. ``end`` must be called in any case."""
+
+    in_flight: InFlight
+    rids: list[str] = field(default_factory=list)
+    generations: list[Generation] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+
+    async def results(self) -> list[dict[str, Any]]:
+        """Final events, one an output, in order. Raises what went wrong."""
+        found: list[Any] = []
+        for generation in self.generations:
+            event = await generation.wait()
+            found.extend(event if isinstance(event, list) else [event])
+        return found
+
+    async def events(self) -> AsyncGenerator[tuple[int, dict[str, Any]], None]:
+        """(which output, its event so far) as they happen, each state once; raises what went wrong."""
+        starts = [sum(self.widths[:i]) for i in range(len(self.widths))]
+        seen: dict[int, tuple[int, bool]] = {}
+        async for at, event in Merged(self.generations):
+            for offset, part in enumerate(event if isinstance(event, list) else [event]):
+                index = starts[at] + offset
+                state = (len(part["output_ids"]), part["meta_info"]["finish_reason"] is not None)
+                if seen.get(index) == state and self.widths[at] > 1:
+                    continue  # one of the others has changed
+                seen[index] = state
+                yield index, part
+
+    def end(self) -> None:
+        """Nobody waits any more: what is left is aborted."""
+        for rid in self.rids:
+            self.in_flight.discard(rid)
+
+
+async def start(engine: Engine, in_flight: InFlight, rows: Sequence[Row]) -> Started:
+    """Begins all of ``rows`` or, with ``Refused`` or ``ValueError``, none."""
+    in_flight.admit(len(rows))
+    started = Started(in_flight)
+    try:
+        for index, row in enumerate(rows):
+            rid = in_flight.name(row.rid)
+            generation = engine.submit(row.input_ids, row.sampling, rid=rid, **row.options)
+            in_flight.add(rid, generation)
+            started.rids.append(rid)
+            started.generations.append(generation)
+            started.widths.append(row.width)
+            if index % _BREATH == _BREATH - 1:
+                await asyncio.sleep(0)
+    except BaseException:
+        started.end()
+        raise
+    return started

@@ -1,0 +1,64 @@
+"""What every route works with, and what a route is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sglite.runtime.engine.engine import Engine
+from sglite.runtime.parse.detect import Formats, formats_of
+from sglite.runtime.serve.in_flight import InFlight
+from sglite.runtime.serve.models import Models
+from sglite.runtime.serve.options import ServeOptions
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Access(Enum):
+    """Who may call a route once keys are set."""
+
+    OPEN = "open"
+    """Anybody: says nothing about the model or its users."""
+    NORMAL = "normal"
+    """Who has the API key, or the admin key."""
+    CAREFUL = "careful"
+    """Who has the admin key where one is set, else who has the API key: it costs others time, not correctness."""
+    ADMIN = "admin"
+    """Who has the admin key; closed where none is set."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A path, its methods, who answers and who may ask."""
+
+    path: str
+    methods: tuple[str, ...]
+    handler: Handler
+    access: Access = Access.NORMAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """One server's parts."""
+
+    engine: Engine
+    options: ServeOptions
+    in_flight: InFlight
+    models: Models
+    formats: Formats
+
+    @classmethod
+    def of(cls, engine: Engine, options: ServeOptions) -> Serving:
+        """Settles what the options leave to the checkpoint. ``ConfigError`` for what does not fit it."""
+        names = options.tool_call_parser, options.reasoning_parser
+        return cls(
+            engine=engine,
+            options=options,
+            in_flight=InFlight(engine.config.max_running + engine.args.max_queued_requests),
+            models=Models(engine.model_path, options.served_model_name),
+            formats=formats_of(engine.chat_template, engine.tokenizer, *names),
+        )
