@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -39,6 +40,8 @@ class Route:
     methods: tuple[str, ...]
     handler: Handler
     access: Access = Access.NORMAL
+    body: dict[str, Any] | None = None
+    """JSON Schema of the request's body, for ``/openapi.json``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,11 @@ class Serving:
     in_flight: InFlight
     models: Models
     formats: Formats
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of the longest sequence, prompt and output together."""
+        return min(self.engine.config.context_length, self.engine.config.max_total_tokens)
 
     @classmethod
     def of(cls, engine: Engine, options: ServeOptions) -> Serving:

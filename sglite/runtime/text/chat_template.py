@@ -75,6 +75,12 @@ class ChatTemplate:
         special = {name: text for name, text in named.items() if text is not None}
         return cls(sources, files.token("bos_token"), files.token("eos_token"), special=special)
 
+    def with_source(self, source: str) -> ChatTemplate:
+        """Another template with the same special tokens. Raises `TemplateError`."""
+        return ChatTemplate(
+            source, self._tokens.get("bos_token"), self._tokens.get("eos_token"), special=self._tokens
+        )
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

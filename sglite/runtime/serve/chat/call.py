@@ -1,0 +1,89 @@
+"""A turn that is asked for, and what comes of it, in words that no API owns.
+
+OpenAI chat, responses | Ollama | Anthropic  ->  ChatCall  ->  plan  ->  engine  ->  ChatDelta, ChatTurn  ->  API
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sglite.constrained.spec import ConstraintSpec
+from sglite.runtime.parse.base import Tool
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """Which tools a turn may or must call. ``name``: with ``required``, that one only."""
+
+    mode: Literal["none", "auto", "required"] = "auto"
+    name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatCall:
+    """What a client asks for.
+
+    ``messages`` are in OpenAI's form and checked. ``tool_dicts``: the tools as templates read them. ``sampling``:
+    SGLang's sampling parameters, without a constraint. ``options``: of ``Engine.submit``. ``continue_final``: the last
+    message is the beginning of the turn asked for. ``input_ids``: in place of what the template makes of the messages.
+    """
+
+    messages: list[dict[str, Any]]
+    tools: tuple[Tool, ...] = ()
+    tool_dicts: list[dict[str, Any]] = field(default_factory=list)
+    choice: ToolChoice = ToolChoice()
+    parallel: bool = True
+    constraint: ConstraintSpec | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    add_generation_prompt: bool = True
+    continue_final: bool = False
+    separate_reasoning: bool = True
+    input_ids: list[int] | None = None
+    rid: str | None = None
+
+
+@dataclass(frozen=True)
+class CallDelta:
+    """News of call ``index`` of a turn: the first has ``id`` and ``name``, later ones more of the arguments."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatDelta:
+    """News of turn ``index`` of a call. ``event``: the engine's event so far; ``finish``: why it ended, at its end."""
+
+    index: int
+    content: str = ""
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
+    event: dict[str, Any]
+    finish: str | None = None
+
+
+@dataclass(kw_only=True)
+class CalledTool:
+    """A whole call."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass(kw_only=True)
+class ChatTurn:
+    """A whole turn."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: list[CalledTool] = field(default_factory=list)
+    finish: str = "stop"
+    event: dict[str, Any] = field(default_factory=dict)
+    reasoning_tokens: int = 0

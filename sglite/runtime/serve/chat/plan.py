@@ -1,0 +1,199 @@
+"""From a call to a request: the prompt that the template makes, and the constraint that the turn is kept to.
+
+    turn = [reasoning] ( content | calls )
+
+Content is free or as asked for; calls are free until the model's own trigger and enforced from there (``auto``), or
+the whole turn (``required``). Reasoning is free in any case. All of it is one structural tag, so nothing of it depends
+on where the model begins what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sglite.constrained.spec import ConstraintSpec
+from sglite.runtime.parse.base import Tool, TurnParser
+from sglite.runtime.parse.detect import Formats
+from sglite.runtime.serve.chat.call import ChatCall
+from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.generations import Row
+from sglite.runtime.serve.serving import Serving
+from sglite.runtime.text.chat_template import ChatTemplate, TemplateError
+
+_LONG_TEXT = 20_000
+"""Rendering and encoding more characters than this takes long enough to be done beside the loop."""
+_ANY_TEXT: dict[str, Any] = {"type": "any_text"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A request that can be submitted, and how its turns are to be read."""
+
+    row: Row
+    formats: Formats
+    tools: tuple[Tool, ...]
+    opened: bool
+
+    def parser(self) -> TurnParser:
+        """A machine for one of its turns."""
+        return self.formats.turn_parser(self.tools, self.opened)
+
+
+async def plan(serving: Serving, call: ChatCall) -> Plan:
+    """Settles a call. ``Refused`` or ``ValueError`` name what cannot be done."""
+    tools = () if call.choice.mode == "none" else call.tools
+    if tools and serving.formats.tools is None:
+        message = (
+            f"tools: how {serving.models.name} writes calls is not known, so they cannot be enforced; start the server "
+            f"with --tool-call-parser, or send tool_choice='none'"
+        )
+        raise Refused(400, message, param="tools")
+    prompt, ids = await _prompt(serving, call, bool(tools))
+    reasoning = serving.formats.reasoning if call.separate_reasoning else None
+    formats = Formats(tools=serving.formats.tools if tools else None, reasoning=reasoning)
+    opened = reasoning is not None and reasoning.opened_by(prompt)
+    constraint = _constraint(serving.formats, call, tools, prompt)
+    sampling = dict(call.sampling)
+    options = {**call.options, "constraint": constraint}
+    if constraint is not None:
+        sampling.setdefault("on_limit", "try_close")
+    tokenizer = serving.engine.tokenizer
+    if tokenizer is not None and sampling.get("skip_special_tokens", True):
+        options["shown_special"] = formats.shown_special(tokenizer)
+    row = Row(input_ids=ids, sampling=sampling, options=options, rid=call.rid)
+    return Plan(row=row, formats=formats, tools=tools, opened=opened)
+
+
+# --- the prompt -------------------------------------------------------------------------------------------------
+
+
+async def _prompt(serving: Serving, call: ChatCall, with_tools: bool) -> tuple[str, list[int]]:
+    tokenizer = serving.engine.tokenizer
+    if tokenizer is None:
+        raise Refused(400, "this server has no tokenizer; use /generate with input_ids")
+    if call.input_ids is not None:
+        return tokenizer.decode(call.input_ids[-64:], skip_special_tokens=False), call.input_ids
+    size = sum(len(str(message.get("content") or "")) for message in call.messages)
+    if size + 50 * len(call.messages) > _LONG_TEXT:
+        text = await asyncio.to_thread(render, serving, call, with_tools)
+        return text, await asyncio.to_thread(tokenizer.encode, text)
+    text = render(serving, call, with_tools)
+    return text, tokenizer.encode(text)
+
+
+def render(serving: Serving, call: ChatCall, with_tools: bool = True) -> str:
+    """The prompt's text. ``Refused`` says what the template does not take."""
+    template = serving.engine.chat_template
+    if call.chat_template is not None:
+        template = _request_template(serving, call.chat_template)
+    if template is None:
+        message = (
+            f"{serving.models.name} has no chat template; start the server with --chat-template, or use completions"
+        )
+        raise Refused(400, message, param="messages")
+    messages = [_known_role(message, template) for message in call.messages]
+    try:
+        text = template.render(
+            messages,
+            tools=call.tool_dicts if with_tools else None,
+            add_generation_prompt=call.add_generation_prompt and not call.continue_final,
+            **call.template_kwargs,
+        )
+    except TemplateError as error:
+        raise Refused(400, str(error), param="messages") from None
+    return _cut_after_last(text, call.messages[-1]) if call.continue_final else text
+
+
+def _request_template(serving: Serving, source: str) -> ChatTemplate:
+    if not serving.options.trust_request_chat_template:
+        message = "chat_template: requests may not bring one; the server would need --trust-request-chat-template"
+        raise Refused(400, message, param="chat_template")
+    own = serving.engine.chat_template
+    try:
+        return ChatTemplate(source) if own is None else own.with_source(source)
+    except TemplateError as error:
+        raise Refused(400, str(error), param="chat_template") from None
+
+
+def _known_role(message: dict[str, Any], template: ChatTemplate) -> dict[str, Any]:
+    """Templates that do not know developers know the system."""
+    if message["role"] == "developer" and not any("developer" in source for source in template.source.values()):
+        return {**message, "role": "system"}
+    return message
+
+
+def _cut_after_last(text: str, message: dict[str, Any]) -> str:
+    """``text`` up to the end of the content of its last message."""
+    content = message.get("content")
+    if message["role"] != "assistant" or not isinstance(content, str) or not content.strip():
+        told = "continue_final_message needs a last message of role assistant with text"
+        raise Refused(400, told, param="continue_final_message")
+    at = text.rfind(content)
+    if at >= 0:
+        return text[: at + len(content)]
+    at = text.rfind(content.strip())
+    if at < 0:
+        raise Refused(400, "the chat template changes the last message, which cannot be continued", param="messages")
+    return text[: at + len(content.strip())]
+
+
+# --- the constraint ---------------------------------------------------------------------------------------------
+
+
+def _constraint(formats: Formats, call: ChatCall, tools: tuple[Tool, ...], prompt: str) -> ConstraintSpec | None:
+    if not tools and call.constraint is None:
+        return None
+    asked = call.constraint
+    thinks = formats.reasoning is not None and not _thought_already(formats, prompt)
+    if asked is not None and not tools and not thinks:
+        return asked
+    turn = _turn(formats, call, tools)
+    if thinks and formats.reasoning is not None:
+        turn = formats.reasoning.tag(formats.reasoning.opened_by(prompt), turn)
+    strict = asked.strict if asked is not None else any(tool.strict for tool in tools)
+    tag = {"type": "structural_tag", "format": turn}
+    return ConstraintSpec.structural_tag(tag, strict=strict, order="schema" if asked is None else asked.order)
+
+
+def _thought_already(formats: Formats, prompt: str) -> bool:
+    """Whether the template has written a whole, empty thought, as it does where thinking is turned off."""
+    assert formats.reasoning is not None
+    ending = prompt.rstrip()
+    return any(ending.endswith(mark) for mark in formats.reasoning.marks) and not formats.reasoning.opened_by(prompt)
+
+
+def _turn(formats: Formats, call: ChatCall, tools: tuple[Tool, ...]) -> dict[str, Any]:
+    """The format of what follows the reasoning."""
+    content = _ANY_TEXT if call.constraint is None else _format_of(call.constraint)
+    if not tools or formats.tools is None:
+        return content
+    if call.choice.mode == "required":
+        name = call.choice.name
+        wanted = tools if name is None else tuple(tool for tool in tools if tool.name == name)
+        return formats.tools.calls(wanted, several=call.parallel and name is None)
+    if call.constraint is None:
+        return formats.tools.free(tools, several=call.parallel)
+    return {"type": "or", "elements": [content, formats.tools.calls(tools, several=call.parallel)]}
+
+
+def _format_of(spec: ConstraintSpec) -> dict[str, Any]:
+    """A constraint as part of a structural tag."""
+    if spec.kind == "json_schema":
+        found: dict[str, Any] = {"type": "json_schema", "json_schema": json.loads(spec.value)}
+        return {**found, "any_order": True} if spec.order == "any" else found
+    if spec.kind == "regex":
+        return {"type": "regex", "pattern": spec.value}
+    if spec.kind == "ebnf":
+        return {"type": "grammar", "grammar": spec.value}
+    if spec.kind == "choice":
+        return {"type": "or", "elements": [{"type": "const_string", "value": text} for text in json.loads(spec.value)]}
+    tag = json.loads(spec.value)
+    if not isinstance(tag, dict) or "format" not in tag:
+        message = (
+            "a structural tag with 'structures' cannot be combined with tools or reasoning; give one with 'format'"
+        )
+        raise Refused(400, message, param="response_format")
+    return dict(tag["format"])

@@ -1,0 +1,122 @@
+"""A call under way: its turns as they are written, or whole. Both come from the same machine, so both say the same."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+
+from sglite.runtime.parse.base import CallArguments, CallStart, Content, Event, Reasoning
+from sglite.runtime.serve.chat.call import CallDelta, CalledTool, ChatCall, ChatDelta, ChatTurn
+from sglite.runtime.serve.chat.plan import Plan, plan
+from sglite.runtime.serve.generations import Started, start
+from sglite.runtime.serve.serving import Serving
+
+
+async def begin(serving: Serving, call: ChatCall) -> ChatRun:
+    """Plans and submits a call; ``end`` the result in any case. ``Refused`` or ``ValueError``: what cannot be run."""
+    planned = await plan(serving, call)
+    return ChatRun(planned, await start(serving.engine, serving.in_flight, [planned.row]))
+
+
+class ChatRun:
+    """The turns of one call."""
+
+    def __init__(self, planned: Plan, started: Started) -> None:
+        self.started = started
+        self._turns = [_Reader(planned, index) for index in range(planned.row.width)]
+
+    async def deltas(self) -> AsyncGenerator[ChatDelta, None]:
+        """News as it happens, of every turn; the last of each has ``finish``. Raises what went wrong."""
+        async for index, event in self.started.events():
+            yield self._turns[index].read(event)
+
+    async def turns(self) -> list[ChatTurn]:
+        """The whole turns, in order."""
+        events = await self.started.results()
+        return [_folded([reader.read(event)], reader) for reader, event in zip(self._turns, events, strict=True)]
+
+    def reasoning_tokens(self, index: int) -> int:
+        """Tokens of a turn that were thinking, so far."""
+        return self._turns[index].reasoning_tokens
+
+    def end(self) -> None:
+        """Nobody waits any more."""
+        self.started.end()
+
+
+class _Reader:
+    """Reads one turn from the engine's events, whose text is cumulative."""
+
+    def __init__(self, planned: Plan, index: int) -> None:
+        self._parser = planned.parser()
+        self._index = index
+        self._length = 0
+        self._called = False
+        self._begun: set[int] = set()
+        self._thinking = planned.opened
+        self.reasoning_tokens = 0
+
+    def read(self, event: dict[str, Any]) -> ChatDelta:
+        """What an event adds."""
+        text, reason = event["text"], event["meta_info"]["finish_reason"]
+        found = self._parser.feed(text[self._length :])
+        self._length = len(text)
+        if reason is not None:
+            found += self._parser.finish()
+        self._count(found, len(event["output_ids"]))
+        calls = tuple(_joined(self._calls(found)))
+        return ChatDelta(
+            index=self._index,
+            content="".join(one.text for one in found if isinstance(one, Content)),
+            reasoning="".join(one.text for one in found if isinstance(one, Reasoning)),
+            calls=calls,
+            event=event,
+            finish=None if reason is None else self._finish(reason),
+        )
+
+    def _count(self, found: list[Event], num_output: int) -> None:
+        if any(isinstance(one, Reasoning) for one in found):
+            self._thinking = True
+            self.reasoning_tokens = num_output
+        if any(isinstance(one, Content | CallStart) for one in found):
+            self._thinking = False
+
+    def _calls(self, found: list[Event]) -> Iterable[CallDelta]:
+        for one in found:
+            if isinstance(one, CallStart):
+                self._called = True
+                yield CallDelta(one.index, id=one.id or f"call_{uuid.uuid4().hex[:24]}", name=one.name)
+            elif isinstance(one, CallArguments):
+                yield CallDelta(one.index, one.text)
+
+    def _finish(self, reason: dict[str, Any]) -> str:
+        return "tool_calls" if self._called and reason["type"] == "stop" else str(reason["type"])
+
+
+def _joined(deltas: Iterable[CallDelta]) -> Iterable[CallDelta]:
+    """Neighbours that only add arguments to the same call, as one."""
+    last: CallDelta | None = None
+    for delta in deltas:
+        if last is not None and last.index == delta.index and last.id is None and delta.id is None:
+            last = CallDelta(last.index, last.arguments + delta.arguments)
+            continue
+        if last is not None:
+            yield last
+        last = delta
+    if last is not None:
+        yield last
+
+
+def _folded(deltas: Iterable[ChatDelta], reader: _Reader) -> ChatTurn:
+    turn = ChatTurn()
+    for delta in deltas:
+        turn.content += delta.content
+        turn.reasoning += delta.reasoning
+        turn.event, turn.finish = delta.event, delta.finish or turn.finish
+        for call in delta.calls:
+            if call.name is not None:
+                turn.calls.append(CalledTool(id=call.id or "", name=call.name))
+            turn.calls[call.index].arguments += call.arguments
+    turn.reasoning_tokens = reader.reasoning_tokens
+    return turn

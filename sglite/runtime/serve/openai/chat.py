@@ -1,0 +1,321 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sglite.runtime.serve.body import read_object
+from sglite.runtime.serve.chat.call import ChatCall, ChatDelta, ChatTurn
+from sglite.runtime.serve.chat.run import ChatRun, begin
+from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.fields import Fields, ignored_header, spelled
+from sglite.runtime.serve.openai.logprobs import chat_rows
+from sglite.runtime.serve.openai.messages import read_choice, read_messages, read_tools
+from sglite.runtime.serve.openai.sampling import (
+    IGNORED,
+    MAX_TOP_LOGPROBS,
+    NAMES,
+    read_constraint,
+    read_options,
+    read_rid,
+    read_sampling,
+)
+from sglite.runtime.serve.openai.stream_options import read_stream
+from sglite.runtime.serve.openai.usage import usage_of
+from sglite.runtime.serve.responses import json_response, sse, unless_gone
+from sglite.runtime.serve.serving import Route, Serving
+from sglite.runtime.serve.streaming import stream as streamed
+
+MAX_TOKENS = 2**31 - 1
+_REFUSED = {
+    "functions": "it was replaced by tools",
+    "function_call": "it was replaced by tool_choice",
+    "audio": "this model writes text only",
+    "prediction": "predicted outputs are not used",
+    "web_search_options": "there is no web search",
+    "echo": "the prompt's tokens are given by /v1/completions",
+    "image_data": "this model takes text only",
+    "session_params": "sessions are a matter of /generate",
+    "mm_processor_kwargs": "this model takes text only",
+}
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A chat request, read. ``name``: what the answer calls the model; ``ignored``: fields without effect."""
+
+    call: ChatCall
+    name: str
+    stream: bool
+    include_usage: bool
+    usage_always: bool
+    return_meta: bool
+    return_ids: bool
+    stream_reasoning: bool
+    ignored: list[str]
+
+
+class Chat:
+    """The route."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def routes(self) -> list[Route]:
+        """See the module."""
+        return [Route("/v1/chat/completions", ("POST",), self.complete)]
+
+    async def complete(self, request: Request) -> Response:
+        """One conversation, one or several turns to choose from."""
+        return await self.answer(request, await read_object(request))
+
+    async def answer(self, request: Request, body: Mapping[str, Any]) -> Response:
+        """The answer to a body that was read."""
+        ask = read_chat(self._serving, body)
+        with spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "top_logprobs"}):
+            run = await begin(self._serving, ask.call)
+        answer = _Answer(self._serving, ask, run)
+        headers = ignored_header(ask.ignored)
+        if ask.stream:
+            response: Response = await streamed(
+                request, answer.chunks(), run.end, keep_alive_s=self._serving.options.keep_alive_s
+            )
+        else:
+            try:
+                response = json_response(answer.whole(await unless_gone(request, run.turns())))
+            finally:
+                run.end()
+        response.headers.update(headers)
+        return response
+
+
+def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
+    """The request in our words. ``Refused`` names the field that is wrong."""
+    fields = Fields(body)
+    fields.refuse(_REFUSED)
+    name = serving.models.check(fields.raw("model"))
+    input_ids = _input_ids(fields)
+    messages = [] if input_ids is not None and not body.get("messages") else read_messages(fields)
+    tools, tool_dicts = read_tools(fields)
+    choice = read_choice(fields, tools)
+    options = {**read_options(fields), **_logprobs(fields)}
+    call = ChatCall(
+        messages=messages,
+        tools=tools,
+        tool_dicts=tool_dicts,
+        choice=choice,
+        parallel=fields.flag("parallel_tool_calls", True),
+        constraint=read_constraint(fields),
+        sampling={**read_sampling(fields), "max_new_tokens": _max_tokens(fields)},
+        options=options,
+        template_kwargs=_template_kwargs(fields),
+        chat_template=fields.text("chat_template"),
+        add_generation_prompt=fields.flag("add_generation_prompt", True),
+        continue_final=fields.flag("continue_final_message"),
+        separate_reasoning=fields.flag("separate_reasoning", True) and fields.flag("include_reasoning", True),
+        input_ids=input_ids,
+        rid=read_rid(fields),
+    )
+    stream, include, always = read_stream(fields)
+    if fields.raw("modalities") not in (None, ["text"]):
+        raise fields.wrong("modalities", "must be ['text']: this model writes text only")
+    fields.one_of("verbosity", ("low", "medium", "high"))
+    for ignored in IGNORED:
+        fields.raw(ignored)
+    given = [one for one in (*IGNORED, "verbosity") if body.get(one) not in (None, False, {}, "")]
+    return Ask(
+        call=call,
+        name=name,
+        stream=stream,
+        include_usage=include,
+        usage_always=always,
+        return_meta=fields.flag("return_meta_info"),
+        return_ids=fields.flag("return_token_ids"),
+        stream_reasoning=fields.flag("stream_reasoning", True),
+        ignored=[*given, *fields.unread()],
+    )
+
+
+def _input_ids(fields: Fields) -> list[int] | None:
+    found = fields.items("input_ids")
+    if found is not None and (not found or not all(type(token) is int for token in found)):
+        raise Refused(400, "input_ids must be a list of token ids, at least one", param="input_ids")
+    return found
+
+
+def _max_tokens(fields: Fields) -> int | None:
+    """The limit; the older and the newer name may both be there if they agree."""
+    old, new = (fields.integer(name, 1, MAX_TOKENS) for name in ("max_tokens", "max_completion_tokens"))
+    if old is not None and new is not None and old != new:
+        raise fields.wrong("max_tokens", f"and max_completion_tokens={new} differ; give one")
+    return new if old is None else old
+
+
+def _logprobs(fields: Fields) -> dict[str, Any]:
+    wanted = fields.flag("logprobs")
+    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    if top and not wanted:
+        raise fields.wrong("top_logprobs", "needs logprobs=true")
+    return {"return_logprob": True, "top_logprobs_num": top or 0} if wanted else {}
+
+
+def _template_kwargs(fields: Fields) -> dict[str, Any]:
+    found = dict(fields.object("chat_template_kwargs") or {})
+    documents = fields.objects("documents")
+    if documents:
+        found["documents"] = documents
+    effort = fields.one_of("reasoning_effort", _EFFORTS)
+    if effort is not None:
+        found.setdefault("reasoning_effort", effort)
+        if effort == "none":
+            found.setdefault("enable_thinking", False)
+    own = {"messages", "tools", "add_generation_prompt", "chat_template", "conversation", "tokenize", "return_dict"}
+    clash = sorted(own & found.keys())
+    if clash:
+        message = f"chat_template_kwargs must not have {', '.join(clash)}; use the fields of the request"
+        raise Refused(400, message, param="chat_template_kwargs")
+    return found
+
+
+class _Answer:
+    """One answer, whole or in chunks."""
+
+    def __init__(self, serving: Serving, ask: Ask, run: ChatRun) -> None:
+        self._serving = serving
+        self._ask = ask
+        self._run = run
+        rid = run.started.rids[0]
+        self._head = {
+            "id": rid if ask.call.rid else f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": ask.name,
+        }
+        self._latest: dict[int, dict[str, Any]] = {}
+        self._shown_rows: dict[int, int] = {}
+        self._shown_ids: dict[int, int] = {}
+
+    # --- whole ------------------------------------------------------------------------------------------------
+
+    def whole(self, turns: list[ChatTurn]) -> dict[str, Any]:
+        """The completion."""
+        events = [turn.event for turn in turns]
+        reasoning = sum(turn.reasoning_tokens for turn in turns) if self._thinks else None
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [self._choice(index, turn) for index, turn in enumerate(turns)],
+            "usage": usage_of(events, [len(events)], reasoning),
+            "system_fingerprint": None,
+        }
+
+    @property
+    def _thinks(self) -> bool:
+        return self._serving.formats.reasoning is not None
+
+    def _choice(self, index: int, turn: ChatTurn) -> dict[str, Any]:
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if turn.calls and not turn.content else turn.content,
+            "reasoning_content": turn.reasoning or None,
+            "reasoning": turn.reasoning or None,
+            "refusal": None,
+        }
+        if turn.calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in turn.calls
+            ]
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._rows(index, turn.event),
+            "finish_reason": turn.finish,
+            **self._extras(index, turn.event),
+        }
+
+    def _extras(self, index: int, event: dict[str, Any]) -> dict[str, Any]:
+        """What OpenAI's shape does not have."""
+        reason = event["meta_info"]["finish_reason"]
+        found: dict[str, Any] = {}
+        if reason is not None:
+            found["matched_stop"] = reason.get("matched")
+        if self._ask.return_ids:
+            ids, shown = event["output_ids"], self._shown_ids.get(index, 0)
+            found["token_ids"] = ids[shown:]
+            self._shown_ids[index] = len(ids)
+        if self._ask.return_meta and reason is not None:
+            found["meta_info"] = event["meta_info"]
+        return found
+
+    def _rows(self, index: int, event: dict[str, Any]) -> dict[str, Any] | None:
+        """Log probabilities that were not shown yet."""
+        meta, tokenizer = event["meta_info"], self._serving.engine.tokenizer
+        if "output_token_logprobs" not in meta or tokenizer is None:
+            return None
+        shown = self._shown_rows.get(index, 0)
+        rows = meta["output_token_logprobs"][shown:]
+        self._shown_rows[index] = shown + len(rows)
+        return {"content": chat_rows(tokenizer, rows, meta.get("output_top_logprobs", [])[shown:]), "refusal": None}
+
+    # --- in chunks --------------------------------------------------------------------------------------------
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent events: the role first, then news, then why it ended; last, if asked for, the usage."""
+        async for delta in self._run.deltas():
+            index = delta.index
+            if index not in self._latest:
+                yield self._chunk(index, {"role": "assistant", "content": ""})
+            self._latest[index] = delta.event
+            for chunk in self._news(delta):
+                yield chunk
+        if self._ask.include_usage:
+            yield sse({**self._frame(), "choices": [], "usage": self._usage()})
+
+    def _news(self, delta: ChatDelta) -> list[bytes]:
+        found = []
+        rows = self._rows(delta.index, delta.event)
+        rows = rows if rows and rows["content"] else None
+        extras = self._extras(delta.index, delta.event) if self._ask.return_ids or delta.finish else {}
+        told: dict[str, Any] = {"content": delta.content} if delta.content else {}
+        if delta.reasoning:
+            told |= {"reasoning_content": delta.reasoning, "reasoning": delta.reasoning}
+        ids = {"token_ids": extras.pop("token_ids")} if extras.get("token_ids") else {}
+        if told or rows or ids:
+            found.append(self._chunk(delta.index, told, rows, **ids))
+        for call in delta.calls:
+            entry: dict[str, Any] = {"index": call.index, "function": {"arguments": call.arguments}}
+            if call.name is not None:
+                entry |= {"id": call.id, "type": "function"}
+                entry["function"] = {"name": call.name, "arguments": ""}
+            found.append(self._chunk(delta.index, {"tool_calls": [entry]}))
+        if delta.finish is not None:
+            found.append(self._chunk(delta.index, {}, None, delta.finish, **extras))
+        return found
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], rows: Any = None, finish: str | None = None, **extras: Any
+    ) -> bytes:
+        told = {"reasoning_content": None, "reasoning": None, **delta} if self._thinks else delta
+        choice = {"index": index, "delta": told, "logprobs": rows, "finish_reason": finish, **extras}
+        chunk = {**self._frame(), "choices": [choice]}
+        if self._ask.usage_always:
+            chunk["usage"] = self._usage() if self._latest else None
+        elif self._ask.include_usage:
+            chunk["usage"] = None
+        return sse(chunk)
+
+    def _frame(self) -> dict[str, Any]:
+        return {**self._head, "object": "chat.completion.chunk", "system_fingerprint": None}
+
+    def _usage(self) -> dict[str, Any]:
+        events = [self._latest[index] for index in sorted(self._latest)]
+        reasoning = sum(self._run.reasoning_tokens(index) for index in self._latest) if self._thinks else None
+        return usage_of(events, [len(events)], reasoning)

@@ -1,0 +1,261 @@
+"""``POST /v1/completions``: prompts as text or ids, one or many, with echo and log probabilities."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sglite.runtime.serve.body import read_object
+from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.fields import Fields, ignored_header, spelled
+from sglite.runtime.serve.generations import Row, Started, start
+from sglite.runtime.serve.openai.logprobs import text_rows
+from sglite.runtime.serve.openai.sampling import (
+    IGNORED,
+    MAX_TOP_LOGPROBS,
+    NAMES,
+    read_constraint,
+    read_options,
+    read_rid,
+    read_sampling,
+)
+from sglite.runtime.serve.openai.stream_options import read_stream
+from sglite.runtime.serve.openai.usage import usage_of
+from sglite.runtime.serve.responses import json_response, sse, unless_gone
+from sglite.runtime.serve.serving import Route, Serving
+from sglite.runtime.serve.streaming import stream as streamed
+
+MAX_BATCH = 2048
+DEFAULT_MAX_TOKENS = 16
+MAX_TOKENS = 2**31 - 1
+_LONG_TEXT = 20_000
+_REFUSED = {
+    "suffix": "this model does not fill in between",
+    "session_params": "sessions are a matter of /generate",
+    "image_data": "this model takes text only",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A completion request, read. ``prompts``: text, or none where ids came."""
+
+    rows: list[Row]
+    prompts: list[str]
+    name: str
+    echo: bool
+    logprobs: int | None
+    stream: bool
+    include_usage: bool
+    usage_always: bool
+    return_ids: bool
+    return_meta: bool
+    ignored: list[str]
+
+    @property
+    def width(self) -> int:
+        """Choices of each prompt."""
+        return self.rows[0].width
+
+
+class Completions:
+    """The route."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def routes(self) -> list[Route]:
+        """See the module."""
+        return [Route("/v1/completions", ("POST",), self.complete)]
+
+    async def complete(self, request: Request) -> Response:
+        """Texts that go on from the prompts."""
+        return await self.answer(request, await read_object(request))
+
+    async def answer(self, request: Request, body: Mapping[str, Any]) -> Response:
+        """The answer to a body that was read."""
+        ask = await read_completion(self._serving, body)
+        with spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "logprobs"}):
+            started = await start(self._serving.engine, self._serving.in_flight, ask.rows)
+        answer = _Answer(self._serving, ask, started)
+        if ask.stream:
+            response: Response = await streamed(
+                request, answer.chunks(), started.end, keep_alive_s=self._serving.options.keep_alive_s
+            )
+        else:
+            try:
+                response = json_response(answer.whole(await unless_gone(request, started.results())))
+            finally:
+                started.end()
+        response.headers.update(ignored_header(ask.ignored))
+        return response
+
+
+async def read_completion(serving: Serving, body: Mapping[str, Any]) -> Ask:
+    """The request in our words. ``Refused`` names the field that is wrong."""
+    fields = Fields(body)
+    fields.refuse(_REFUSED)
+    name = serving.models.check(fields.raw("model"))
+    echo, logprobs = fields.flag("echo"), fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
+    texts, prompts = await _prompts(serving, fields)
+    limit = fields.integer("max_tokens", 0, MAX_TOKENS)
+    constraint = read_constraint(fields)
+    sampling = {**read_sampling(fields), "max_new_tokens": DEFAULT_MAX_TOKENS if limit is None else limit}
+    options = read_options(fields)
+    if limit is None:
+        room = serving.capacity - max(len(ids) for ids in prompts)
+        sampling["max_new_tokens"] = max(1, min(DEFAULT_MAX_TOKENS, room))
+    if constraint is not None:
+        options["constraint"] = constraint
+        sampling.setdefault("on_limit", "try_close")
+    if logprobs is not None:
+        options |= {"return_logprob": True, "top_logprobs_num": logprobs}
+        if echo:
+            options["logprob_start_len"] = 0
+    rid = read_rid(fields)
+    rids = [rid] if len(prompts) == 1 else [None if rid is None else f"{rid}-{i}" for i in range(len(prompts))]
+    stream, include, always = read_stream(fields)
+    for ignored in IGNORED:
+        fields.raw(ignored)
+    given = [one for one in IGNORED if body.get(one) not in (None, False, {}, "")]
+    return Ask(
+        rows=[
+            Row(input_ids=ids, sampling=sampling, options=options, rid=own)
+            for ids, own in zip(prompts, rids, strict=True)
+        ],
+        prompts=texts,
+        name=name,
+        echo=echo,
+        logprobs=logprobs,
+        stream=stream,
+        include_usage=include,
+        usage_always=always,
+        return_ids=fields.flag("return_token_ids"),
+        return_meta=fields.flag("return_meta_info"),
+        ignored=[*given, *fields.unread()],
+    )
+
+
+async def _prompts(serving: Serving, fields: Fields) -> tuple[list[str], list[list[int]]]:
+    """Prompts as text and as ids. Text, ids, or a list of either."""
+    value, tokenizer = fields.raw("prompt"), serving.engine.tokenizer
+    if tokenizer is None:
+        raise Refused(400, "this server has no tokenizer; use /generate with input_ids")
+    add_bos = fields.flag("add_special_tokens", True)
+    if isinstance(value, str) or (isinstance(value, list) and value and all(type(one) is int for one in value)):
+        value = [value]
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_BATCH:
+        raise fields.wrong("prompt", f"must be text, token ids, or a list of 1 to {MAX_BATCH} of either")
+    if all(isinstance(text, str) for text in value):
+
+        def encode() -> list[list[int]]:
+            return [tokenizer.encode(text, add_bos=add_bos) for text in value]
+
+        ids = await asyncio.to_thread(encode) if sum(map(len, value)) > _LONG_TEXT else encode()
+        if not all(ids):
+            raise Refused(400, "prompt is empty, and this model begins its texts with no token", param="prompt")
+        return value, ids
+    good = all(isinstance(ids, list) and ids and all(type(token) is int for token in ids) for ids in value)
+    if not good:
+        raise fields.wrong("prompt", "must be text, token ids, or a list of either, not a mixture or an empty list")
+    _check_ids(value, serving)
+    return [tokenizer.decode(ids, skip_special_tokens=False) for ids in value], value
+
+
+def _check_ids(prompts: list[list[int]], serving: Serving) -> None:
+    size = serving.engine.config.vocab_size
+    bad = next((token for ids in prompts for token in ids if not 0 <= token < size), None)
+    if bad is not None:
+        shown = bad if abs(bad) < 10**20 else "an integer of many digits"
+        raise Refused(400, f"prompt has token id {shown}, outside the vocabulary of {size}", param="prompt")
+
+
+class _Answer:
+    """One answer, whole or in chunks."""
+
+    def __init__(self, serving: Serving, ask: Ask, started: Started) -> None:
+        assert serving.engine.tokenizer is not None
+        self._tokenizer = serving.engine.tokenizer
+        self._ask = ask
+        self._started = started
+        own = ask.rows[0].rid
+        self._head = {
+            "id": own or f"cmpl-{uuid.uuid4().hex}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": ask.name,
+        }
+        self._latest: dict[int, dict[str, Any]] = {}
+        self._texts: dict[int, int] = {}
+        self._shown_rows: dict[int, int] = {}
+        self._offsets: dict[int, int] = {}
+
+    def whole(self, events: list[dict[str, Any]]) -> dict[str, Any]:
+        """The completion."""
+        choices = [self._choice(index, event) for index, event in enumerate(events)]
+        return {**self._head, "choices": choices, "usage": usage_of(events, self._started.widths)}
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent events."""
+        async for index, event in self._started.events():
+            self._latest[index] = event
+            choice = self._choice(index, event)
+            if not choice["text"] and choice["finish_reason"] is None and not choice["logprobs"]:
+                continue
+            chunk: dict[str, Any] = {**self._head, "choices": [choice]}
+            if self._ask.usage_always:
+                chunk["usage"] = self._usage()
+            elif self._ask.include_usage:
+                chunk["usage"] = None
+            yield sse(chunk)
+        if self._ask.include_usage:
+            yield sse({**self._head, "choices": [], "usage": self._usage()})
+
+    def _usage(self) -> dict[str, Any]:
+        """Of what has been heard of so far."""
+        width, seen = self._ask.width, sorted(self._latest)
+        widths = [sum(1 for index in seen if index // width == row) for row in range(len(self._ask.rows))]
+        return usage_of([self._latest[index] for index in seen], [one for one in widths if one])
+
+    def _choice(self, index: int, event: dict[str, Any]) -> dict[str, Any]:
+        """What ``event`` adds to a choice: all of it, the first time."""
+        prompt = self._ask.prompts[index // self._ask.width] if self._ask.echo else ""
+        begun = self._texts.get(index)
+        text = event["text"][begun or 0 :]
+        self._texts[index] = len(event["text"])
+        reason = event["meta_info"]["finish_reason"]
+        rows = self._rows(index, event, begun is None)
+        found: dict[str, Any] = {
+            "index": index,
+            "text": prompt + text if begun is None else text,
+            "logprobs": rows,
+            "finish_reason": None if reason is None else reason["type"],
+            "matched_stop": None if reason is None else reason.get("matched"),
+        }
+        if self._ask.return_ids and reason is not None:
+            found |= {"token_ids": event["output_ids"]}
+            found["prompt_token_ids"] = self._ask.rows[index // self._ask.width].input_ids
+        if self._ask.return_meta and reason is not None:
+            found["meta_info"] = event["meta_info"]
+        return found
+
+    def _rows(self, index: int, event: dict[str, Any], first: bool) -> dict[str, Any] | None:
+        """Log probabilities that were not shown yet; the prompt's come first where it is echoed."""
+        if self._ask.logprobs is None:
+            return None
+        meta, shown = event["meta_info"], self._shown_rows.get(index, 0)
+        rows, tops = meta["output_token_logprobs"][shown:], meta.get("output_top_logprobs", [])[shown:]
+        self._shown_rows[index] = shown + len(rows)
+        if first and self._ask.echo:
+            rows = [*meta["input_token_logprobs"], *rows]
+            tops = [*meta.get("input_top_logprobs", []), *tops]
+        found = text_rows(self._tokenizer, rows, tops, self._offsets.get(index, 0))
+        self._offsets[index] = self._offsets.get(index, 0) + sum(map(len, found["tokens"]))
+        return found if rows else None

@@ -1,0 +1,177 @@
+"""Messages and tools of a chat request, checked: what is wrong with one is said with its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglite.runtime.parse.base import Tool
+from sglite.runtime.serve.chat.call import ToolChoice
+from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.fields import Fields
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+MAX_TOOLS = 1024
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+_MEDIA = {
+    "image_url": "images", "input_image": "images", "image": "images", "video_url": "videos", "audio_url": "audio",
+    "input_audio": "audio", "file": "files", "input_file": "files",
+}  # fmt: skip
+_MAX_NAME = 256
+
+
+def read_messages(fields: Fields) -> list[dict[str, Any]]:
+    """``messages``, at least one."""
+    found = fields.objects("messages")
+    if not found:
+        raise Refused(400, "messages must be a list of at least one message", param="messages")
+    return [checked(message, f"messages[{index}]") for index, message in enumerate(found)]
+
+
+def checked(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """One message."""
+    role = message.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        shown = repr(role[:40]) if isinstance(role, str) else "no text"
+        told = f"{where}.role must be one of {', '.join(sorted(ROLES))}, got {shown}"
+        raise Refused(400, told, param=f"{where}.role")
+    calls = _calls(message.get("tool_calls"), f"{where}.tool_calls")
+    content = message.get("content")
+    if content is None and not (role == "assistant" and (calls or _thought(message) or message.get("refusal"))):
+        raise Refused(400, f"{where}.content is missing", param=f"{where}.content")
+    found = {name: value for name, value in message.items() if value is not None}
+    found["content"] = "" if content is None else _content(content, f"{where}.content")
+    if calls:
+        found["tool_calls"] = calls
+    else:
+        found.pop("tool_calls", None)
+    for name in ("name", "tool_call_id"):
+        if name in found and not isinstance(found[name], str):
+            raise Refused(400, f"{where}.{name} must be text", param=f"{where}.{name}")
+    if role == "function":
+        found["role"] = "tool"
+    return found
+
+
+def _thought(message: dict[str, Any]) -> bool:
+    return any(message.get(name) for name in ("reasoning_content", "reasoning"))
+
+
+def _content(content: Any, where: str) -> Any:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise Refused(400, f"{where} must be text or a list of parts", param=where)
+    return [_part(part, f"{where}[{index}]") for index, part in enumerate(content)]
+
+
+def _part(part: Any, where: str) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
+        raise Refused(400, f"{where} must be an object with a type", param=where)
+    if kind in _TEXT_PARTS:
+        if not isinstance(part.get("text"), str):
+            raise Refused(400, f"{where}.text must be text", param=f"{where}.text")
+        return {"type": "text", "text": part["text"]}
+    if kind == "refusal" and isinstance(part.get("refusal"), str):
+        return {"type": "text", "text": part["refusal"]}
+    if kind in _MEDIA:
+        raise Refused(400, f"{where}: this model takes text only, no {_MEDIA[kind]}; leave the part out", param=where)
+    raise Refused(400, f"{where}.type {kind[:40]!r} is not known; send parts of type text", param=f"{where}.type")
+
+
+def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    if calls is None:
+        return []
+    if not isinstance(calls, list):
+        raise Refused(400, f"{where} must be a list", param=where)
+    found = []
+    for index, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise Refused(400, f"{where}[{index}] must have a function with a name", param=where)
+        if not isinstance(function.get("arguments", ""), (str, dict)):
+            raise Refused(400, f"{where}[{index}].function.arguments must be JSON text", param=where)
+        arguments = function.get("arguments") or {}
+        found.append({"type": "function", **call, "function": {**function, "arguments": arguments}})
+    return found
+
+
+# --- tools ------------------------------------------------------------------------------------------------------
+
+
+def read_tools(fields: Fields) -> tuple[tuple[Tool, ...], list[dict[str, Any]]]:
+    """``tools``: checked, and as templates read them."""
+    found = fields.objects("tools") or []
+    if len(found) > MAX_TOOLS:
+        raise Refused(400, f"tools has {len(found)} entries; give at most {MAX_TOOLS}", param="tools")
+    tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(found))
+    names = [tool.name for tool in tools]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise Refused(400, f"tools has two functions called {twice!r}", param="tools")
+    return tools, [_as_template_reads(tool) for tool in found]
+
+
+def _tool(tool: dict[str, Any], where: str) -> Tool:
+    if tool.get("type", "function") != "function":
+        kind = str(tool.get("type"))[:40]
+        raise Refused(400, f"{where}.type {kind!r} is not supported; give functions", param=f"{where}.type")
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        raise Refused(400, f"{where}.function must be an object", param=f"{where}.function")
+    return function_tool(function, f"{where}.function")
+
+
+def function_tool(function: dict[str, Any], where: str) -> Tool:
+    """``{"name", "description", "parameters", "strict"}``."""
+    name, parameters = function.get("name"), function.get("parameters")
+    if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME or name.splitlines() != [name]:
+        told = f"{where}.name must be one line of 1 to {_MAX_NAME} characters"
+        raise Refused(400, told, param=f"{where}.name")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise Refused(400, f"{where}.parameters must be a JSON schema, an object", param=f"{where}.parameters")
+    for field, kind in (("description", str), ("strict", bool)):
+        if function.get(field) is not None and not isinstance(function[field], kind):
+            raise Refused(400, f"{where}.{field} has the wrong type", param=f"{where}.{field}")
+    return Tool(
+        name=name,
+        parameters=parameters or None,
+        description=function.get("description") or "",
+        strict=bool(function.get("strict")),
+    )
+
+
+def _as_template_reads(tool: dict[str, Any]) -> dict[str, Any]:
+    """Templates know type, name, description and parameters; absent ones as they were meant."""
+    function = {k: v for k, v in tool["function"].items() if v is not None and k != "strict"}
+    function.setdefault("description", "")
+    function.setdefault("parameters", {"type": "object", "properties": {}})
+    return {"type": "function", "function": function}
+
+
+def read_choice(fields: Fields, tools: tuple[Tool, ...]) -> ToolChoice:
+    """``tool_choice``; without tools there is nothing to choose."""
+    value = fields.raw("tool_choice")
+    if value is None:
+        return ToolChoice("auto" if tools else "none")
+    names = [tool.name for tool in tools]
+    if isinstance(value, str):
+        if value not in ("none", "auto", "required"):
+            raise fields.wrong("tool_choice", "must be none, auto, required or a function")
+        if value == "required" and not tools:
+            raise Refused(400, "tool_choice 'required' needs tools", param="tool_choice")
+        return ToolChoice("none" if not tools else value)  # type: ignore[arg-type]
+    return named_choice(value, names, "tool_choice")
+
+
+def named_choice(value: Any, names: list[str], where: str) -> ToolChoice:
+    """``{"type": "function", "function": {"name"}}``, also with the name beside the type."""
+    function = value.get("function", value) if isinstance(value, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str):
+        raise Refused(400, f"{where} must be none, auto, required or name a function", param=where)
+    if name not in names:
+        raise Refused(400, f"{where} names {name[:80]!r}, which is none of the tools", param=where)
+    return ToolChoice("required", name)

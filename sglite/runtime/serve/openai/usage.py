@@ -1,0 +1,42 @@
+"""What a request cost, in OpenAI's ``usage``, with our own accounting beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_SUMS = ("forced_tokens", "resampled_tokens", "forward_passes", "replayed_tokens", "preemptions")
+_TIMES = ("queue_ms", "compute_ms", "e2e_ms")
+
+
+def usage_of(
+    events: Sequence[dict[str, Any]], widths: Sequence[int], reasoning_tokens: int | None = None
+) -> dict[str, Any]:
+    """Of all outputs together. ``widths``: how many outputs each prompt has; a prompt counts once.
+
+    ``sglite``: tokens of the prompts that were computed (not found in the cache), tokens that a grammar forced,
+    steps, and the longest of the outputs' times, in milliseconds.
+    """
+    metas = [event["meta_info"] for event in events]
+    firsts, at = [], 0
+    for width in widths:
+        firsts.append(metas[at : at + width])
+        at += width
+    prompt = sum(group[0]["prompt_tokens"] for group in firsts if group)
+    cached = sum(max(meta["cached_tokens"] for meta in group) for group in firsts if group)
+    completion = sum(meta["completion_tokens"] for meta in metas)
+    found: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "sglite": {
+            "computed_prompt_tokens": sum(meta["computed_prompt_tokens"] for meta in metas),
+            **{name: sum(meta[name] for meta in metas) for name in _SUMS},
+            **{name: round(max((meta[name] for meta in metas), default=0.0), 3) for name in _TIMES},
+        },
+    }
+    if reasoning_tokens is not None:
+        found["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+        found["reasoning_tokens"] = reasoning_tokens
+    return found
