@@ -51,8 +51,14 @@ class CompiledConstraint:
         return self.program.matcher(jump_forward, close_at)
 
     def shortest_tokens(self) -> int:
-        """Tokens of a shortest text, the least that `close_at` can be, the end of sequence not counted."""
-        return closing.shortest_tokens(self.program.raw_matcher(), self.tokens)
+        """Tokens of a shortest text, the least that `close_at` can be, the end of sequence not counted.
+
+        Raises ConstraintRefused where that text is too long to be written out.
+        """
+        raw = self.program.raw_matcher()
+        if raw.shortest() is None:
+            raise ConstraintRefused("its shortest text is too long to be ended in time; leave on_limit at 'stop'")
+        return closing.shortest_tokens(raw, self.tokens)
 
 
 class _Job:
@@ -111,6 +117,13 @@ class ConstraintCompiler:
         self._late = 0  # workers still inside a compile whose deadline has passed
         self._watching = False
         self._closed = False
+        self._counts = {"submitted": 0, "cache_hits": 0, "compiled": 0, "refused": 0, "timeouts": 0}
+        self._seconds = 0.0
+
+    def counts(self) -> dict[str, float]:
+        """So far: specs submitted, those compiled before, compiled, refused, out of time; seconds spent compiling."""
+        with self._changed:
+            return {**self._counts, "seconds": self._seconds}
 
     def compile(self, spec: ConstraintSpec) -> CompiledConstraint:
         """Compile and wait. Raises ConstraintError, or ConstraintRefused (also when the deadline passes)."""
@@ -123,7 +136,9 @@ class ConstraintCompiler:
             if self._closed:
                 raise RuntimeError("the constraint compiler is closed")
             cached = self._cache.get(key)
+            self._counts["submitted"] += 1
             if cached is not None:
+                self._counts["cache_hits"] += 1
                 self._cache.move_to_end(key)
                 done: Future[CompiledConstraint] = Future()
                 done.set_result(cached)
@@ -164,12 +179,15 @@ class ConstraintCompiler:
 
     def _work(self) -> None:
         while (job := self._next_job()) is not None:
+            started = time.monotonic()
             result = self._run(job)
             sizes = self._sizes(job.key, result) if isinstance(result, CompiledConstraint) else {}
             with self._changed:
                 on_time = self._jobs.get(job.key) is job
+                self._seconds += time.monotonic() - started
                 if on_time:
                     del self._jobs[job.key]
+                    self._counts["compiled" if isinstance(result, CompiledConstraint) else "refused"] += 1
                     if isinstance(result, CompiledConstraint):
                         self._remember(job.key, result, sizes)
                 self._changed.notify_all()
@@ -244,6 +262,7 @@ class ConstraintCompiler:
 
     def _give_up(self, job: _Job) -> None:
         del self._jobs[job.key]
+        self._counts["timeouts"] += 1
         if not job.running:
             self._queue.remove(job)
             return

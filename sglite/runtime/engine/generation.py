@@ -19,7 +19,11 @@ POLL_SECONDS = 0.2
 
 
 class EngineError(RuntimeError):
-    """A request that failed inside the engine."""
+    """A request that failed inside the engine. ``code``: the class of the failure, as in ``FinishReason``."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class RequestRefused(ValueError):
@@ -33,7 +37,7 @@ def failure(reason: FinishReason | None) -> Exception | None:
     message = reason.message or "no reason given"
     if reason.code in ("invalid_request", "constraint_refused"):
         return RequestRefused(message)
-    return EngineError(message)
+    return EngineError(message, reason.code)
 
 
 class Generation:
@@ -69,11 +73,14 @@ class Generation:
         self._wakers: list[Callable[[], None]] = []
         self._end_wakers: list[Callable[[], None]] = []
         self._subscribers: list[Callable[[], None]] = []
+        self._observer: Callable[[RequestOutput], None] | None = None
         self._error: Exception | None = None
 
     def push(self, output: RequestOutput) -> None:
         """An output of the engine; called on its thread, or by whoever alone knows the request before it starts."""
         with self._changed:
+            if self._observer is not None:
+                self._observer(output)
             self._take(output)
             self._version += 1
             if output.finish_reason is not None:
@@ -94,7 +101,7 @@ class Generation:
 
     def _finish(self) -> None:
         """Tell who wanted to know first, and let go of everybody."""
-        tell, self._on_finished, self._abort = self._on_finished, None, None
+        tell, self._on_finished, self._abort, self._observer = self._on_finished, None, None, None
         if tell is None:
             return
         whole = self._error is None and all(p.answered for p in self._presenters)
@@ -117,6 +124,22 @@ class Generation:
         with self._changed:
             self._subscribers.append(tell)
         tell()
+
+    def observe(self, observer: Callable[[RequestOutput], None]) -> None:
+        """Hand every output to ``observer`` before anybody hears of it, from the thread that brings it; what has come
+        so far at once, as one output a request. There is one observer; it must be quick and must not raise.
+        """
+        with self._changed:
+            for presenter in self._presenters:
+                if presenter.output_ids or presenter.finish_reason is not None:
+                    observer(presenter.so_far())
+            if self._open:
+                self._observer = observer
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """Names of its requests in the engine."""
+        return tuple(self._by_id)
 
     def state(self) -> tuple[int, bool, Any]:
         """How often it has changed, whether it is over, and the event; raises what went wrong."""

@@ -16,6 +16,8 @@ from sglite.runtime.sample.params import InvalidParameter
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 410: "not_found_error", 429: "overloaded_error"}
 _ANTHROPIC_TYPES = {403: "permission_error", 413: "request_too_large", 429: "rate_limit_error", 500: "api_error"}
+_ENGINE_STATUS = {"constraint_unsatisfied": 400, "engine_dead": 503}
+"""By the code of an engine's failure: what the request asked for, or that another try elsewhere makes sense."""
 MAX_MESSAGE = 2_000
 
 
@@ -67,6 +69,8 @@ def refusal(error: Exception) -> Refused:
         return Refused(400, str(error), param=str(error.field))
     if isinstance(error, ValueError):
         return Refused(400, str(error))
-    if isinstance(error, (EngineError, RuntimeError)):
+    if isinstance(error, EngineError) and error.code in _ENGINE_STATUS:
+        return Refused(_ENGINE_STATUS[error.code], str(error), code=error.code)
+    if isinstance(error, RuntimeError):
         return Refused(500, str(error))
     return Refused(500, f"internal error ({type(error).__name__}); the server's log has more")

@@ -27,6 +27,7 @@ class ChatCall:
     ``messages`` are in OpenAI's form and checked. ``tool_dicts``: the tools as templates read them. ``sampling``:
     SGLang's sampling parameters, without a constraint. ``options``: of ``Engine.submit``. ``continue_final``: the last
     message is the beginning of the turn asked for. ``input_ids``: in place of what the template makes of the messages.
+    ``cut_to_room``: a limit beyond what the context has room for is cut to that, not refused.
     """
 
     messages: list[dict[str, Any]]
@@ -43,6 +44,7 @@ class ChatCall:
     continue_final: bool = False
     separate_reasoning: bool = True
     input_ids: list[int] | None = None
+    cut_to_room: bool = False
     rid: str | None = None
 
 

@@ -18,6 +18,7 @@ from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.parse.base import Tool, TurnParser
 from sglite.runtime.parse.detect import Formats
 from sglite.runtime.serve.chat.call import ChatCall
+from sglite.runtime.serve.context_length import check_length
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.generations import Row
 from sglite.runtime.serve.serving import Serving
@@ -52,11 +53,14 @@ async def plan(serving: Serving, call: ChatCall) -> Plan:
         )
         raise Refused(400, message, param="tools")
     prompt, ids = await _prompt(serving, call, bool(tools))
+    sampling = dict(call.sampling)
+    if call.cut_to_room and (sampling.get("max_new_tokens") or 0) > serving.capacity - len(ids):
+        sampling["max_new_tokens"] = None
+    check_length(serving, len(ids), sampling.get("max_new_tokens"), "messages")
     reasoning = serving.formats.reasoning if call.separate_reasoning else None
     formats = Formats(tools=serving.formats.tools if tools else None, reasoning=reasoning)
     opened = reasoning is not None and reasoning.opened_by(prompt)
     constraint = _constraint(serving.formats, call, tools, prompt)
-    sampling = dict(call.sampling)
     options = {**call.options, "constraint": constraint}
     if constraint is not None:
         sampling.setdefault("on_limit", "try_close")

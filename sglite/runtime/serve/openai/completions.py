@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sglite.runtime.serve.body import read_object
+from sglite.runtime.serve.context_length import check_length
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header, spelled
 from sglite.runtime.serve.generations import Row, Started, start
@@ -109,6 +110,8 @@ async def read_completion(serving: Serving, body: Mapping[str, Any]) -> Ask:
     constraint = read_constraint(fields)
     sampling = {**read_sampling(fields), "max_new_tokens": DEFAULT_MAX_TOKENS if limit is None else limit}
     options = read_options(fields)
+    for ids in prompts:
+        check_length(serving, len(ids), limit, "prompt")
     if limit is None:
         room = serving.capacity - max(len(ids) for ids in prompts)
         sampling["max_new_tokens"] = max(1, min(DEFAULT_MAX_TOKENS, room))

@@ -1,0 +1,27 @@
+"""Prompts that do not fit, refused before anything begins, with the numbers that a client needs to mend it."""
+
+from __future__ import annotations
+
+from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.serving import Serving
+
+CODE = "context_length_exceeded"
+
+
+def check_length(
+    serving: Serving, num_prompt: int, max_tokens: int | None, prompt: str, limit: str = "max_tokens"
+) -> None:
+    """``Refused`` if a prompt of so many tokens, or that and ``max_tokens`` more, exceed the context.
+
+    ``prompt`` and ``limit``: what the client calls the two. Without ``max_tokens`` one token has to fit.
+    """
+    most = serving.capacity
+    if num_prompt > most or (num_prompt == most and max_tokens != 0):
+        message = f"{prompt} has {num_prompt} tokens and the context length is {most}, output included; shorten it"
+        raise Refused(400, message, param=prompt, code=CODE)
+    if max_tokens is not None and num_prompt + max_tokens > most:
+        message = (
+            f"{limit}={max_tokens} and the {num_prompt} tokens of {prompt} exceed the context length of {most}; "
+            f"give {limit}<={most - num_prompt} or leave it out"
+        )
+        raise Refused(400, message, param=limit, code=CODE)

@@ -1,0 +1,229 @@
+"""A request of the Responses API, read: to a chat call, and to what the response repeats of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sglite.constrained.spec import ConstraintSpec
+from sglite.runtime.parse.base import Tool
+from sglite.runtime.serve.chat.call import ChatCall, ToolChoice
+from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.fields import Fields
+from sglite.runtime.serve.openai.messages import function_tool, named_choice
+from sglite.runtime.serve.openai.sampling import (
+    MAX_TOP_LOGPROBS,
+    read_constraint,
+    read_options,
+    read_rid,
+    read_sampling,
+    response_format,
+    schema_format,
+)
+from sglite.runtime.serve.responses_api.items import messages_of
+from sglite.runtime.serve.responses_api.store import Kept, Store
+from sglite.runtime.serve.serving import Serving
+
+MAX_TOKENS = 2**31 - 1
+_IGNORED = (
+    "metadata", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier",
+    "max_tool_calls", "truncation", "stream_options", "context_management",
+)  # fmt: skip
+_ECHOED = frozenset({"metadata", "user", "safety_identifier", "prompt_cache_key", "service_tier"})
+_REFUSED = {
+    "conversation": "continue with previous_response_id, or send the items",
+    "prompt": "there are no stored prompts; send input",
+}
+_INCLUDES = {"message.output_text.logprobs": True, "reasoning.encrypted_content": False}
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """See the module. ``items``: the conversation so far, which a response that follows this one begins with;
+    ``echo``: fields of the response that repeat the request."""
+
+    call: ChatCall
+    items: list[Any]
+    echo: dict[str, Any]
+    stream: bool
+    background: bool
+    store: bool
+    logprobs: bool
+    ignored: list[str]
+
+
+def read_ask(serving: Serving, store: Store, body: Mapping[str, Any]) -> Ask:
+    """``Refused`` names the field that is wrong."""
+    fields = Fields(body)
+    fields.refuse(_REFUSED)
+    name = serving.models.check(fields.raw("model"))
+    before = _before(store, fields)
+    own = _items(fields)
+    items = [*(() if before is None else before.items), *own]
+    instructions = fields.text("instructions")
+    messages = messages_of(items)
+    if instructions:
+        messages.insert(0, {"role": "system", "content": instructions})
+    tools, shown = _tools(fields)
+    includes = _includes(fields)
+    call = ChatCall(
+        messages=messages,
+        tools=tools,
+        tool_dicts=[_as_template_reads(tool) for tool in tools],
+        choice=_choice(fields, tools),
+        parallel=fields.flag("parallel_tool_calls", True),
+        constraint=_constraint(fields),
+        sampling={**read_sampling(fields), "max_new_tokens": fields.integer("max_output_tokens", 1, MAX_TOKENS)},
+        options={**read_options(fields), **_logprobs(fields, includes)},
+        template_kwargs={**(fields.object("chat_template_kwargs") or {}), **_effort(fields)},
+        rid=read_rid(fields),
+    )
+    stream, background = fields.flag("stream"), fields.flag("background")
+    keep = fields.flag("store", True)
+    if background and (stream or not keep):
+        raise fields.wrong("background", "goes with store=true and without stream")
+    given = [one for one in _IGNORED if fields.raw(one) not in (None, {}, "auto", "disabled") and one not in _ECHOED]
+    return Ask(
+        call=call,
+        items=items,
+        echo=_echo(body, name, shown, keep, background),
+        stream=stream,
+        background=background,
+        store=keep,
+        logprobs=_INCLUDES["message.output_text.logprobs"] and "message.output_text.logprobs" in includes,
+        ignored=[*given, *fields.unread()],
+    )
+
+
+def _echo(body: Mapping[str, Any], name: str, tools: list[Any], keep: bool, background: bool) -> dict[str, Any]:
+    def value(field: str, default: Any = None) -> Any:
+        return default if body.get(field) is None else body[field]
+
+    return {
+        "model": name,
+        "background": background,
+        "instructions": value("instructions"),
+        "max_output_tokens": value("max_output_tokens"),
+        "max_tool_calls": None,
+        "metadata": value("metadata", {}),
+        "parallel_tool_calls": value("parallel_tool_calls", True),
+        "previous_response_id": value("previous_response_id"),
+        "prompt_cache_key": value("prompt_cache_key"),
+        "reasoning": value("reasoning", {"effort": None, "summary": None}),
+        "safety_identifier": value("safety_identifier"),
+        "service_tier": "default",
+        "store": keep,
+        "temperature": value("temperature", 1.0),
+        "text": value("text", {"format": {"type": "text"}}),
+        "tool_choice": value("tool_choice", "auto"),
+        "tools": tools,
+        "top_logprobs": value("top_logprobs", 0),
+        "top_p": value("top_p", 1.0),
+        "truncation": "disabled",
+        "user": value("user"),
+    }
+
+
+def _before(store: Store, fields: Fields) -> Kept | None:
+    name = fields.text("previous_response_id", 256)
+    if name is None:
+        return None
+    found = store.get(name)
+    if found is None:
+        message = f"previous_response_id {name[:80]!r} is not kept here (any more); send the conversation as input"
+        raise Refused(404, message, param="previous_response_id", code="previous_response_not_found")
+    if found.response["status"] not in ("completed", "incomplete"):
+        message = f"previous_response_id {name[:80]!r} is {found.response['status']}; wait until it is completed"
+        raise Refused(400, message, param="previous_response_id")
+    return found
+
+
+def _items(fields: Fields) -> list[Any]:
+    value = fields.raw("input")
+    if isinstance(value, str):
+        return [{"type": "message", "role": "user", "content": value}]
+    if not isinstance(value, list) or not value:
+        raise fields.wrong("input", "must be text or a list of items, at least one")
+    return value
+
+
+def _tools(fields: Fields) -> tuple[tuple[Tool, ...], list[Any]]:
+    found = fields.objects("tools") or []
+    tools = []
+    for index, tool in enumerate(found):
+        if tool.get("type") != "function":
+            kind = str(tool.get("type"))[:40]
+            message = f"tools[{index}].type {kind!r} is not offered here; give functions"
+            raise Refused(400, message, param=f"tools[{index}].type")
+        tools.append(function_tool(tool, f"tools[{index}]"))
+    names = [tool.name for tool in tools]
+    if len(set(names)) != len(names):
+        raise Refused(400, "tools has two functions of one name", param="tools")
+    return tuple(tools), found
+
+
+def _as_template_reads(tool: Tool) -> dict[str, Any]:
+    parameters = tool.parameters or {"type": "object", "properties": {}}
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def _choice(fields: Fields, tools: tuple[Tool, ...]) -> ToolChoice:
+    value, names = fields.raw("tool_choice"), [tool.name for tool in tools]
+    if value is None or (value == "auto" and tools):
+        return ToolChoice("auto" if tools else "none")
+    if value in ("auto", "none"):
+        return ToolChoice("none")
+    if value == "required":
+        if not tools:
+            raise Refused(400, "tool_choice 'required' needs tools", param="tool_choice")
+        return ToolChoice("required")
+    if isinstance(value, str):
+        raise fields.wrong("tool_choice", "must be none, auto, required or a function")
+    return named_choice(value, names, "tool_choice")
+
+
+def _constraint(fields: Fields) -> ConstraintSpec | None:
+    text = fields.object("text")
+    form = None if text is None else text.get("format")
+    if text is not None:
+        unknown = sorted(text.keys() - {"format", "verbosity"})
+        if unknown:
+            raise Refused(400, f"text has no field {unknown[0][:64]!r}", param="text")
+    spec: ConstraintSpec | None = None
+    if isinstance(form, dict) and form.get("type") == "json_schema":
+        spec = schema_format(form, "text.format")
+    elif form is not None:
+        spec = response_format(form)
+    own = read_constraint(fields)
+    if spec is not None and own is not None:
+        raise Refused(400, "text.format and another constraint both say what the text must be", param="text.format")
+    return spec or own
+
+
+def _includes(fields: Fields) -> list[str]:
+    found = fields.items("include") or []
+    bad = next((one for one in found if not isinstance(one, str) or one not in _INCLUDES), None)
+    if bad is not None:
+        known = ", ".join(sorted(_INCLUDES))
+        raise Refused(400, f"include has {str(bad)[:60]!r}, which is not offered; known are {known}", param="include")
+    return list(found)
+
+
+def _logprobs(fields: Fields, includes: list[str]) -> dict[str, Any]:
+    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS) or 0
+    if "message.output_text.logprobs" not in includes:
+        if top:
+            raise fields.wrong("top_logprobs", "needs include=['message.output_text.logprobs']")
+        return {}
+    return {"return_logprob": True, "top_logprobs_num": top}
+
+
+def _effort(fields: Fields) -> dict[str, Any]:
+    reasoning = Fields(fields.object("reasoning") or {}, "reasoning.")
+    effort = reasoning.one_of("effort", _EFFORTS)
+    if effort is None:
+        return {}
+    return {"reasoning_effort": effort, **({"enable_thinking": False} if effort == "none" else {})}

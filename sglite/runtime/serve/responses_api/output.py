@@ -1,0 +1,104 @@
+"""The output of a response, item by item: built from the same news whether it is streamed or given whole.
+
+reasoning -> message -> function_call -> function_call ...        one item is open at a time
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from sglite.runtime.serve.chat.call import ChatDelta
+
+Event = dict[str, Any]
+
+
+def new_id(prefix: str) -> str:
+    """An id nobody can guess."""
+    return f"{prefix}_{uuid.uuid4().hex}"
+
+
+class Output:
+    """Items so far. ``add`` and ``close`` yield the events of what they change, without sequence numbers."""
+
+    def __init__(self) -> None:
+        self.items: list[dict[str, Any]] = []
+        self._open: dict[str, Any] | None = None
+
+    def add(self, delta: ChatDelta, rows: list[dict[str, Any]]) -> Iterator[Event]:
+        """News of the turn. ``rows``: log probabilities of its new tokens."""
+        if delta.reasoning:
+            yield from self._ensure("reasoning")
+            yield from self._grow(delta.reasoning, "response.reasoning_text.delta", [])
+        if delta.content:
+            yield from self._ensure("message")
+            yield from self._grow(delta.content, "response.output_text.delta", rows)
+        for call in delta.calls:
+            if call.name is not None:
+                yield from self.close()
+                yield from self._begin(
+                    {"type": "function_call", "id": new_id("fc"), "call_id": call.id, "name": call.name,
+                     "arguments": "", "status": "in_progress"}
+                )  # fmt: skip
+            if call.arguments and self._open is not None:
+                self._open["arguments"] += call.arguments
+                yield {**self._at("response.function_call_arguments.delta"), "delta": call.arguments}
+
+    def close(self, status: str = "completed") -> Iterator[Event]:
+        """The open item ends."""
+        item, self._open = self._open, None
+        if item is None:
+            return
+        at = {"output_index": len(self.items) - 1, "item_id": item["id"]}
+        if item["type"] == "function_call":
+            done = {"name": item["name"], "arguments": item["arguments"]}
+            yield {"type": "response.function_call_arguments.done", **at, **done}
+        else:
+            part = item["content"][0]
+            kind = "output_text" if item["type"] == "message" else "reasoning_text"
+            done = {"text": part["text"]} | ({"logprobs": part["logprobs"]} if kind == "output_text" else {})
+            yield {"type": f"response.{kind}.done", **at, "content_index": 0, **done}
+            yield {"type": "response.content_part.done", **at, "content_index": 0, "part": part}
+        item["status"] = status
+        yield {"type": "response.output_item.done", "output_index": at["output_index"], "item": item}
+
+    def _ensure(self, kind: str) -> Iterator[Event]:
+        if self._open is not None and self._open["type"] == kind:
+            return
+        yield from self.close()
+        if kind == "message":
+            part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+            item: dict[str, Any] = {
+                "type": kind,
+                "id": new_id("msg"),
+                "role": "assistant",
+                "status": "in_progress",
+                "content": [],
+            }
+        else:
+            part = {"type": "reasoning_text", "text": ""}
+            item = {"type": kind, "id": new_id("rs"), "summary": [], "status": "in_progress", "content": []}
+        yield from self._begin(item)
+        yield {**self._at("response.content_part.added"), "content_index": 0, "part": dict(part)}
+        item["content"] = [part]
+
+    def _begin(self, item: dict[str, Any]) -> Iterator[Event]:
+        self.items.append(item)
+        self._open = item
+        shown = {**item, "content": []} if "content" in item else dict(item)
+        yield {"type": "response.output_item.added", "output_index": len(self.items) - 1, "item": shown}
+
+    def _grow(self, text: str, kind: str, rows: list[dict[str, Any]]) -> Iterator[Event]:
+        assert self._open is not None
+        part = self._open["content"][0]
+        part["text"] += text
+        event = {**self._at(kind), "content_index": 0, "delta": text}
+        if "logprobs" in part:
+            part["logprobs"] += rows
+            event["logprobs"] = rows
+        yield event
+
+    def _at(self, kind: str) -> Event:
+        assert self._open is not None
+        return {"type": kind, "output_index": len(self.items) - 1, "item_id": self._open["id"]}
