@@ -53,8 +53,8 @@ class Speller:
         token = Special((self._specials[special],))
         return seq(Text(before), alt([Text(special), token]), self.spelled(after))
 
-    def after_text(self, text: str, free: Sequence[str], before: str = "") -> Node | None:
-        """Free text without `free` that ends in `before`, then the text, at least one special part of it as a token.
+    def after_text(self, text: str, free: Sequence[str], before: str = "", value: Node = ANY) -> Node | None:
+        """A text of `value` without `free`, `before`, then the text, at least one special part of it as a token.
 
         None when it has no special part, or when what stands before that is barred itself.
         """
@@ -62,9 +62,9 @@ class Speller:
         if parts is None or any(part in before + parts[0] for part in free):
             return None
         head, special, rest = before + parts[0], parts[1], parts[2]
-        start = And((without(free), seq(ANY, Text(head)))) if head else without(free)
+        start = And((without(free), seq(value, Text(head)))) if head or value != ANY else without(free)
         found = seq(start, Special((self._specials[special],)), self.spelled(rest))
-        later = self.after_text(rest, free, head + special)
+        later = self.after_text(rest, free, head + special, value)
         return found if later is None else alt([found, later])
 
     def _first(self, text: str) -> tuple[str, str, str] | None:

@@ -22,6 +22,7 @@ from sglite.constrained.free_text import Speller, joined, up_to_first, without
 from sglite.constrained.grammar import EMPTY, NOTHING, Grammar, Node, Special, alt, repeat, seq
 from sglite.constrained.grammar_join import Joined
 from sglite.constrained.json_schema.lower import lower_parsed
+from sglite.constrained.json_schema.tagged import STYLES, lower_tagged
 from sglite.constrained.limits import Limits
 from sglite.constrained.regex import match_expr
 from sglite.constrained.report import KeywordReport, Verdict
@@ -37,7 +38,7 @@ _FIELDS: Mapping[str, Mapping[str, Any]] = {
     "tag": {"begin": ..., "content": ..., "end": ...},
     "triggered_tags": {"triggers": ..., "tags": ..., "at_least_one": ..., "stop_after_first": ..., "excludes": ...},
     "tags_with_separator": {"tags": ..., "separator": ..., "at_least_one": ..., "stop_after_first": ...},
-    "json_schema": {"json_schema": ..., "any_order": ..., "style": "json", "max_whitespace_cnt": None, "excludes": []},
+    "json_schema": {"json_schema": ..., "any_order": ..., "style": ..., "max_whitespace_cnt": None, "excludes": []},
     "regex": {"pattern": ...},
     "grammar": {"grammar": ...},
 }
@@ -136,7 +137,7 @@ class _Lowering:
             return self._separated(node, pointer, depth)
         if kind == "json_schema":
             order: Order = "any" if _flag(node, "any_order", pointer) else self._spec.order
-            return self._schema(node.get("json_schema"), order, f"{pointer}/json_schema")
+            return self._schema(node.get("json_schema"), order, f"{pointer}/json_schema", _style(node, pointer))
         field = "pattern" if kind == "regex" else "grammar"
         text, at = _text(node, field, pointer), f"{pointer}/{field}"
         try:
@@ -149,9 +150,13 @@ class _Lowering:
             raise ConstraintRefused(f"the regex {text!r:.60} matches nothing; correct it", pointer=at, keyword=field)
         return found
 
-    def _schema(self, schema: Any, order: Order, at: str) -> Node:
+    def _schema(self, schema: Any, order: Order, at: str, style: str = "json") -> Node:
+        whitespace, strict, limits = self._spec.whitespace, self._spec.strict, self._limits
         try:
-            grammar, report = lower_parsed(schema, self._spec.whitespace, self._spec.strict, self._limits, order)
+            if style == "json":
+                grammar, report = lower_parsed(schema, whitespace, strict, limits, order)
+            else:
+                grammar, report = lower_tagged(schema, style, whitespace, strict, limits, order, self._speller)
         except (ConstraintError, ConstraintRefused) as error:
             raise _moved(error, at) from None
         self.verdicts |= {at + pointer: report[pointer] for pointer in report}
@@ -333,6 +338,14 @@ def _checked(text: Any, pointer: str) -> str:
     if not isinstance(text, str) or any(0xD800 <= ord(char) <= 0xDFFF for char in text):
         raise ConstraintError(f"{pointer}: expected a string that can be encoded, got {text!r:.60}")
     return text
+
+
+def _style(node: dict[str, Any], pointer: str) -> str:
+    found = node.get("style", "json")
+    if not isinstance(found, str) or found not in ("json", *STYLES):
+        reason = f"the style {found!r:.40} is not enforced; use one of json, {', '.join(STYLES)}"
+        raise ConstraintRefused(reason, pointer=f"{pointer}/style", keyword="style")
+    return found
 
 
 def _flag(node: dict[str, Any], field: str, pointer: str) -> bool:

@@ -153,7 +153,7 @@ uint32_t Leaf::distance(int32_t state) const {
             const uint32_t rest = base->dfa.distance[sub] - quote;
             return rest + std::max(0, low - count - 1) * base->shortest + quote;
         }
-        case SPECIAL_IDS: return 1;
+        case SPECIAL_IDS: return SPECIAL_COST;
         default: return UINT32_MAX;
     }
 }

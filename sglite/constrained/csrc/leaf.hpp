@@ -15,6 +15,9 @@
 
 namespace sglite {
 
+// A special token counts as so many bytes: completions are written as text, so ways without one are nearer.
+constexpr uint32_t SPECIAL_COST = 1 << 20;
+
 constexpr int32_t DEAD = -1;
 
 // The tokens that stay inside a leaf from one of its states, and the nodes of the trie where they may leave it.
