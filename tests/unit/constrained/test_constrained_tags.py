@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import shutil
 from typing import Any
 
+import numpy as np
 import pytest
 
+from sglite.constrained.bitmask import to_ids
 from sglite.constrained.compiler import ConstraintCompiler
 from sglite.constrained.limits import Limits
 from sglite.constrained.lower import lower
@@ -149,6 +152,29 @@ def test_a_begin_with_several_specials_is_spelled_either_way(compiler: Constrain
     assert not accepts(compiler, nested(form), ids("a", CALL, "-", END, "x]"))
 
 
+def test_texts_with_special_tokens_end_within_their_budget(compiler: ConstraintCompiler) -> None:
+    thought = tag("<call>", "</call>", ANY)
+    value = {"type": "json_schema", "json_schema": {"type": "array", "items": {"type": "boolean"}}}
+    compiled = compiler.compile(
+        nested({"type": "or", "elements": [value, {"type": "sequence", "elements": [thought, value]}]})
+    )
+    assert compiled.shortest_tokens() == len("[]")
+    for seed in range(20):
+        rng, budget = random.Random(seed), 12 + seed
+        matcher, written = compiled.matcher(close_at=budget), [CALL]
+        assert matcher.accept(CALL)
+        while not matcher.finished:
+            mask = np.zeros(VOCAB.words, dtype=np.int32)
+            matcher.fill(mask)
+            free = [i for i in to_ids(mask).tolist() if i not in VOCAB.eos_ids]
+            written.append(rng.choice(free) if free else VOCAB.eos_ids[0])
+            assert matcher.accept(written[-1])
+        assert len(written) - 1 <= budget, "the end of the sequence is not counted"
+    only = compiler.compile(nested({"type": "token", "token": "<call>"}))
+    with pytest.raises(ConstraintRefused, match="too long to be ended"):
+        only.shortest_tokens()
+
+
 def test_the_flat_form_and_the_pointers_of_its_schemas(compiler: ConstraintCompiler) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "boolean"}}, "required": ["n"], "title": "t"}
     flat = {"structures": [{"begin": "<f>", "schema": schema, "end": "</f>"}], "triggers": ["<f"]}
@@ -182,7 +208,7 @@ def test_contents_share_no_rules(compiler: ConstraintCompiler) -> None:
 REFUSED: list[tuple[Any, str]] = [
     ({"type": "star", "content": ANY}, "/format/type"),
     ({"type": "any_text", "max_tokens": 5}, "/format/max_tokens"),
-    ({"type": "json_schema", "json_schema": {}, "style": "qwen_xml"}, "/format/style"),
+    ({"type": "json_schema", "json_schema": {}, "style": "minimax_xml"}, "/format/style"),
     ({"type": "json_schema", "json_schema": {"$ref": "x.json"}}, "/format/json_schema/$ref"),
     ({"type": "regex", "pattern": r"(.+)\1"}, "/format/pattern"),
     ({"type": "grammar", "grammar": 'root ::= a\na ::= root "b" | "c"'}, "/format/grammar"),
