@@ -3,6 +3,7 @@
 #   make run          the quickstart, on the bundled model
 #   make test         lint, types and the fast tests
 #   make test-slow    the tests that take longer
+#   make test-browser the playground in a headless Chromium, found on the path or named in SGLITE_CHROMIUM
 #   make lint         ruff and mypy alone
 #   make bench-constrained   measure constrained generation beside its peers; QUICK=--quick takes a part of it
 #   make reference    docs/reference.md from the docstrings
@@ -28,7 +29,7 @@ READY := $(VENV)/sglite-ready
 PYTEST := OMP_NUM_THREADS=1 timeout --kill-after=10 $(TEST_SECONDS) $(PY) -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-slow lint bench-constrained bench-programs reference demo-model clean
+.PHONY: run test test-slow test-browser lint bench-constrained bench-programs reference demo-model clean
 
 run: $(READY)
 	$(PY) examples/quickstart.py
@@ -38,6 +39,9 @@ test: lint
 
 test-slow: $(READY)
 	$(PYTEST) -m "slow and not gpu"
+
+test-browser: $(READY)
+	$(PYTEST) tests/blackbox/test_playground.py tests/blackbox/test_playground_answers.py
 
 lint: $(READY)
 	$(PY) -m ruff check .

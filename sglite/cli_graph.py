@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sglite.cli_parser import Parser
+
 if TYPE_CHECKING:
     from sglite.lang.graph import ProgramGraph
 
@@ -23,7 +25,7 @@ _FORMATS = ("text", "mermaid", "svg", "html")
 _BY_SUFFIX = {".html": "html", ".svg": "svg", ".mmd": "mermaid", ".mermaid": "mermaid"}
 
 
-def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """Adds ``graph`` and ``run`` to a command line; each sets ``run`` to what carries it out."""
     graph = commands.add_parser("graph", help="show a program's graph without running it", allow_abbrev=False)
     _add_program(graph)
@@ -39,6 +41,23 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     run.add_argument("--trace", metavar="FILE", help="write the run's graph with its records, as JSON lines")
     run.add_argument("--explain", action="store_true", help="say on standard error what it cost and shared")
     run.set_defaults(run=execute)
+
+
+def graph(argv: Sequence[str]) -> int:
+    """The command ``sglite graph``."""
+    return _carried_out("graph", argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command ``sglite run``."""
+    return _carried_out("run", argv)
+
+
+def _carried_out(name: str, argv: Sequence[str]) -> int:
+    parser = Parser(prog="sglite")
+    add_commands(parser.add_subparsers(parser_class=Parser))
+    given = parser.read([name, *argv])
+    return int(given.run(given))
 
 
 def _add_program(parser: argparse.ArgumentParser) -> None:

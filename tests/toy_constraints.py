@@ -209,6 +209,9 @@ class ToyCompiler:
             else:
                 future.set_result(_Compiled(self, spec.value.split()))
 
+    def counts(self) -> dict[str, float]:
+        return {}
+
     def close(self) -> None:
         self.closed = True
 

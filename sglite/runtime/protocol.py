@@ -18,6 +18,9 @@ import msgspec
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.sample.params import SamplingParams
 
+PauseMode = Literal["abort", "retract", "in_place"]
+PAUSE_MODES: tuple[PauseMode, ...] = ("abort", "retract", "in_place")
+"""What becomes of the open requests when nothing is to be computed for a while; see ``EngineCore.pause``."""
 UNKNOWN_TOKEN = -1
 """A token id that an earlier step, still in flight, is about to sample; the executor knows it in time."""
 
@@ -105,7 +108,7 @@ class FinishReason(msgspec.Struct, frozen=True, kw_only=True):
         return {k: v for k, v in msgspec.structs.asdict(self).items() if v is not None}
 
 
-class TokenLogprob(msgspec.Struct, frozen=True):
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """Log probability of one token and, when asked for, of the most likely and of the given ones there.
 
     ``logprob`` is ``None`` for the first token of a sequence, which nothing precedes.
@@ -117,7 +120,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     given: list[tuple[int, float]] = msgspec.field(default_factory=list)
 
 
-class Accounting(msgspec.Struct, kw_only=True):
+class Accounting(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What a request cost. ``prompt_tokens == cached_tokens + computed_prompt_tokens`` once the prompt is done."""
 
     prompt_tokens: int = 0
@@ -146,7 +149,7 @@ class Accounting(msgspec.Struct, kw_only=True):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-class RequestOutput(msgspec.Struct, kw_only=True):
+class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What became of a request in one step; exactly one output per request has ``finish_reason`` set."""
 
     request_id: str

@@ -3,8 +3,9 @@
     words --Admission.admit--> Admitted (read and checked, once) --requests(ids)--> what the core takes
 
 The second step is cheap and may come later, on the engine's thread, when the ids are known: that is how a chained
-generation is ready before the one in front of it has ended. A constraint that is malformed or cannot be enforced is
-refused in the first, in milliseconds, whatever is being compiled.
+generation is ready before the one in front of it has ended. Where constraints are compiled in this process, one that is
+malformed or cannot be enforced is refused in the first, in milliseconds, whatever is being compiled; otherwise the
+core refuses it, in the same words, before the first token.
 """
 
 from __future__ import annotations
@@ -181,11 +182,6 @@ class Admission:
             queue_timeout_s=queue_timeout_s,
         )
 
-    def compile_ahead(self, call: Admitted) -> None:
-        """Have the constraint of a call compiled before its turn comes, so that the step then need not wait."""
-        if call.constraint is not None and self._compiler is not None:
-            self._compiler.submit(call.constraint)
-
 
 def placed(program: ProgramRef | None, hints: Mapping[str, Any] | None) -> ProgramRef | None:
     """Where in its program a request stands: ``hints`` may have ``node``, ``group``, ``group_size``, ``upcoming``.
@@ -220,7 +216,7 @@ def check_constraint(
     spec: ConstraintSpec | None, sampling: SamplingParams, compiler: ConstraintCompiler | None
 ) -> None:
     """Refuse what is known not to work before it is compiled. Raises ``RequestRefused`` or ``InvalidParameter``."""
-    if spec is None or compiler is None:
+    if spec is None:
         return
     if spec.kind == "choice" and sampling.min_new_tokens:
         longest = max((len(text.encode()) for text in json.loads(spec.value)), default=0)
@@ -230,7 +226,7 @@ def check_constraint(
                 f"{longest} bytes, so at most as many tokens; lower min_new_tokens"
             )
             raise InvalidParameter("min_new_tokens", sampling.min_new_tokens, message)
-    if len(spec.value) > MAX_CHECKED_BYTES:
+    if compiler is None or len(spec.value) > MAX_CHECKED_BYTES:
         return
     try:
         compiler.check(spec)

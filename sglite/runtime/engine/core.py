@@ -29,7 +29,7 @@ from sglite.runtime.engine.scheduler import Scheduler
 from sglite.runtime.engine.step_plan import SchedulerLimits
 from sglite.runtime.engine.update import Updater
 from sglite.runtime.executor.base import Executor
-from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, RequestOutput
+from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, PauseMode, RequestOutput
 from sglite.runtime.spec.base import Proposer
 
 LATE_MS = 100.0
@@ -85,6 +85,7 @@ class EngineCore:
         self.config = config
         self.totals = Accounting()
         self.programs = Programs(levelled=config.policy == "program")
+        self.paused = False
         self.num_finished = 0
         self.num_steps = 0
         self.step_tokens = 0
@@ -136,6 +137,30 @@ class EngineCore:
         """End everything."""
         for request in [*self.scheduler.waiting.values(), *self.scheduler.running.values()]:
             self.scheduler.end(request, FinishReason(type="abort", code="cancelled", message=message))
+
+    def pause(self, mode: PauseMode) -> None:
+        """Compute nothing until ``resume``; what is being computed is taken in first. Requests may come and wait.
+
+        ``abort`` ends the open requests, ``retract`` sends those that run back to the queue, so that what they have
+        computed may be flushed, ``in_place`` leaves them as they are. Time limits go on.
+        """
+        while self._in_flight:
+            self._supply_masks()
+            self._collect()
+        if mode == "abort":
+            self.abort_all("generation was paused; send the request again")
+        elif mode == "retract":
+            self.scheduler.retract()
+        self.paused = True
+
+    def resume(self) -> None:
+        """Go on after ``pause``."""
+        self.paused = False
+
+    def compile_ahead(self, spec: ConstraintSpec) -> None:
+        """Begin to compile a constraint that a request will bring; from any thread. RuntimeError after ``close``."""
+        if self._compiler is not None:
+            self._compiler.submit(spec)
 
     def unpin(self, prefix: str) -> None:
         """Forget the pins whose names start with ``prefix``, those too that requests under way were to leave."""
@@ -258,7 +283,9 @@ class EngineCore:
     @property
     def is_idle(self) -> bool:
         """Nothing to do until something happens outside: no step in flight, and nobody who could run."""
-        if self._in_flight or self.scheduler.running:
+        if self._in_flight or self.paused:
+            return not self._in_flight
+        if self.scheduler.running:
             return False
         return all(r.reasons & {WaitReason.COMPILE} for r in self.scheduler.waiting.values())
 
@@ -278,7 +305,8 @@ class EngineCore:
         self._start_compiled()
         self._count_late(1000 * (time.perf_counter() - started))
         depth = 2 if self.config.overlap else 1
-        planned = self.scheduler.schedule() if len(self._in_flight) < depth else None
+        self.scheduler.expire()
+        planned = self.scheduler.schedule() if len(self._in_flight) < depth and not self.paused else None
         if planned is not None:
             self._executor.submit(planned)
             self._in_flight.append(planned.step_id)
@@ -346,6 +374,8 @@ class EngineCore:
         return {
             "num_running": len(self.scheduler.running),
             "num_waiting": len(self.scheduler.waiting),
+            "num_compiling": sum(WaitReason.COMPILE in r.reasons for r in self.scheduler.waiting.values()),
+            "paused": self.paused,
             "num_finished": self.num_finished,
             "num_steps": self.num_steps,
             "step_tokens": self.step_tokens,
@@ -357,7 +387,9 @@ class EngineCore:
             "pinned_pages": self.cache.pinned_pages,
             "pins_dropped": pins.num_dropped,
             "pages": {"free": pages.free, "held": pages.held, "cached": pages.cached, "total": pages.total},
+            "available_pages": self.cache.num_available,
             "page_mismatches": self.cache.allocator.mismatches,
+            "grammar": {} if self._compiler is None else self._compiler.counts(),
             "totals": msgspec.structs.asdict(self.totals),
         }
 

@@ -3,7 +3,8 @@
     with Engine("Qwen/Qwen3-0.6B") as engine:
         engine.generate("The capital of France is", {"temperature": 0, "max_new_tokens": 8})["text"]
 
-The step loop runs on a thread. Tokenising and presenting text happen in the calling thread and on the loop's way out.
+The step loop runs on a thread, or in a process of its own (``launch``). Tokenising and presenting text happen here: in
+the calling thread, and where outputs come in.
 """
 
 from __future__ import annotations
@@ -17,27 +18,23 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from sglite.runtime.config import EngineArgs
 from sglite.runtime.engine.admission import Admission, Admitted, pick
+from sglite.runtime.engine.assemble import InProcess, Launch, Launched, Launching, text_folder
 from sglite.runtime.engine.batch import AsyncBatchStream, Batch, BatchStream
-from sglite.runtime.engine.client import EngineThread
-from sglite.runtime.engine.core import CoreConfig, EngineCore
+from sglite.runtime.engine.client import EngineClient, Health, Load
 from sglite.runtime.engine.generation import EngineError, Generation, RequestRefused
 from sglite.runtime.engine.presenter import Presenter
 from sglite.runtime.engine.sequence import Handle, Sequence, Start
-from sglite.runtime.engine.step_plan import SchedulerLimits
-from sglite.runtime.protocol import GenerateRequest, ProgramRef, RequestOutput
+from sglite.runtime.protocol import PAUSE_MODES, GenerateRequest, PauseMode, ProgramRef, RequestOutput
 from sglite.runtime.sample.params import InvalidParameter, SamplingParams
 from sglite.runtime.text.chat_template import ChatTemplate
 from sglite.runtime.text.tokenizer import Tokenizer, load_tokenizer
 from sglite.runtime.text.turns import TemplateError
-
-if TYPE_CHECKING:
-    from sglite.constrained.compiler import ConstraintCompiler
 
 __all__ = ["Engine", "EngineError", "RequestRefused"]
 
@@ -49,80 +46,45 @@ class Engine:
 
     Args:
         model_path: a folder in Hugging Face layout or a hub name; ``None``: the bundled model.
+        launch: who runs the core; on a thread here, unless told otherwise (see ``spawned.Spawned``).
         arguments: see ``EngineArgs``.
 
     Raises ``ModelError``, ``TokenizerError`` or ``ConfigError`` (all ``ValueError``), in one line, when the model or
     an argument cannot be used.
     """
 
-    def __init__(self, model_path: str | Path | None = None, **arguments: Any) -> None:
-        from sglite.runtime.executor.build import build
-
+    def __init__(self, model_path: str | Path | None = None, *, launch: Launch = InProcess, **arguments: Any) -> None:
         self.args = EngineArgs.of({"model_path": None if model_path is None else str(model_path), **arguments})
         if self.args.log_level is not None:
             logging.getLogger("sglite").setLevel(self.args.log_level.upper())
-        folder = _find_model(self.args)
         self.tokenizer: Tokenizer | None = None
         self.chat_template: ChatTemplate | None = None
-        if not self.args.skip_tokenizer_init:
-            text_folder = Path(self.args.tokenizer_path) if self.args.tokenizer_path is not None else folder
-            self.tokenizer = load_tokenizer(text_folder)
-            self.chat_template = ChatTemplate.load(text_folder, self.args.chat_template)
-        built = build(self.args, folder)
-        self.config = built.config
         self.model_path = self.args.model_path or BUNDLED_MODEL
-        eos = built.eos_ids if self.tokenizer is None else (*built.eos_ids, *self.tokenizer.eos_token_ids)
-        self._eos_ids = tuple(dict.fromkeys(i for i in eos if i < built.config.vocab_size))
-        self._token_bytes: list[bytes | None] | None = None
-        if self.tokenizer is not None:
-            self._token_bytes = list(self.tokenizer.token_bytes()[: self.config.vocab_size])
-        self._weight_bytes = built.weight_bytes
-        self._capacity = min(built.config.context_length, built.config.max_total_tokens)
+        launching = launch(self.args)
+        try:
+            launched = self._launch(launching)
+        except BaseException:
+            launching.cancel()
+            raise
+        self.client = launched.client
+        self.config = launched.config
+        self._weight_bytes = launched.weight_bytes
+        self._capacity = min(launched.config.context_length, launched.config.max_total_tokens)
         self._names = itertools.count(1)
         self._handles: set[Handle] = set()
         """Of the sequences that are open."""
-        self._compiler = self._make_compiler()
-        self._admission = Admission(self.config.vocab_size, self._eos_ids, self.tokenizer, self._compiler)
-        self._thread = EngineThread(lambda wake: self._make_core(built.executor, wake))
-        self._finalizer = weakref.finalize(self, self._thread.close)
+        self._admission = Admission(self.config.vocab_size, launched.eos_ids, self.tokenizer, launched.compiler)
+        self._finalizer = weakref.finalize(self, self.client.close)
 
-    def _make_core(self, executor: Any, wake: Callable[[], None]) -> EngineCore:
-        config = CoreConfig(
-            num_pages=self.config.num_pages,
-            page_size=self.config.page_size,
-            max_context=self.config.context_length,
-            vocab_size=self.config.vocab_size,
-            eos_ids=self._eos_ids,
-            limits=SchedulerLimits(
-                max_step_tokens=self.config.max_step_tokens,
-                max_running=self.config.max_running,
-                chunk_size=self.config.chunk_size,
-                pin_budget=self.config.pin_budget,
-            ),
-            policy=self.args.schedule_policy,
-            radix_cache=not self.args.disable_radix_cache,
-            overlap=self.config.overlap,
-            jump_forward=self.config.jump_forward,
-            seed=self.args.random_seed,
-            max_waiting=self.args.max_queued_requests,
-        )
-        return EngineCore(executor, config, self._token_bytes, self._compiler, wake)
-
-    def _make_compiler(self) -> ConstraintCompiler | None:
-        """``None`` where no constrained text could ever end, or nothing is known of text at all."""
-        if self.tokenizer is None or self._token_bytes is None or not self._eos_ids:
-            return None
-        from sglite.constrained.compiler import ConstraintCompiler
-        from sglite.constrained.vocab import Vocabulary
-
-        tokenizer, size = self.tokenizer, self.config.vocab_size
-        named = ((tokenizer.token_text(i), i) for i in tokenizer.special_token_ids if i < size)
-        specials = {text: i for text, i in named if text}
-        encode = functools.partial(tokenizer.encode, parse_special=False)
-        vocabulary = Vocabulary(self._token_bytes, self._eos_ids, encode, size, specials)
-        return ConstraintCompiler(
-            vocabulary, deadline_s=self.args.grammar_timeout_s, engine=self.config.grammar_backend
-        )
+    def _launch(self, launching: Launching) -> Launched:
+        """Read what is needed of the model for text while, where that can be, it is loaded."""
+        folder = self.folder = _find_model(self.args)
+        launching.load(folder)
+        if not self.args.skip_tokenizer_init:
+            texts = text_folder(self.args, folder)
+            self.tokenizer = load_tokenizer(texts)
+            self.chat_template = ChatTemplate.load(texts, self.args.chat_template)
+        return launching.finish(self.tokenizer)
 
     # --- SGLang's offline API ---------------------------------------------------------------------------------
 
@@ -175,8 +137,35 @@ class Engine:
 
     def flush_cache(self) -> bool:
         """Forget every cached prefix that no request in flight uses."""
-        self._thread.call(lambda core: core.flush_cache()).result()
+        self.client.flush_cache().result()
         return True
+
+    def pause(self, mode: PauseMode = "abort") -> None:
+        """Compute nothing until ``resume``; requests may come, and wait. Returns when nothing is being computed.
+
+        ``mode``, as in SGLang: ``abort`` ends the open requests, ``retract`` sends them back to the queue so that
+        their part of the cache may be flushed, ``in_place`` leaves them as they are.
+        """
+        if mode not in PAUSE_MODES:
+            raise ValueError(f"mode must be one of {', '.join(PAUSE_MODES)}, got {mode!r}")
+        self.client.pause(mode).result()
+
+    def resume(self) -> None:
+        """Go on after ``pause``."""
+        self.client.resume().result()
+
+    def health(self) -> Health:
+        """Whether the engine runs and when it was last heard of; never waits."""
+        return self.client.health()
+
+    def load(self) -> Load:
+        """The engine's counters as they were last heard of, and how long ago; never waits."""
+        return self.client.load()
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not ended."""
+        return self.client.num_open
 
     def get_server_info(self) -> dict[str, Any]:
         """Configuration with origins, counters, present load."""
@@ -188,12 +177,12 @@ class Engine:
             "weight_bytes": self._weight_bytes,
             "config": self.config.describe(),
             "open_sequences": len(self._handles),
-            **self._thread.call(lambda core: core.statistics()).result(),
+            **self.client.statistics().result(),
         }
 
     def get_program_info(self, program_id: str) -> dict[str, Any] | None:
         """Sums of what the ended requests of a program cost, its forks' common prefixes included; ``None``: unknown."""
-        found = self._thread.call(lambda core: core.programs.get(program_id)).result()
+        found = self.client.program_info(program_id).result()
         return None if found is None else msgspec.structs.asdict(found)
 
     def shutdown(self) -> None:
@@ -213,7 +202,7 @@ class Engine:
         program = ProgramRef(program_id=program_id) if program_id else None
         handle = Handle(f"{next(self._names)}/{program_id}")
         self._handles.add(handle)
-        let_go = functools.partial(_let_go, self._thread, self._handles, handle)
+        let_go = functools.partial(_let_go, self.client, self._handles, handle)
         return Sequence(self, handle, program, token_ids, let_go)
 
     def turn(self, role: str, first: bool) -> tuple[str, str]:
@@ -243,7 +232,8 @@ class Engine:
 
     def compile_ahead(self, call: Admitted) -> None:
         """Compile the constraint of a call that begins later."""
-        self._admission.compile_ahead(call)
+        if call.constraint is not None:
+            self.client.compile_ahead(call.constraint)
 
     def generation(
         self,
@@ -261,24 +251,25 @@ class Engine:
             made = call.requests(ids, self._capacity, program, pin)
             requests += made
             handlers += [generation.push] * len(made)
-        self._thread.submit_all(requests, *handlers)
+        self.client.submit_all(requests, *handlers)
 
     def hold(self, token_ids: list[int], program: ProgramRef | None, pin: str) -> None:
         """Have a prefix computed, at the cost of ``program``, and pinned; that takes no step where the tree has it."""
         name, nothing = uuid.uuid4().hex, SamplingParams(max_new_tokens=0)
         request = GenerateRequest(request_id=name, token_ids=token_ids, sampling=nothing, program=program, pin=pin)
-        self._thread.submit(request, _ignore)
+        self.client.submit(request, _ignore)
 
     def park(self, pin: str, expected_s: float | None) -> None:
         """What is pinned under names that start with ``pin`` will not be needed for about so many seconds."""
-        self._thread.call(lambda core: core.park(pin, expected_s))
+        self.client.park(pin, expected_s)
 
     def abort(self, request_id: str) -> None:
         """End a request if it is still open. Whoever holds an open generation keeps the engine running by this."""
-        try:
-            self._thread.abort(request_id)
-        except RuntimeError:
-            return  # shut down: everything has ended
+        self.client.abort(request_id)
+
+    def abort_all(self, message: str = "aborted by the server") -> None:
+        """End every open request; they are told ``message``."""
+        self.client.abort_all(message)
 
     def _start(
         self,
@@ -342,14 +333,11 @@ def _ignore(output: RequestOutput) -> None:
     """For a request whose outputs nobody wants."""
 
 
-def _let_go(thread: EngineThread, handles: set[Handle], handle: Handle) -> None:
+def _let_go(client: EngineClient, handles: set[Handle], handle: Handle) -> None:
     """A sequence is closed, or nobody holds it any more: release its pin. Not a method: it keeps no engine alive."""
     handles.discard(handle)
     if handle.pinned:
-        try:
-            thread.call(lambda core: core.unpin(handle.name))
-        except RuntimeError:
-            return  # shut down: there is nothing pinned any more
+        client.unpin(handle.name)
 
 
 def _version() -> str:

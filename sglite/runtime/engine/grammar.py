@@ -49,6 +49,10 @@ class Compiler(Protocol):
         """Compile on another thread; identical specs compile once."""
         ...
 
+    def counts(self) -> dict[str, float]:
+        """What it has done so far."""
+        ...
+
     def close(self) -> None:
         """Stop its threads."""
         ...

@@ -82,6 +82,16 @@ class Presenter:
             self._constraint = {name: value for name, value in ends.items() if value is not None}
             self._finish_text(output.finish_reason)
 
+    def so_far(self) -> RequestOutput:
+        """All that has come, as one output; without logprobs."""
+        return RequestOutput(
+            request_id=self.request_id,
+            new_token_ids=list(self.output_ids),
+            finish_reason=self.finish_reason,
+            accounting=self._accounting,
+            **self._constraint,
+        )
+
     @property
     def answered(self) -> bool:
         """It ended by itself, not by an abort or an error."""

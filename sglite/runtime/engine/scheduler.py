@@ -108,6 +108,11 @@ class Scheduler:
                 request.program.leave(request.accounting)
             self._settle(request)
 
+    def expire(self) -> None:
+        """End the requests whose time is up."""
+        for request, message in self.queue.expired():
+            self.end(request, FinishReason(type="abort", code="timeout", message=message))
+
     def take_outputs(self) -> list[RequestOutput]:
         """Outputs since the last call."""
         outputs, self._outbox = self._outbox, []
@@ -119,8 +124,6 @@ class Scheduler:
         """Plan the next step; ``None`` when there is nothing to compute just now."""
         if self._poisoned:
             return None
-        for request, message in self.queue.expired():
-            self.end(request, FinishReason(type="abort", code="timeout", message=message))
         if self._starved and not self.running:
             self.memory.pins.give_up(self.cache.pinned_pages)
             self.cache.flush()
@@ -246,6 +249,11 @@ class Scheduler:
         request.preempting = True
         self._settle(request)
         return not request.preempting
+
+    def retract(self) -> None:
+        """Every running request goes back to the queue, once no step in flight touches it."""
+        for request in [r for r in self.running.values() if r.finish is None]:
+            self._preempt(request)
 
     def _settle(self, request: Request) -> None:
         """Carry out what had to wait for the steps in flight: the end of a request, or its preemption."""

@@ -8,13 +8,11 @@ will not do, tensors that are missing, too many or of another shape. Weights are
 
 from __future__ import annotations
 
-import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +24,7 @@ from sglite.runtime.model.errors import CheckpointMismatch, ModelError
 from sglite.runtime.model.generation import GenerationDefaults, read_generation_defaults
 from sglite.runtime.model.layers.decoder import CausalLM
 from sglite.runtime.model.layers.weights import WeightTable
+from sglite.runtime.model.progress import progress
 from sglite.runtime.model.registry import model_class
 from sglite.runtime.protocol import GroupSpec
 
@@ -66,8 +65,8 @@ def load_model(
     """Load a folder in Hugging Face layout onto a backend.
 
     ``dtype``: ``auto`` (the checkpoint's where the backend has it, else bfloat16) or a name such as ``float32``.
-    ``load_format="dummy"``: random weights from ``seed``, only config.json is needed. ``progress``: show a bar;
-    ``None``: when stderr is a terminal. Raises ModelError, in one line, for whatever cannot be used.
+    ``load_format="dummy"``: random weights from ``seed``, only config.json is needed. ``progress``: see
+    ``progress.progress``. Raises ModelError, in one line, for whatever cannot be used.
     """
     folder = Path(folder)
     if load_format not in ("auto", "dummy"):
@@ -82,7 +81,7 @@ def load_model(
     if checkpoint is None:
         fill_randomly(weights, seed)
     else:
-        fill_from(checkpoint, weights, config, sys.stderr.isatty() if progress is None else progress)
+        fill_from(checkpoint, weights, config, progress)
     return LoadedModel(
         model=model,
         config=config,
@@ -122,14 +121,16 @@ def fill_randomly(weights: WeightTable, seed: int) -> None:
         part.copy_(torch.empty(part.shape).normal_(0.0, DUMMY_STD, generator=generator))
 
 
-def fill_from(checkpoint: Checkpoint, weights: WeightTable, config: ModelConfig, progress: bool) -> None:
+def fill_from(checkpoint: Checkpoint, weights: WeightTable, config: ModelConfig, shown: bool | None) -> None:
     """Copy every tensor of the checkpoint to its place, after all names, shapes and types were compared."""
     _compare(checkpoint, weights, config)
     repeated = [name for name in weights.tied if name in checkpoint.tensors]
-    with _progress_bar(len(weights.parts), progress) as advance:
+    total = sum(part.nbytes for part in weights.parts.values())
+    with progress("loading weights", total, shown) as advance:
         for name, tensor in checkpoint.read(set(weights.parts)):
-            weights.parts[name].copy_(tensor)
-            advance()
+            part = weights.parts[name]
+            part.copy_(tensor)
+            advance(part.nbytes)
     for name, tensor in checkpoint.read(set(repeated)):
         if not torch.equal(weights.parts[weights.tied[name]], tensor.to(weights.dtype).to(weights.device)):
             raise ModelError(
@@ -202,22 +203,3 @@ def _check_memory(folder: Path, needed: int, backend: Backend) -> None:
 def _shorten(names: list[str]) -> str:
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more
-
-
-class Advance(Protocol):
-    """Says that one more tensor was read."""
-
-    def __call__(self) -> None: ...
-
-
-@contextmanager
-def _progress_bar(total: int, shown: bool) -> Iterator[Advance]:
-    if not shown:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("loading weights", total=total)
-        yield lambda: bar.advance(task)

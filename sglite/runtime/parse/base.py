@@ -5,6 +5,7 @@
 Promises: for every way to cut a text into pieces, ``feed`` of the pieces and then ``finish`` give the same reasoning,
 content and calls as of the whole; nothing but a possible beginning of a mark is held back; no mark is ever shown as
 content; nothing raises, whatever the text. What begins like a call and is none is content, as it was written.
+Arguments that are no JSON object are handed on as they were written, and their call has no end.
 """
 
 from __future__ import annotations
@@ -132,3 +133,7 @@ class ReasoningFormat(ABC):
     @abstractmethod
     def tag(self, opened: bool, rest: dict[str, Any]) -> dict[str, Any]:
         """A structural tag's format: thinking, then ``rest``. With ``opened`` it has begun; else it may be left out."""
+
+    def answer(self, content: dict[str, Any]) -> dict[str, Any]:
+        """A structural tag's format: how ``content``, an answer and no call, stands in a turn."""
+        return content

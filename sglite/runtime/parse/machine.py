@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeAlias, TypeVar
 
 from sglite.runtime.parse.base import CallArguments, CallEnd, CallStart, Content, Event, Reasoning, TurnParser
@@ -24,7 +24,6 @@ Reading: TypeAlias = Generator[None, None, T]
 """A step that reads: it yields when it needs more text, and returns what it found."""
 
 _SPACE = re.compile(r"\s*")
-_TAIL_SPACE = re.compile(r"\s*\Z")
 
 
 class PlainTurn(TurnParser):
@@ -137,14 +136,12 @@ class Machine(TurnParser):
             yield
 
     def matching(self, pattern: re.Pattern[str]) -> Reading[str]:
-        """Takes as much as ``pattern`` matches; a pattern that matches every beginning of what it matches."""
-        start = self.keep()
+        """Takes as much as ``pattern`` matches; one that matches every beginning of what it matches."""
         while True:
-            end = _end(pattern, self._text, self._place(start))
+            end = _end(pattern, self._text, self._at)
             if end < len(self._text) or self._closed:
-                found = self._text[self._place(start) : end]
+                found = self._text[self._at : end]
                 self._at = end
-                self.release()
                 return found
             yield
 
@@ -165,7 +162,7 @@ class Machine(TurnParser):
             yield
 
     def keep(self) -> int:
-        """This place, to go back to. One at a time: keeping another one forgets it."""
+        """This place, to go back to. One at a time; a call that begins releases it."""
         self._kept = self._base + self._at
         return self._kept
 
@@ -175,33 +172,38 @@ class Machine(TurnParser):
 
     def rewind(self, place: int) -> None:
         """Back to the kept place, which is released."""
-        self._at = self._place(place)
+        self._at = place - self._base
         self._kept = None
-
-    def _place(self, place: int) -> int:
-        return place - self._base
 
     # telling
 
     def content(self, text: str) -> None:
-        """Content, but for the white space next to marks. White space between content and a call is none, nor is what
-        stands between calls."""
+        """Content, but for the white space next to marks: before one it is none, behind one it is none unless there was
+        content before, from which it keeps what follows apart."""
+        text = self._space + text
         body = text.rstrip()
+        self._space = text[len(body) :]
         if body:
-            lead = self._space if self._shown or not self._after_mark else ""
-            body = lead + (body if lead or self._shown or not self._after_mark else body.lstrip())
-            self._events.append(Content(body))
-            self._space, self._shown, self._after_mark = "", True, False
-        self._space += text[len(text.rstrip()) :]
+            self._events.append(Content(body if self._shown or not self._after_mark else body.lstrip()))
+            self._shown, self._after_mark = True, False
 
     def content_until(self, marks: Marks) -> Reading[str | None]:
         """As ``until``, what comes being content. The caller says ``mark`` when the mark is one."""
         return (yield from self.until(marks, self.content))
 
+    @property
+    def after_mark(self) -> bool:
+        """Nothing but white space has come since a mark."""
+        return self._after_mark
+
     def mark(self) -> None:
         """A mark stands here: white space next to it is no content."""
         self._space = ""
         self._after_mark = True
+
+    def tell(self, events: Iterable[Event]) -> None:
+        """Events of another machine, that reads a part of this turn."""
+        self._events.extend(events)
 
     def reasoning(self, text: str) -> None:
         if text:
@@ -224,3 +226,24 @@ class Machine(TurnParser):
     def end_call(self) -> None:
         """The call that was begun last is whole."""
         self._events.append(CallEnd(self.calls - 1))
+
+
+def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    found = pattern.match(text, at)
+    return at if found is None else found.end()
+
+
+def _merged(events: list[Event]) -> list[Event]:
+    """Neighbours that continue each other as one."""
+    found: list[Event] = []
+    for event in events:
+        last = found[-1] if found else None
+        if isinstance(event, Content) and isinstance(last, Content):
+            found[-1] = Content(last.text + event.text)
+        elif isinstance(event, Reasoning) and isinstance(last, Reasoning):
+            found[-1] = Reasoning(last.text + event.text)
+        elif isinstance(event, CallArguments) and isinstance(last, CallArguments) and last.index == event.index:
+            found[-1] = CallArguments(event.index, last.text + event.text)
+        else:
+            found.append(event)
+    return found

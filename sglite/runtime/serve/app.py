@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,19 +11,34 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from sglite.runtime.engine.engine import Engine
+from sglite.runtime.serve.admin import Admin
+from sglite.runtime.serve.anthropic.routes import Messages
 from sglite.runtime.serve.auth import Keys
 from sglite.runtime.serve.errors import Refused, refusal
-from sglite.runtime.serve.in_flight import InFlight
+from sglite.runtime.serve.health import HealthRoutes
 from sglite.runtime.serve.info import Info
 from sglite.runtime.serve.native import Native
+from sglite.runtime.serve.observe_routes import ObserveRoutes
+from sglite.runtime.serve.observed import Observed
+from sglite.runtime.serve.ollama.routes import Ollama
+from sglite.runtime.serve.openai.chat import Chat
+from sglite.runtime.serve.openai.completions import Completions
+from sglite.runtime.serve.openai.model_routes import ModelRoutes
+from sglite.runtime.serve.openapi import add_routes
 from sglite.runtime.serve.options import ServeOptions
+from sglite.runtime.serve.parse_routes import ParseRoutes
+from sglite.runtime.serve.playground import Playground
 from sglite.runtime.serve.program_route import ProgramRoute
 from sglite.runtime.serve.programs import Programs
 from sglite.runtime.serve.responses import json_response
+from sglite.runtime.serve.responses_api.routes import Responses
+from sglite.runtime.serve.security import Guard, with_cors
 from sglite.runtime.serve.serving import Route, Serving
+from sglite.runtime.serve.sessions import Sessions
+from sglite.runtime.serve.tokens import Tokens
 from sglite.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -37,41 +53,41 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> ASGIApp:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         programs.close()
+        await asyncio.to_thread(serving.observer.close)
 
-    app = FastAPI(title="sglite", version=__version__, lifespan=lifespan)
+    app = FastAPI(title="sglite", version=__version__, lifespan=lifespan, redoc_url=None)
     routes = all_routes(serving, programs)
-    for route in routes:
-        app.add_api_route(route.path, route.handler, methods=list(route.methods), response_model=None)
+    add_routes(app, routes)
     app.add_exception_handler(HTTPException, _refuse_route)
     for kind in (Refused, ValueError, RuntimeError):
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(Exception, _answer)
-    counted = Counted(app, serving.in_flight, frozenset(route.path for route in routes))
-    return Keys(counted, serving.options.api_key, serving.options.admin_key, routes)
+    keyed = Keys(app, serving.options.api_key, serving.options.admin_key, routes)
+    guarded = Guard(with_cors(keyed, serving.options.cors_origins), serving.options)
+    return Observed(guarded, serving.observer, [route.path for route in routes], serving.in_flight.calls)
 
 
 def all_routes(serving: Serving, programs: Programs) -> list[Route]:
     """Every route of the server, whatever the options."""
+    sessions = Sessions()
     return [
-        *Native(serving.engine, serving.in_flight).routes(),
+        *Chat(serving).routes(),
+        *Completions(serving).routes(),
+        *ModelRoutes(serving).routes(),
+        *Ollama(serving).routes(),
+        *Messages(serving).routes(),
+        *Responses(serving).routes(),
+        *Playground(serving.options).routes(),
+        *sessions.routes(),
+        *Native(serving, sessions).routes(),
+        *Tokens(serving).routes(),
         *ProgramRoute(programs).routes(),
-        *Info(serving.engine, serving.in_flight, programs).routes(),
+        *ParseRoutes(serving).routes(),
+        *Admin(serving).routes(),
+        *Info(serving, programs, sessions).routes(),
+        *HealthRoutes(serving).routes(),
+        *ObserveRoutes(serving).routes(),
     ]
-
-
-class Counted:
-    """ASGI middleware: counts requests by route."""
-
-    def __init__(self, app: ASGIApp, in_flight: InFlight, paths: frozenset[str]) -> None:
-        self._app = app
-        self._in_flight = in_flight
-        self._paths = paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Counts and passes on."""
-        if scope["type"] == "http" and scope["path"] in self._paths:
-            self._in_flight.calls[scope["path"]] += 1
-        await self._app(scope, receive, send)
 
 
 async def _answer(request: Request, error: Exception) -> Response:

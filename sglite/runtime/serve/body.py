@@ -16,6 +16,8 @@ MAX_BODY = 32 * 2**20
 """Bytes of a request's body."""
 _LARGE = 2**20
 """Bodies of more bytes than this are decoded beside the loop."""
+MAX_DEPTH = 200
+"""Lists and objects within each other: nothing that reads them further on may run out of stack."""
 
 
 async def read_bytes(request: Request, limit: int) -> bytes:
@@ -53,13 +55,30 @@ async def read_object(request: Request, limit: int = MAX_BODY) -> dict[str, Any]
 
 
 def decode(data: bytes) -> Any:
-    """JSON text as values."""
+    """JSON text as values: UTF-8 without half characters, finite numbers, nested ``MAX_DEPTH`` deep at most."""
     try:
-        return msgspec.json.decode(data)
+        value = msgspec.json.decode(data)
     except msgspec.DecodeError as error:
         raise Refused(400, f"the body is not valid JSON: {error}") from None
     except RecursionError:
-        raise Refused(400, "the body is nested too deeply") from None
+        raise _too_deep() from None
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_deep(value):
+        raise _too_deep()
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inside = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for items in inside for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def _too_deep() -> Refused:
+    return Refused(400, f"the body is nested deeper than {MAX_DEPTH} levels; flatten it")
 
 
 def check_names(body: dict[str, Any], known: Collection[str], where: str, elsewhere: dict[str, str]) -> None:

@@ -15,7 +15,10 @@ from sglite.runtime.engine.generation import EngineError
 from sglite.runtime.sample.params import InvalidParameter
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 410: "not_found_error", 429: "overloaded_error"}
-_ANTHROPIC_TYPES = {403: "permission_error", 413: "request_too_large", 429: "rate_limit_error", 500: "api_error"}
+_ANTHROPIC_TYPES = {
+    403: "permission_error", 413: "request_too_large", 429: "rate_limit_error", 500: "api_error", 501: "api_error",
+    503: "overloaded_error", 504: "timeout_error",
+}  # fmt: skip
 _ENGINE_STATUS = {"constraint_unsatisfied": 400, "engine_dead": 503}
 """By the code of an engine's failure: what the request asked for, or that another try elsewhere makes sense."""
 MAX_MESSAGE = 2_000

@@ -6,6 +6,8 @@ import uuid
 from collections import Counter
 
 from sglite.runtime.engine.generation import Generation
+from sglite.runtime.observe.exchange import Exchange
+from sglite.runtime.observe.observer import Observer
 from sglite.runtime.serve.errors import Refused
 
 _RETRY_SECONDS = 1
@@ -17,8 +19,9 @@ class InFlight:
     ``limit``: more requests than the engine may hold are refused with 429, not queued.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, observer: Observer | None = None) -> None:
         self._limit = limit
+        self._observer = observer
         self._open: dict[str, Generation] = {}
         self.calls: Counter[str] = Counter()
         """Requests so far, by route."""
@@ -38,9 +41,11 @@ class InFlight:
             raise Refused(400, f"rid {given!r} belongs to a request that is still open; give another one", param="rid")
         return given or uuid.uuid4().hex
 
-    def add(self, rid: str, generation: Generation) -> None:
-        """``generation`` begins."""
+    def add(self, rid: str, generation: Generation, program: str = "", exchange: Exchange | None = None) -> None:
+        """``generation`` begins, of ``program``, on behalf of ``exchange`` unless that is the present task's."""
         self._open[rid] = generation
+        if self._observer is not None:
+            generation.observe(self._observer.begin(rid, generation.request_ids, program=program, exchange=exchange))
 
     def discard(self, rid: str) -> None:
         """Nobody waits for it any more: what is left of it is aborted."""
@@ -49,8 +54,19 @@ class InFlight:
             generation.abort()
 
     def abort(self, rid: str | None) -> int:
-        """Ends the request called ``rid``, or all of them; those who wait get what there is. Returns how many."""
-        found = list(self._open.values()) if rid is None else [g for name, g in self._open.items() if name == rid]
+        """Ends the request called ``rid``, those of the batch ``rid`` (``rid_0`` or ``rid-0``, ...), or all; those who
+        wait get what there is. Returns how many."""
+        found = [one for name, one in self._open.items() if rid is None or name == rid or _is_part(name, rid)]
         for generation in found:
             generation.abort()
         return len(found)
+
+    def has_output(self, name: str) -> bool:
+        """Whether an open request has an output called so (``rid-0``, ...)."""
+        rid = name.rpartition("-")[0]
+        return rid in self._open and _is_part(name, rid)
+
+
+def _is_part(name: str, whole: str) -> bool:
+    rest = name[len(whole) :]
+    return name.startswith(whole) and rest[:1] in ("_", "-") and rest[1:].isdecimal()

@@ -1,8 +1,9 @@
-"""What the server says about itself and its model, and the few things one may ask of it besides text."""
+"""What the server says about itself and its model."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -12,39 +13,37 @@ from starlette.responses import Response
 from sglite.runtime.engine.engine import Engine
 from sglite.runtime.serve.body import check_names, read_object
 from sglite.runtime.serve.errors import Refused
-from sglite.runtime.serve.in_flight import InFlight
+from sglite.runtime.serve.native_schema import RENDER
 from sglite.runtime.serve.programs import PROGRAM_VERSION, Programs
-from sglite.runtime.serve.responses import json_response, unless_gone
-from sglite.runtime.serve.serving import Access, Route
+from sglite.runtime.serve.responses import json_response
+from sglite.runtime.serve.serving import Route, Serving
+from sglite.runtime.serve.sessions import Sessions
 from sglite.runtime.text.chat_template import TemplateError
 
 _ROLES = ("system", "user", "assistant", "tool")
-_CHECK_SECONDS = 30.0
-_ABORT_FIELDS = ("rid", "abort_all", "abort_message")
 _RENDER_FIELDS = ("messages", "tools", "add_generation_prompt", "chat_template_kwargs")
+_SECRETS = ("api_key", "admin_key")
 
 
 class Info:
     """Handlers of the routes about server and model."""
 
-    def __init__(self, engine: Engine, in_flight: InFlight, programs: Programs) -> None:
-        self._engine = engine
-        self._in_flight = in_flight
+    def __init__(self, serving: Serving, programs: Programs, sessions: Sessions) -> None:
+        self._serving = serving
+        self._engine = serving.engine
+        self._in_flight = serving.in_flight
         self._programs = programs
+        self._sessions = sessions
 
     def routes(self) -> list[Route]:
         """What this module answers."""
-        read, either, write = ("GET",), ("GET", "POST"), ("POST",)
+        read, write = ("GET",), ("POST",)
         return [
             Route("/model_info", read, self.model),
             Route("/get_model_info", read, self.model),
             Route("/server_info", read, self.server),
             Route("/get_server_info", read, self.server),
-            Route("/flush_cache", either, self.flush_cache, Access.CAREFUL),
-            Route("/abort_request", write, self.abort),
-            Route("/render", write, self.render),
-            Route("/health", read, self.health, Access.OPEN),
-            Route("/health_generate", read, self.health_generate),
+            Route("/render", write, self.render, body=RENDER),
         ]
 
     @cached_property
@@ -70,45 +69,22 @@ class Info:
         return json_response(self._model)
 
     async def server(self, request: Request) -> Response:
-        """``/server_info``, ``/get_server_info``: configuration, counters of engine and server, present load."""
+        """``/server_info``: configuration, counters of engine and server, present load; never a key."""
         found = await asyncio.to_thread(self._engine.get_server_info)
+        options, formats = asdict(self._serving.options), self._serving.formats
         own = {
+            "served_model_names": list(self._serving.models.names),
+            "tool_call_parser": None if formats.tools is None else formats.tools.name,
+            "reasoning_parser": None if formats.reasoning is None else formats.reasoning.name,
+            "options": {name: value for name, value in options.items() if name not in _SECRETS},
+            "keys": [name for name in _SECRETS if options[name] is not None],
             "program_version": self._model["program_version"],
             "programs": self._programs.counts(),
+            "sessions": self._sessions.counts(),
             "num_open_requests": len(self._in_flight),
             "http_requests": dict(self._in_flight.calls),
         }
         return json_response({**found, **own})
-
-    async def flush_cache(self, request: Request) -> Response:
-        """Forgets cached prefixes that no request uses."""
-        return json_response({"success": await asyncio.to_thread(self._engine.flush_cache)})
-
-    async def health(self, request: Request) -> Response:
-        """The server answers; costs nothing."""
-        return json_response({"status": "ok"})
-
-    async def health_generate(self, request: Request) -> Response:
-        """One token from the model; 503 if none comes."""
-        generation = self._engine.submit([0], {"max_new_tokens": 1, "temperature": 0.0})
-        try:
-            await unless_gone(request, asyncio.wait_for(generation.wait(), _CHECK_SECONDS))
-        except asyncio.TimeoutError:
-            raise Refused(503, f"the engine gave no token within {_CHECK_SECONDS:g} s") from None
-        except RuntimeError as error:
-            raise Refused(503, str(error)) from None
-        finally:
-            generation.abort()
-        return json_response({"status": "ok"})
-
-    async def abort(self, request: Request) -> Response:
-        """``{"rid": name}`` or ``{"abort_all": true}``; says how many requests that ended."""
-        body = await read_object(request)
-        check_names(body, _ABORT_FIELDS, "/abort_request", {})
-        rid, everything = body.get("rid") or None, body.get("abort_all") or False
-        if not isinstance(everything, bool) or not isinstance(rid, str | None) or (rid is None) == (not everything):
-            raise Refused(400, 'send either {"rid": "name"} or {"abort_all": true}', param="rid")
-        return json_response({"aborted": self._in_flight.abort(rid)})
 
     async def render(self, request: Request) -> Response:
         """``{"messages", "tools", ...}`` -> ``{"prompt"}``: what the checkpoint's chat template makes of them."""

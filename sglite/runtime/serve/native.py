@@ -9,20 +9,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sglite.runtime.engine.admission import pick
-from sglite.runtime.engine.engine import Engine
-from sglite.runtime.sample.params import SamplingParams
-from sglite.runtime.serve.body import check_names, read_object
+from sglite.runtime.serve.body import read_object
 from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.fields import ignored_header
 from sglite.runtime.serve.generations import Row, Started, start
-from sglite.runtime.serve.in_flight import InFlight
+from sglite.runtime.serve.native_fields import (
+    OPTIONS,
+    check_fields,
+    check_ids,
+    checked,
+    switch,
+    take_sampling,
+)
+from sglite.runtime.serve.native_schema import GENERATE, VERTEX
 from sglite.runtime.serve.responses import json_response, sse, unless_gone
-from sglite.runtime.serve.serving import Route
+from sglite.runtime.serve.serving import Route, Serving
+from sglite.runtime.serve.sessions import Sessions, Turn, read_params
 from sglite.runtime.serve.streaming import stream as streamed
 
 MAX_BATCH = 2048
@@ -30,72 +39,122 @@ MAX_BATCH = 2048
 _LONG_TEXT = 20_000
 """Encoding more characters than this takes long enough to be done beside the loop."""
 
-_SWITCHES = ("return_logprob", "return_text_in_logprobs")
-_COUNTS = ("logprob_start_len", "top_logprobs_num")
-_OPTIONS = (
-    *_SWITCHES, *_COUNTS, "token_ids_logprob", "priority", "cache_salt", "extra_key", "timeout_s", "queue_timeout_s",
-    "constraint_after", "reasoning_budget",
-)  # fmt: skip
-_UNSUPPORTED = frozenset({
-    "image_data", "video_data", "audio_data", "modalities", "input_embeds", "session_params", "lora_path", "lora_id",
-    "return_hidden_states", "return_routed_experts", "custom_logit_processor", "bootstrap_host", "bootstrap_port",
-    "bootstrap_room", "data_parallel_rank", "routed_dp_rank", "background",
-})  # fmt: skip
-_FIELDS = frozenset({"text", "input_ids", "sampling_params", "stream", "rid", *_OPTIONS})
-_ELSEWHERE = {name: f"{name} belongs into sampling_params" for name in SamplingParams.__struct_fields__}
+
+@dataclass(frozen=True, kw_only=True)
+class _Ask:
+    """A request, read. ``intervals``: tokens an event of each row has at least, but for the first and the last."""
+
+    rows: list[Row]
+    intervals: list[int]
+    many: bool
+    turn: Turn | None = None
 
 
 class Native:
     """The route. ``generate`` is its handler."""
 
-    def __init__(self, engine: Engine, in_flight: InFlight) -> None:
-        self._engine = engine
-        self._in_flight = in_flight
+    def __init__(self, serving: Serving, sessions: Sessions) -> None:
+        self._serving = serving
+        self._engine = serving.engine
+        self._sessions = sessions
 
     def routes(self) -> list[Route]:
         """See the module."""
-        return [Route("/generate", ("POST", "PUT"), self.generate)]
+        return [
+            Route("/generate", ("POST", "PUT"), self.generate, body=GENERATE),
+            Route("/vertex_generate", ("POST",), self.vertex, body=VERTEX),
+        ]
 
     async def generate(self, request: Request) -> Response:
-        """See the module."""
+        """Text from the model."""
         body = await read_object(request)
-        stream = _switch("stream", body.pop("stream", None))
-        rows, many = await self._rows(body)
-        started = await start(self._engine, self._in_flight, rows)
-        many = many or len(started.widths) > 1 or started.widths[0] > 1
-        if stream:
-            return await streamed(request, _events(started, many), started.end)
+        stream = switch("stream", body.pop("stream", None))
+        ignored = check_fields(body)
+        response = await self._answer(request, await self._read(body), stream)
+        response.headers.update(ignored_header(ignored))
+        return response
+
+    async def vertex(self, request: Request) -> Response:
+        """``{"instances": [{"text"}, ...], "parameters"}`` -> ``{"predictions"}``, for Vertex AI."""
+        body = await read_object(request)
+        instances, parameters = body.pop("instances", None), body.pop("parameters", None) or {}
+        if body or not isinstance(instances, list) or not isinstance(parameters, dict) or "stream" in parameters:
+            raise Refused(400, 'send {"instances": [...], "parameters": {...}}; nothing is streamed here')
+        if not instances:
+            return json_response({"predictions": []})
+        kinds = {tuple(one) if isinstance(one, dict) else None for one in instances}
+        if kinds not in ({("text",)}, {("input_ids",)}):
+            message = 'instances must all be {"text": ...} or all be {"input_ids": ...}'
+            raise Refused(400, message, param="instances")
+        (name,) = instances[0]
+        given = {**parameters, name: [one[name] for one in instances]}
+        check_fields(given)
+        rows = await self._results(request, await self._read(given))
+        return json_response({"predictions": rows})
+
+    async def _answer(self, request: Request, ask: _Ask, stream: bool) -> Response:
+        if not stream:
+            results = await self._results(request, ask)
+            return json_response(results if ask.many else results[0])
+        started = await self._start(ask)
+
+        def end() -> None:
+            started.end()
+            if ask.turn is not None:
+                ask.turn.ended()
+
+        lines = _events(started, ask)
+        return await streamed(request, lines, end, keep_alive_s=self._serving.options.keep_alive_s)
+
+    async def _results(self, request: Request, ask: _Ask) -> list[dict[str, Any]]:
+        started = await self._start(ask)
         try:
-            results = await unless_gone(request, started.results())
+            return await unless_gone(request, started.results())
         finally:
             started.end()
-        return json_response(results if many else results[0])
+            if ask.turn is not None:
+                ask.turn.ended()
 
-    async def _rows(self, body: dict[str, Any]) -> tuple[list[Row], bool]:
-        """The prompts with what belongs to each, and whether they came as a batch."""
-        for name in _UNSUPPORTED & body.keys():
-            if body.pop(name) not in (None, False, [], {}):
-                raise Refused(400, f"{name} is not supported here: send text or input_ids, without it", param=name)
-        check_names(body, _FIELDS, "/generate", _ELSEWHERE)
-        prompts, many = await self._prompts(body.get("text"), body.get("input_ids"))
-        rid = body.get("rid")
-        if many and isinstance(rid, str):
-            raise Refused(400, f"rid is one name for {len(prompts)} prompts; give a list, one each", param="rid")
-        options = {name: body.get(name) for name in _OPTIONS}
-        rows = []
+    async def _start(self, ask: _Ask) -> Started:
+        try:
+            started = await start(self._engine, self._serving.in_flight, ask.rows)
+        except BaseException:
+            if ask.turn is not None:
+                ask.turn.drop()
+            raise
+        if ask.turn is not None:
+            ask.turn.began(started.generations[0])
+        return started
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    async def _read(self, body: dict[str, Any]) -> _Ask:
+        """The prompts with what belongs to each."""
+        params = read_params(body.get("session_params"))
+        prompts, many = await self._prompts(body.get("text"), body.get("input_ids"), params is None)
+        names = _names(body.get("rid"), len(prompts), many)
+        options = {name: body.get(name) for name in OPTIONS}
+        rows, intervals = [], []
         for index, ids in enumerate(prompts):
             of = {name: pick(value, index, len(prompts), name, many) for name, value in options.items()}
-            sampling = pick(body.get("sampling_params"), index, len(prompts), "sampling_params", many)
-            if sampling is not None and not isinstance(sampling, dict):
-                raise Refused(400, "sampling_params must be an object, or a list of them", param="sampling_params")
-            given = {name: _checked(name, value) for name, value in of.items() if value is not None}
-            own = pick(rid, index, len(prompts), "rid", many)
-            if own is not None and not isinstance(own, str):
-                raise Refused(400, "rid must be text", param="rid")
-            rows.append(Row(input_ids=ids, sampling=sampling or {}, options=given, rid=own or None))
-        return rows, many
+            sampling, interval = take_sampling(
+                pick(body.get("sampling_params"), index, len(prompts), "sampling_params", many)
+            )
+            given = {name: checked(name, value) for name, value in of.items() if value is not None}
+            rows.append(Row(input_ids=ids, sampling=sampling, options=given, rid=names[index]))
+            intervals.append(interval)
+        if params is None:
+            wide = many or rows[0].width != 1
+            return _Ask(rows=rows, intervals=intervals, many=wide)
+        if many or rows[0].width != 1:
+            raise Refused(400, "a session goes on with one prompt and one output (n=1)", param="session_params")
+        bos = self._engine.tokenizer.bos_token_id if self._engine.tokenizer is not None else None
+        turn = await self._sessions.begin(params, rows[0].rid, rows[0].input_ids, bos)
+        row = Row(input_ids=turn.input_ids, sampling=rows[0].sampling, options=rows[0].options, rid=turn.rid)
+        return _Ask(rows=[row], intervals=intervals, many=False, turn=turn)
 
-    async def _prompts(self, text: Any, input_ids: Any) -> tuple[list[list[int]], bool]:
+    async def _prompts(self, text: Any, input_ids: Any, some: bool) -> tuple[list[list[int]], bool]:
+        """Prompts as ids, and whether they came as a batch. ``some``: none may be empty."""
         if (text is None) == (input_ids is None):
             raise Refused(400, "give either text or input_ids, and not both", param="text")
         name, value = ("text", text) if text is not None else ("input_ids", input_ids)
@@ -106,7 +165,7 @@ class Native:
         for index, prompt in enumerate(prompts):
             where = f"{name}[{index}]" if many else name
             if text is None:
-                _check_ids(where, prompt)
+                check_ids(where, prompt)
             elif not isinstance(prompt, str):
                 raise Refused(400, f"{where} must be text", param=name)
         if text is None:
@@ -120,34 +179,31 @@ class Native:
 
         long = sum(map(len, prompts)) > _LONG_TEXT
         encoded = await asyncio.to_thread(encode) if long else encode()
-        if not all(encoded):
+        if some and not all(encoded):
             raise Refused(400, "text is empty, and this model begins its texts with no token; send some", param="text")
         return encoded, many
 
 
-async def _events(started: Started, many: bool) -> AsyncGenerator[bytes, None]:
+def _names(rid: Any, count: int, many: bool) -> list[str | None]:
+    """One name a prompt; one for a batch is what all their names begin with."""
+    if many and isinstance(rid, list) and len(rid) != count:
+        raise Refused(400, f"rid has {len(rid)} entries for {count} prompts; give one each", param="rid")
+    given = rid if many and isinstance(rid, list) else [rid] * count
+    if not all(one is None or isinstance(one, str) for one in given):
+        raise Refused(400, "rid must be text", param="rid")
+    if many and isinstance(rid, str) and rid:
+        return [f"{rid}_{index}" for index in range(count)]
+    return [one or None for one in given]
+
+
+async def _events(started: Started, ask: _Ask) -> AsyncGenerator[bytes, None]:
     """Each output's events by its place among all: ``index``, for more than one."""
+    intervals = [step for step, width in zip(ask.intervals, started.widths, strict=True) for _ in range(width)]
+    shown: dict[int, int] = {}
     async for index, event in started.events():
-        yield sse({**event, "index": index} if many else event)
-
-
-def _switch(name: str, value: Any) -> bool:
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    raise Refused(400, f"{name} must be true or false", param=name)
-
-
-def _checked(name: str, value: Any) -> Any:
-    """A value whose type the engine takes for granted."""
-    if name in _SWITCHES:
-        return _switch(name, value)
-    if name in _COUNTS and type(value) is not int:
-        raise Refused(400, f"{name} must be an integer", param=name)
-    if name == "token_ids_logprob":
-        _check_ids(name, value)
-    return value
-
-
-def _check_ids(where: str, value: Any) -> None:
-    if not isinstance(value, list) or not all(type(token) is int for token in value):
-        raise Refused(400, f"{where} must be a list of token ids", param=where.partition("[")[0])
+        length = len(event["output_ids"])
+        over = event["meta_info"]["finish_reason"] is not None
+        if not over and length < shown.get(index, 0) + intervals[index] and index in shown:
+            continue
+        shown[index] = length
+        yield sse({**event, "index": index} if ask.many else event)

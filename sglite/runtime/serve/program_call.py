@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from sglite.runtime.observe.exchange import current_exchange
 from sglite.runtime.serve.errors import refusal
 from sglite.runtime.serve.program_nodes import AnyNode
 
@@ -24,6 +25,8 @@ class Call:
         self._waiting: dict[str, dict[str, Any]] = {}
         self._news = asyncio.Event()
         self.gone = False
+        self.exchange = current_exchange.get()
+        """The HTTP request it came with; its nodes may be carried out by a task of another."""
 
     def tell(self, node: AnyNode, **fields: Any) -> None:
         """An event of a node that goes on."""

@@ -180,7 +180,7 @@ class ServedSequence:
         if isinstance(node, Generate):
             await self._generate(sequence, call, node)
         elif isinstance(node, Score):
-            call.finish(node, **await self._score(sequence, node))
+            call.finish(node, **await self._score(sequence, call, node))
         else:
             await self._change(sequence, node, job.branches)
             call.finish(node)
@@ -225,7 +225,7 @@ class ServedSequence:
         ids = await self._take_pending()
         rid = self._in_flight.name()
         generation = sequence.chain(ids, node.sampling_params, rid=rid, **node.options())
-        self._in_flight.add(rid, generation)
+        self._in_flight.add(rid, generation, sequence.program_id, call.exchange)
         task = asyncio.ensure_future(self._follow(_Job(call, node, ()), node, generation))
         self._running[task] = _Running(call, node, rid)
 
@@ -270,7 +270,7 @@ class ServedSequence:
             if len(self._places) > _MAX_PLACES:
                 del self._places[next(name for name in self._places if name)]
 
-    async def _score(self, sequence: EngineSequence, node: Score) -> dict[str, Any]:
+    async def _score(self, sequence: EngineSequence, call: Call, node: Score) -> dict[str, Any]:
         """Rows of each choice, with the last tokens of the text that waits where a choice changes those.
 
         What the choices share is computed once. Nothing is committed.
@@ -282,17 +282,18 @@ class ServedSequence:
             sequence.program_id,
             [*sequence.token_ids, *encoded[0][:common]],
             [ids[common:] for ids in encoded[1:]],
+            call,
             node,
         )
         found: dict[str, Any] = {"scores": scores}
         if node.unconditional:
             rows = [[row[1] for row in meta["input_token_logprobs"] if row[0] is not None] for meta in scores]
             start = self._tokenizer.encode("", add_bos=True)
-            found["unconditional"] = await self._scored(sequence.program_id, start, rows, node)
+            found["unconditional"] = await self._scored(sequence.program_id, start, rows, call, node)
         return found
 
     async def _scored(
-        self, program: str, prompt: list[int], rests: list[list[int]], node: Score
+        self, program: str, prompt: list[int], rests: list[list[int]], call: Call, node: Score
     ) -> list[dict[str, Any]]:
         """``meta_info`` of each continuation of ``prompt``."""
         self._in_flight.admit(len(rests))
@@ -301,7 +302,7 @@ class ServedSequence:
         try:
             generations = scratch.score(rests, hints=hints_of(node))
             for rid, generation in zip(rids, generations, strict=True):
-                self._in_flight.add(rid, generation)
+                self._in_flight.add(rid, generation, program, call.exchange)
             events = [await generation.wait() for generation in generations]
         finally:
             for rid in rids:

@@ -11,9 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sglite.runtime.engine.engine import Engine
+from sglite.runtime.observe.observer import Observer
 from sglite.runtime.parse.detect import Formats, formats_of
 from sglite.runtime.serve.in_flight import InFlight
 from sglite.runtime.serve.models import Models
+from sglite.runtime.serve.observed import observer_of
 from sglite.runtime.serve.options import ServeOptions
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -51,6 +53,7 @@ class Serving:
     engine: Engine
     options: ServeOptions
     in_flight: InFlight
+    observer: Observer
     models: Models
     formats: Formats
 
@@ -63,10 +66,13 @@ class Serving:
     def of(cls, engine: Engine, options: ServeOptions) -> Serving:
         """Settles what the options leave to the checkpoint. ``ConfigError`` for what does not fit it."""
         names = options.tool_call_parser, options.reasoning_parser
+        models = Models(engine.model_path, options.served_model_name)
+        observer = observer_of(options, models.name)
         return cls(
             engine=engine,
             options=options,
-            in_flight=InFlight(engine.config.max_running + engine.args.max_queued_requests),
-            models=Models(engine.model_path, options.served_model_name),
+            in_flight=InFlight(engine.config.max_running + engine.args.max_queued_requests, observer),
+            observer=observer,
+            models=models,
             formats=formats_of(engine.chat_template, engine.tokenizer, *names),
         )

@@ -67,7 +67,7 @@ def test_a_compiled_constraint_costs_no_step_between(engine: ScriptedEngine) -> 
     sequence = open_ids(engine, [*PROMPT, 45])
     with held(engine):
         chain = [sequence.generate(PLAIN), sequence.chain([51], {"regex": "[a-c]{6}"})]
-        compiler: Any = engine._compiler
+        compiler: Any = engine._admission._compiler
         assert settles(lambda: any(one.spec.value == "[a-c]{6}" for one in compiler._cache.values())), "not before"
     assert [len(result_of(g)) for g in chain] == [1, 1]
     assert engine.get_server_info()["late_steps"] == 0
@@ -305,10 +305,10 @@ def test_nobody_hangs_when_the_engine_ends(folder: Path, how: str) -> None:
     with held(engine):
         chain = [sequence.generate(PLAIN), *(sequence.chain([50], PLAIN) for _ in range(3))]
         if how == "a bug":
-            engine._thread.call(lambda core: setattr(core.scheduler, "update", None))
+            engine.client.call(lambda core: setattr(core.scheduler, "update", None))
         else:
             threading.Thread(target=engine.shutdown).start()
-            assert settles(lambda: engine._thread._closing)
+            assert settles(lambda: engine.client._closing)
     if how == "a bug":
         with pytest.raises(EngineError, match="the engine's step loop failed"):
             chain[0].result(10)

@@ -105,7 +105,7 @@ def test_hints_tell_the_scheduler_where_a_request_stands(engine: ScriptedEngine)
         add = core.add
         core.add = lambda request: (seen.append(request), add(request))[1]
 
-    engine._thread.call(spy).result()
+    engine.client.call(spy).result()
     hints = {"node": "0.1/3", "group": "0/2", "group_size": 4, "upcoming": 2}
     sequence, alone = engine.open_sequence("p", PROMPT), engine.open_sequence("", PROMPT)
     sequence.generate(PLAIN, hints=hints).result()
@@ -123,7 +123,7 @@ def test_parking_tells_the_core_whose_pin_may_go(engine: ScriptedEngine) -> None
     sequence = engine.open_sequence("p", PROMPT)
     sequence.generate(PLAIN).result()
     parked: list[Any] = []
-    engine._thread.call(lambda core: setattr(core, "park", lambda *a: parked.append(a))).result()
+    engine.client.call(lambda core: setattr(core, "park", lambda *a: parked.append(a))).result()
     sequence.park()
     sequence.park(2.5)
     engine.get_server_info()
@@ -227,4 +227,4 @@ def test_everything_comes_back(engine: ScriptedEngine) -> None:
     info = engine.rest()
     assert settles(lambda: at_rest(engine), 2.0), info
     assert engine.rest()["pages"] == {"free": total, "held": 0, "cached": 0, "total": total}
-    assert info["page_mismatches"] == 0 and not engine._thread._handlers
+    assert info["page_mismatches"] == 0 and not engine.client._handlers

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from served import Served, settles, start
 
+from sglite.runtime.serve.body import MAX_DEPTH, decode
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.in_flight import InFlight
 
@@ -105,7 +106,16 @@ def test_a_stream_ends_as_the_whole_answer_is(server: Served, text: Any, n: int)
         ({"text": "a", "foo": 1, "bar": 2}, "'foo', 'bar'"),
         ({"text": "a", "temperature": 0}, "temperature belongs into sampling_params"),
         ({"text": "a", "image_data": "x"}, "image_data"),
-        ({"text": "a", "session_params": {"id": 1}}, "session_params"),
+        ({"text": "a", "session_params": {"id": 1}}, "session_params.id"),
+        ({"text": "a", "session_params": [{"id": "x"}]}, "session_params"),
+        ({"text": "a", "input_embeds": [[0.1]]}, "input_ids"),
+        ({"text": "a", "max_thinking_tokens": 5}, "reasoning_budget"),
+        ({"text": ["a", "b"], "image_data": [None, "x"]}, "image_data"),
+        ({"text": "a", "sampling_params": {"custom_params": {"x": 1}}}, "custom_params"),
+        ({"text": "a", "sampling_params": {"stream_interval": 0}}, "stream_interval"),
+        ({"text": "a", "sampling_params": {"n": 129}}, "n"),
+        ({"text": "a", "sampling_params": {"stop": ["x"] * 33}}, "stop"),
+        ({"input_ids": [[1]] * 2049}, "2048"),
         ({"text": "a", "lora_path": "x"}, "lora_path"),
         ({"text": "a", "stream": 1}, "stream"),
         ({"text": "a", "return_logprob": "yes"}, "return_logprob"),
@@ -116,7 +126,8 @@ def test_a_stream_ends_as_the_whole_answer_is(server: Served, text: Any, n: int)
         ({"text": "a", "sampling_params": {"top_k": 10**50}}, "top_k"),
         ({"text": "a", "sampling_params": {"regex": "("}}, "regex"),
         ({"text": "a", "priority": "high"}, "priority"),
-        ({"text": ["a", "b"], "rid": "one"}, "rid"),
+        ({"text": ["a", "b"], "rid": ["one"]}, "rid"),
+        ({"text": ["a", "b"], "rid": ["one", 2]}, "rid"),
         ({"text": "a", "rid": 7}, "rid"),
         ({"text": ["a", "b"], "sampling_params": [{}]}, "sampling_params"),
         ({"text": "word " * 5000, "sampling_params": {"max_new_tokens": 1}}, "2048"),
@@ -132,17 +143,125 @@ def test_what_cannot_be_done_is_a_400_that_names_it(
 
 def test_fields_that_ask_for_nothing_are_accepted(server: Served) -> None:
     nothing = {"image_data": None, "return_hidden_states": False, "lora_path": None, "rid": None, "modalities": []}
-    assert server.post("/generate", {"text": "a", "sampling_params": GREEDY, **nothing})["text"]
+    more = {"session_params": None, "lora_id": [None], "routed_dp_rank": 0, "log_metrics": True}
+    sampling = {**GREEDY, "custom_params": None, "stream_interval": None}
+    response = server.http.post("/generate", json={"text": "a", "sampling_params": sampling, **nothing, **more})
+    assert response.status_code == 200 and "x-sglite-ignored" not in response.headers
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_fields_without_effect_are_named(server: Served, stream: bool) -> None:
+    body = {"text": "a", "sampling_params": GREEDY, "routing_key": "x", "no_logs": True, "stream": stream}
+    response = server.http.post("/generate", json=body)
+    assert set(response.headers["x-sglite-ignored"].split(", ")) == {"routing_key", "no_logs"}
+
+
+def test_an_interval_leaves_events_out_but_for_first_and_last(server: Served) -> None:
+    sampling = {"temperature": 0.0, "max_new_tokens": 20, "ignore_eos": True}
+    steps = events(server, {"text": "Hello", "sampling_params": {**sampling, "stream_interval": 8}})
+    lengths = [len(step["output_ids"]) for step in steps]
+    assert lengths[-1] == 20 and len(lengths) <= 4
+    assert all(later - earlier >= 8 for earlier, later in itertools.pairwise(lengths[:-1]))
+    assert steps[-1]["text"] == server.post("/generate", {"text": "Hello", "sampling_params": sampling})["text"]
+
+
+def test_one_name_for_a_batch_names_its_requests(server: Served) -> None:
+    found = server.post("/generate", {"text": ["a", "b"], "rid": "lot", "sampling_params": GREEDY})
+    assert [one["meta_info"]["id"] for one in found] == ["lot_0", "lot_1"]
+
+
+@pytest.mark.parametrize("body, aborted", [({"text": ["a", "b"]}, 2), ({"text": "a", "sampling_params": {"n": 2}}, 1)])
+def test_a_name_ends_all_that_was_asked_for_under_it(server: Served, body: dict[str, Any], aborted: int) -> None:
+    sampling = {**LONG, **body.get("sampling_params", {})}
+    body = {**body, "sampling_params": sampling, "rid": "many", "stream": True}
+    with server.http.stream("POST", "/generate", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        assert server.post("/abort_request", {"rid": "man"}) == {"aborted": 0}
+        assert server.post("/abort_request", {"rid": "many"}) == {"aborted": aborted}
+        last = {json.loads(line[6:])["index"]: json.loads(line[6:]) for line in lines if line.startswith("data: {")}
+    assert [last[i]["meta_info"]["finish_reason"]["type"] for i in (0, 1)] == ["abort", "abort"]
+
+
+def test_one_of_several_outputs_ends_alone(server: Served) -> None:
+    body = {"text": "a", "sampling_params": {**LONG, "max_new_tokens": 60, "n": 2}, "rid": "pair", "stream": True}
+    with server.http.stream("POST", "/generate", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        assert server.post("/abort_request", {"rid": "pair-2x"}) == {"aborted": 0}
+        assert server.post("/abort_request", {"rid": "pair-1"}) == {"aborted": 1}
+        last = {json.loads(line[6:])["index"]: json.loads(line[6:]) for line in lines if line.startswith("data: {")}
+    assert [last[i]["meta_info"]["finish_reason"]["type"] for i in (0, 1)] == ["length", "abort"]
+
+
+def test_a_programs_generation_is_ended_by_the_name_it_says(server: Served) -> None:
+    nodes = [
+        {"op": "open", "seq": "0"},
+        {"op": "extend", "seq": "0", "text": "Hello"},
+        {"op": "generate", "id": "a", "seq": "0", "sampling_params": LONG, "stream": True},
+        {"op": "close", "seq": "0"},
+    ]
+    body = {"version": 1, "program": "p-abort", "nodes": nodes}
+    with server.http.stream("POST", "/program", json=body) as response:
+        lines = (json.loads(line) for line in response.iter_lines() if line)
+        first = next(line for line in lines if "outputs" in line)
+        assert server.post("/abort_request", {"rid": first["outputs"][0]["meta_info"]["id"]}) == {"aborted": 1}
+        last = [line for line in lines if "outputs" in line][-1]
+    assert last["outputs"][0]["meta_info"]["finish_reason"]["type"] == "abort"
+
+
+def test_vertex_wraps_the_same_answers(server: Served) -> None:
+    body = {"instances": [{"text": "a"}, {"text": "b"}], "parameters": {"sampling_params": GREEDY}}
+    found = server.post("/vertex_generate", body)["predictions"]
+    assert [one["text"] for one in found] == [
+        one["text"] for one in server.post("/generate", {"text": ["a", "b"], "sampling_params": GREEDY})
+    ]
+    assert server.post("/vertex_generate", {"instances": []}) == {"predictions": []}
+    for wrong in ({}, {"instances": "a"}, {"instances": [{"text": "a"}, {"input_ids": [1]}]}, {"instances": [1]}):
+        server.post("/vertex_generate", wrong, 400)
+    server.post("/vertex_generate", {"instances": [{"text": "a"}], "parameters": {"stream": True}}, 400)
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"{", b"[]", b"\xff", b'{"text": NaN}', b'{"text": "\\ud800"}', b"[" * 100_000, b'{"text":' + b'"a"' * 2],
+    [
+        b"{",
+        b"[]",
+        b"null",
+        b'"a"',
+        b"\xff",
+        b'{"text": NaN}',
+        b'{"text": 1e999}',
+        b'{"text": "\\ud800"}',
+        b'{"text": "a\\udfff"}',
+        b'{"text": "\xff\xfe"}',
+        b"[" * 100_000,
+        b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+        b'{"text":' + b'"a"' * 2,
+        b'{"text": "a"} x',
+        '{"text": "a"}'.encode("utf-16"),
+        b'{"tools": ' + b"[" * 300 + b"]" * 300 + b"}",
+        b'{"text": ' + b"9" * 5000 + b"}",
+    ],
 )
 def test_bodies_that_are_no_json_object_are_400(server: Served, content: bytes) -> None:
-    for path in ("/generate", "/program", "/program/renew", "/program/close", "/abort_request", "/render"):
+    for path in BODIES:
         response = server.http.post(path, content=content)
         assert response.status_code == 400 and response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("opens, closes", [(b"[", b"]"), (b'{"a":', b"}")])
+def test_a_body_is_nested_so_deep_and_no_deeper(opens: bytes, closes: bytes) -> None:
+    decode(opens * (MAX_DEPTH - 1) + b"[]" + closes * (MAX_DEPTH - 1))
+    decode(b"[" + b"[]," * 5000 + b"1]")
+    with pytest.raises(Refused, match="deeper than 200"):
+        decode(opens * MAX_DEPTH + b"[]" + closes * MAX_DEPTH)
+
+
+BODIES = (
+    "/generate", "/program", "/program/renew", "/program/close", "/abort_request", "/render", "/tokenize",
+    "/detokenize", "/open_session", "/close_session", "/vertex_generate", "/parse_function_call", "/separate_reasoning",
+)  # fmt: skip
 
 
 def test_errors_of_routing_have_the_same_shape(server: Served) -> None:
@@ -153,7 +272,7 @@ def test_errors_of_routing_have_the_same_shape(server: Served) -> None:
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Served) -> None:
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as raw:
-        raw.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n{")
+        raw.sendall(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n{")
         assert b" 413 " in raw.recv(100)
 
 
@@ -161,7 +280,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Served) -
 def test_a_client_that_goes_away_frees_its_request(server: Served, stream: bool) -> None:
     body = json.dumps({"text": "a", "sampling_params": LONG, "stream": stream}).encode()
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as raw:
-        raw.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        raw.sendall(b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         assert settles(lambda: server.info()["num_open_requests"] == 1)
     assert settles(lambda: server.info()["num_open_requests"] == 0, 2.0)
 
@@ -228,37 +347,12 @@ def test_render_is_the_checkpoints_own_template(server: Served) -> None:
         server.post("/render", wrong, 400)
 
 
-ROUTES = (
-    "generate",
-    "program",
-    "program/renew",
-    "program/close",
-    "model_info",
-    "server_info",
-    "flush_cache",
-    "abort_request",
-    "render",
-)
-
-
 @pytest.fixture(scope="module")
 def locked(engine: Any) -> Iterator[str]:
     server, url, thread = start(engine, api_key="ключ")
     yield url
     server.should_exit = True
     thread.join(10)
-
-
-@pytest.mark.parametrize("route", [*ROUTES, "health_generate", "docs", "openapi.json", "nowhere"])
-def test_with_a_key_everything_but_health_is_closed(locked: str, route: str) -> None:
-    wrong: list[dict[str, bytes]] = [
-        {}, {"Authorization": b"Bearer wrong"}, {"Authorization": b"Basic a2V5"}, {"x-api-key": "é".encode()},
-        {"Authorization": b"Bearer"},
-    ]  # fmt: skip
-    for headers in wrong:
-        for method in ("GET", "POST"):
-            response = httpx.request(method, f"{locked}/{route}", headers=headers)
-            assert response.status_code == 401 and "API key" in response.json()["error"]["message"]
 
 
 def test_the_key_opens_and_health_needs_none(locked: str) -> None:

@@ -237,7 +237,7 @@ def test_a_call_whose_client_goes_away_is_aborted_before_its_lease_ends(server: 
     nodes = [opened(), extend("x"), *(gen(f"g{i}", n=1500, sampling_params={"ignore_eos": True}) for i in range(3))]
     body = json.dumps(program.body(*nodes)).encode()
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as raw:
-        raw.sendall(b"POST /program HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        raw.sendall(b"POST /program HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         assert settles(lambda: server.info()["num_open_requests"] == 3)
     assert settles(lambda: server.info()["num_open_requests"] == 0, 2.0)
     assert server.info()["programs"]["sequences"] == 1

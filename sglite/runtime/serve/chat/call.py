@@ -27,7 +27,8 @@ class ChatCall:
     ``messages`` are in OpenAI's form and checked. ``tool_dicts``: the tools as templates read them. ``sampling``:
     SGLang's sampling parameters, without a constraint. ``options``: of ``Engine.submit``. ``continue_final``: the last
     message is the beginning of the turn asked for. ``input_ids``: in place of what the template makes of the messages.
-    ``cut_to_room``: a limit beyond what the context has room for is cut to that, not refused.
+    ``cut_to_room``: a limit beyond what the context has room for is cut to that, not refused. ``constraint_field``:
+    what the client calls ``constraint``, for messages.
     """
 
     messages: list[dict[str, Any]]
@@ -36,6 +37,7 @@ class ChatCall:
     choice: ToolChoice = ToolChoice()
     parallel: bool = True
     constraint: ConstraintSpec | None = None
+    constraint_field: str = ""
     sampling: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     template_kwargs: dict[str, Any] = field(default_factory=dict)

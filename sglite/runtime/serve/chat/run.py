@@ -6,7 +6,9 @@ import uuid
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
+from sglite.runtime.engine.generation import RequestRefused
 from sglite.runtime.parse.base import CallArguments, CallStart, Content, Event, Reasoning
+from sglite.runtime.serve.chat.blame import blamed
 from sglite.runtime.serve.chat.call import CallDelta, CalledTool, ChatCall, ChatDelta, ChatTurn
 from sglite.runtime.serve.chat.plan import Plan, plan
 from sglite.runtime.serve.generations import Started, start
@@ -16,7 +18,10 @@ from sglite.runtime.serve.serving import Serving
 async def begin(serving: Serving, call: ChatCall) -> ChatRun:
     """Plans and submits a call; ``end`` the result in any case. ``Refused`` or ``ValueError``: what cannot be run."""
     planned = await plan(serving, call)
-    return ChatRun(planned, await start(serving.engine, serving.in_flight, [planned.row]))
+    try:
+        return ChatRun(planned, await start(serving.engine, serving.in_flight, [planned.row]))
+    except RequestRefused as error:
+        raise blamed(serving, call, error) from None
 
 
 class ChatRun:

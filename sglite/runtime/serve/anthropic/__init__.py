@@ -1,0 +1,1 @@
+"""Anthropic's API: messages, whole and streamed, and how many tokens they have."""

@@ -1,0 +1,70 @@
+"""What the server says once it is ready: where it listens, what it serves, and a line to try it with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sglite.runtime.serve.options import ServeOptions
+
+if TYPE_CHECKING:
+    from sglite.runtime.config import EngineConfig
+    from sglite.runtime.parse.detect import Formats
+
+READY_LINE = "sglite is ready at "
+"""What the first line begins with; the rest of it is the URL. Programs that start a server wait for it."""
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What is said of an engine. ``kv_tokens``: what its cache holds; ``constraints``: what carries them out."""
+
+    model: str
+    context: int
+    kv_tokens: int
+    device: str
+    dtype: str
+    constraints: str
+
+    @classmethod
+    def of(cls, model_path: str, config: EngineConfig) -> EngineFacts:
+        """From an engine's ``model_path`` and ``config``."""
+        return cls(
+            model=model_path,
+            context=config.context_length,
+            kv_tokens=config.max_total_tokens,
+            device=config.device,
+            dtype=config.dtype,
+            constraints=config.grammar_backend,
+        )
+
+
+def banner(engine: EngineFacts, options: ServeOptions, url: str, formats: Formats) -> str:
+    """A few lines without a newline at their end; ``READY_LINE`` and ``url`` are the first. Shows no key."""
+    name = options.served_model_name[0] if options.served_model_name else engine.model
+    tools = "none" if formats.tools is None else formats.tools.name
+    reasoning = "none" if formats.reasoning is None else formats.reasoning.name
+    rows = {
+        "model": engine.model + ("" if name == engine.model else f", called {', '.join(options.served_model_name)}"),
+        "context": f"{engine.context:,} tokens; the KV cache holds {engine.kv_tokens:,}",
+        "runs on": f"{engine.device}, {engine.dtype}; constraints: {engine.constraints}",
+        "formats": f"tool calls: {tools}, reasoning: {reasoning}",
+        "keys": f"{_key('API key', options.api_key, 'anybody may call')}; "
+        f"{_key('admin key', options.admin_key, 'admin routes are closed')}",
+        "try": _curl(url, name, options.api_key is not None),
+        "see": f"{url}/docs" + (f" and {url}/ (playground)" if options.playground else ""),
+    }
+    width = max(map(len, rows))
+    return "\n".join([f"{READY_LINE}{url}", *(f"  {title:<{width}}  {said}" for title, said in rows.items())])
+
+
+def _key(what: str, key: str | None, without: str) -> str:
+    return f"no {what}, {without}" if key is None else f"{what} set"
+
+
+def _curl(url: str, model: str, has_key: bool) -> str:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]}, ensure_ascii=False)
+    quoted = body.replace("'", "'\\''")
+    key = ' -H "Authorization: Bearer $SGLITE_API_KEY"' if has_key else ""
+    return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'"
