@@ -81,6 +81,8 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     reasoning_budget: int | None = None
     """Most tokens before that run, which is then forced; ``None``: as many as it takes."""
     logprobs: LogprobOptions | None = None
+    pool: Literal["last"] | None = None
+    """Ask for the hidden state, after the final norm, at the last prompt token; with no new tokens, and no logprobs."""
     priority: int = 0
     """Higher runs earlier and is preempted later."""
     namespace: str = ""
@@ -163,6 +165,8 @@ class RequestOutput(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Set at the end of constrained requests: whether the text is a member of the language."""
     constraint_filled: list[str] | None = None
     """Set at the end of those with ``on_limit="close"``: JSON pointers of the values that closing chose."""
+    hidden: bytes | None = None
+    """Set at the end of requests with ``pool``: the hidden state, little-endian float32."""
     accounting: Accounting = msgspec.field(default_factory=Accounting)
 
 
@@ -230,6 +234,14 @@ class ScoreTask(msgspec.Struct, kw_only=True):
     targets: list[int]
 
 
+class PoolTask(msgspec.Struct, kw_only=True):
+    """Report, for ``slot``, the hidden state after the final norm that row ``row`` gives at ``position``."""
+
+    slot: int
+    row: int
+    position: int
+
+
 class CopyPages(msgspec.Struct, frozen=True):
     """Copy the first ``num_tokens`` positions of page ``src`` to page ``dst``, in every paged group."""
 
@@ -248,12 +260,13 @@ class CopyState(msgspec.Struct, frozen=True):
 
 class SchedulerOutput(msgspec.Struct, kw_only=True):
     """One step: apply ``released``, ``new_rows``, copies; store, attend and compute ``rows``; then samples, scores,
-    and last the state copies of ``checkpoints``. Steps are executed in the order in which they were submitted."""
+    pools, and last the state copies of ``checkpoints``. Steps are executed in the order of submission."""
 
     step_id: int
     rows: list[RowStep] = msgspec.field(default_factory=list)
     samples: list[SampleTask] = msgspec.field(default_factory=list)
     scores: list[ScoreTask] = msgspec.field(default_factory=list)
+    pools: list[PoolTask] = msgspec.field(default_factory=list)
     new_rows: list[NewRow] = msgspec.field(default_factory=list)
     appended: dict[int, list[int]] = msgspec.field(default_factory=dict)
     """slot -> output tokens the executor did not sample (forced ones), for penalties."""
@@ -288,12 +301,21 @@ class ScoredTokens(msgspec.Struct, kw_only=True):
     error: str | None = None
 
 
+class PooledState(msgspec.Struct, kw_only=True):
+    """What a PoolTask gave, in task order: little-endian float32 values."""
+
+    slot: int
+    hidden: bytes = b""
+    error: str | None = None
+
+
 class StepOutput(msgspec.Struct, kw_only=True):
     """What a step computed; ``error`` when the whole step failed (then nothing of it counts as computed)."""
 
     step_id: int
     samples: list[SampledToken] = msgspec.field(default_factory=list)
     scores: list[ScoredTokens] = msgspec.field(default_factory=list)
+    pools: list[PooledState] = msgspec.field(default_factory=list)
     compute_ms: float = 0.0
     mask_wait_ms: float = 0.0
     """How long the samples waited for their bitmasks after the forward pass."""

@@ -201,7 +201,7 @@ def test_nothing_to_say_loads_and_unloads_without_effect(server: Served, stay: A
         ("/api/chat", {"messages": "x"}, "messages"),
         ("/api/chat", {"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages[0].images"),
         ("/api/chat", {"messages": MESSAGES, "format": "xml"}, "format"),
-        ("/api/chat", {"messages": MESSAGES, "format": {"type": "nothing"}}, "format: json_schema"),
+        ("/api/chat", {"messages": MESSAGES, "format": {"type": "nothing"}}, "format/type: "),
         ("/api/chat", {"messages": MESSAGES, "think": "very"}, "think"),
         ("/api/chat", {"messages": MESSAGES, "stream": "yes"}, "stream"),
         ("/api/chat", {"messages": MESSAGES, "options": {"temperature": -1}}, "options.temperature"),

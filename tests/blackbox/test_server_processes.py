@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ def server(folder: Path) -> Iterator[Started]:
     server = Started(folder, *STEP)
     yield server
     server.close()
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., Started]]:
+    """Starts servers that are ended with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*words: str, **options: Any) -> Started:
+            server = Started(folder, *words, **options)
+            stack.callback(server.close)
+            return server
+
+        yield start
 
 
 class Call(threading.Thread):
@@ -150,8 +164,8 @@ def test_idle_sockets_hinder_nobody_and_are_closed(server: Started) -> None:
 # --- stopping ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_has_begun_is_finished_and_what_comes_is_sent_elsewhere(folder: Path) -> None:
-    server = Started(folder, *STEP, drain_s=20)
+def test_what_has_begun_is_finished_and_what_comes_is_sent_elsewhere(start: Callable[..., Started]) -> None:
+    server = start(*STEP, drain_s=20)
     calls = [Call(server, 150, input_ids=[41, 40 + i], stream=i % 2 == 0) for i in range(6)]
     assert settles(lambda: running(server) == 6)
     pid = server.engine_pid
@@ -167,57 +181,53 @@ def test_what_has_begun_is_finished_and_what_comes_is_sent_elsewhere(folder: Pat
         last = call.events()[-2] if call.fields["stream"] else json.loads(call.text)
         assert last["meta_info"]["completion_tokens"] == 150
     assert server.process.wait(10) == 0 and not is_alive(pid)
-    server.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_second_signal_ends_everything_at_once(folder: Path, number: int) -> None:
-    server = Started(folder, *STEP)
+def test_a_second_signal_ends_everything_at_once(start: Callable[..., Started], number: int) -> None:
+    server = start(*STEP)
     call = Call(server)
     assert settles(lambda: running(server) == 1)
     pid = server.engine_pid
     server.signal(number)
     assert settles(lambda: server.http.get("/health").status_code == 503, 1)
     server.signal(number)
-    start = time.monotonic()
-    assert server.process.wait(5) == 128 + number and time.monotonic() - start < 1
+    began = time.monotonic()
+    assert server.process.wait(5) == 128 + number and time.monotonic() - began < 1
     assert settles(lambda: not is_alive(pid), 1)
     call.join(5)
-    server.close()
 
 
 @pytest.mark.slow
-def test_what_takes_too_long_is_given_its_end(folder: Path) -> None:
-    server = Started(folder, *STEP, drain_s=0.3)
+def test_what_takes_too_long_is_given_its_end(start: Callable[..., Started]) -> None:
+    server = start(*STEP, drain_s=0.3)
     whole, stream = Call(server), Call(server, stream=True)
     assert settles(lambda: running(server) == 2)
     server.signal(signal.SIGTERM)
-    start = time.monotonic()
-    assert server.process.wait(10) == 0 and time.monotonic() - start < 4
+    began = time.monotonic()
+    assert server.process.wait(10) == 0 and time.monotonic() - began < 4
     whole.join(5)
     stream.join(5)
     assert json.loads(whole.text)["meta_info"]["finish_reason"]["message"] == "the server is stopping"
     assert stream.events()[-2]["meta_info"]["finish_reason"]["type"] == "abort" and stream.events()[-1] == "[DONE]"
-    server.close()
 
 
 @pytest.mark.slow
-def test_an_idle_server_stops_at_once(folder: Path) -> None:
-    server = Started(folder)
+def test_an_idle_server_stops_at_once(start: Callable[..., Started]) -> None:
+    server = start()
     server.http.get("/health")  # a connection that is kept open
     server.signal(signal.SIGTERM)
-    start = time.monotonic()
-    assert server.process.wait(10) == 0 and time.monotonic() - start < 2
-    server.close()
+    began = time.monotonic()
+    assert server.process.wait(10) == 0 and time.monotonic() - began < 2
 
 
 # --- being killed -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 6))])
-def test_a_killed_engine_is_told_of_and_started_again(folder: Path, seed: int) -> None:
+def test_a_killed_engine_is_told_of_and_started_again(start: Callable[..., Started], seed: int) -> None:
     rng = random.Random(seed)
-    server = Started(folder, *STEP, restart_engine=True)
+    server = start(*STEP, restart_engine=True)
     calls = [Call(server, input_ids=[41, 40 + i], stream=i % 2 == 0) for i in range(12)]
     time.sleep(rng.random() * 0.6)
     pid = server.engine_pid
@@ -237,12 +247,11 @@ def test_a_killed_engine_is_told_of_and_started_again(folder: Path, seed: int) -
     assert settles(lambda: server.http.get("/health").status_code == 200, 10)
     assert server.generate(5).json()["meta_info"]["completion_tokens"] == 5
     assert server.engine_pid != pid
-    server.close()
 
 
 @pytest.mark.slow
-def test_without_restarts_a_killed_engine_is_a_503_that_says_so(folder: Path) -> None:
-    server = Started(folder, *STEP)
+def test_without_restarts_a_killed_engine_is_a_503_that_says_so(start: Callable[..., Started]) -> None:
+    server = start(*STEP)
     os.kill(server.engine_pid, signal.SIGKILL)
     assert settles(lambda: server.http.get("/health").status_code == 503, 2)
     assert server.http.get("/health").json()["status"] == "dead"
@@ -250,17 +259,15 @@ def test_without_restarts_a_killed_engine_is_a_503_that_says_so(folder: Path) ->
         assert response.status_code == 503 and "SIGKILL" in response.json()["error"]["message"]
     server.signal(signal.SIGTERM)
     assert server.process.wait(10) == 0
-    server.close()
 
 
-def test_a_killed_server_leaves_no_process(folder: Path) -> None:
-    server = Started(folder, *STEP)
+def test_a_killed_server_leaves_no_process(start: Callable[..., Started]) -> None:
+    server = start(*STEP)
     Call(server)
     pids = children(server.process.pid)
     assert len(pids) == 1
     server.signal(signal.SIGKILL)
     assert settles(lambda: not any(map(is_alive, pids)), 2)
-    server.close()
 
 
 # --- starting ---------------------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ class Presenter:
         self._prompt_rows: list[TokenLogprob] = []
         self._accounting = Accounting()
         self._constraint: dict[str, Any] = {}
+        self._hidden: bytes | None = None
         self._bytes = bytearray()
         self._ends: list[int] = []
         """Bytes of text after each output token."""
@@ -77,7 +78,7 @@ class Presenter:
         self._prompt_rows.extend(output.prompt_logprobs)
         self._accounting = output.accounting
         if output.finish_reason is not None:
-            self.finish_reason = output.finish_reason
+            self.finish_reason, self._hidden = output.finish_reason, output.hidden
             ends = {"constraint_complete": output.constraint_complete, "constraint_filled": output.constraint_filled}
             self._constraint = {name: value for name, value in ends.items() if value is not None}
             self._finish_text(output.finish_reason)
@@ -98,8 +99,9 @@ class Presenter:
         return self.finish_reason is not None and self.finish_reason.type in ("stop", "length")
 
     def event(self) -> dict[str, Any]:
-        """The outputs so far: ``text`` (cumulative), ``output_ids``, ``meta_info``."""
-        return {"text": self._shown(), "output_ids": list(self.output_ids), "meta_info": self._meta()}
+        """The outputs so far: ``text`` (cumulative), ``output_ids``, ``meta_info``; ``hidden`` where that was asked."""
+        event = {"text": self._shown(), "output_ids": list(self.output_ids), "meta_info": self._meta()}
+        return event if self._hidden is None else {**event, "hidden": self._hidden}
 
     def state_ids(self) -> list[int]:
         """Ids of the presented text: the output without the token or text that ended it."""

@@ -68,9 +68,9 @@ class Request:
 
     __slots__ = (
         "accounting", "blocked_on", "blocked_planned", "cursor", "draft", "emitted", "ending", "finish", "first_run",
-        "grammar", "group", "held_pages", "in_flight", "inherited_priority", "logprobs", "num_cached", "num_computed",
-        "num_scheduled", "order", "page_table", "pages_sent", "preempting", "program", "prompt_len", "rank", "reasons",
-        "request", "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time", "state_at",
+        "grammar", "group", "held_pages", "hidden", "in_flight", "inherited_priority", "logprobs", "num_cached",
+        "num_computed", "num_scheduled", "order", "page_table", "pages_sent", "preempting", "program", "prompt_len",
+        "rank", "reasons", "request", "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time", "state_at",
         "state_slots", "status", "stop", "suspect", "tokens", "unsent_forced", "waited",
     )  # fmt: skip
 
@@ -103,6 +103,8 @@ class Request:
         """One entry a sample not collected: the token when it is known beforehand (forced), else ``None``."""
         self.scores_in_flight = 0
         """Tokens whose logprobs steps in flight report."""
+        self.hidden: bytes | None = None
+        """The hidden state that it asked for, once that has come."""
         self.cursor: Cursor | None = None
         self.slot = -1
         self.page_table: list[int] = []
@@ -179,7 +181,18 @@ class Request:
     @property
     def is_prefill(self) -> bool:
         """It only wants its prompt computed."""
-        return self.max_new_tokens == 0 and self.logprobs is None
+        return self.max_new_tokens == 0 and self.logprobs is None and self.request.pool is None
+
+    @property
+    def lacks_results(self) -> bool:
+        """Its prompt is not computed, or what it asked for, logprobs or the hidden state, has not all come."""
+        state = self.logprobs
+        if self.num_computed < self.prompt_len:  # a constraint may dictate the whole answer before
+            return True
+        if state is None:
+            return self.request.pool is not None and self.hidden is None
+        expected = any(token is not None for token in self.samples_in_flight)
+        return bool(state.unscored) or self.scores_in_flight > 0 or expected
 
     @property
     def priority(self) -> int:

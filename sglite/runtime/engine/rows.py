@@ -126,11 +126,12 @@ class RowPlanner:
         """All that is needed is computed or in flight: share the logits of the row that does it in this step."""
         assert request.cursor is not None
         end = request.num_needed
-        if request.max_new_tokens > 0 and request.ending is None:
+        pools = request.request.pool is not None
+        if pools or (request.max_new_tokens > 0 and request.ending is None):
             row = plan.row_covering(request.cursor.node.owner, end - 1)
             if row is None or request.state_slots:
                 return False
-            plan.add_sample(request, row, end - 1)
+            (plan.add_pool if pools else plan.add_sample)(request, row, end - 1)
         plan.join(request)
         plan.computed.append((request, end))
         request.note_start(end)
@@ -195,5 +196,7 @@ class RowPlanner:
         plan.add_scores(request, index)
         if samples:
             plan.add_sample(request, index, end - 1)
+        if request.request.pool is not None and end == request.num_tokens:
+            plan.add_pool(request, index, end - 1)
         if request.program is not None:
             request.program.service += len(row.token_ids)

@@ -348,7 +348,11 @@ class Scheduler:
             self._settle(request)
 
     def _take_results(self, plan: StepPlan, result: StepOutput) -> None:
-        """Scores, then samples, each to its request; a row that failed ends its request only."""
+        """Hidden states, scores, then samples, each to its request; a row that failed ends its request only."""
+        for request, pooled in zip(plan.pooled, result.pools, strict=True):
+            request.hidden = pooled.hidden
+            if request.finish is None and pooled.error is not None:
+                self.end(request, FinishReason(type="error", code="nan", message=pooled.error))
         for request, scored in zip(plan.scored, result.scores, strict=True):
             request.scores_in_flight -= len(scored.logprobs)
             if request.finish is None and scored.error is None:
@@ -366,11 +370,7 @@ class Scheduler:
         """Send what is new of a member of the step; end it when it has all it is going to get."""
         if request.ending is None and request.max_new_tokens == 0 and request.num_computed >= request.num_tokens:
             request.ending = FinishReason(type="length")
-        expected = any(token is not None for token in request.samples_in_flight)
-        state = request.logprobs
-        scoring = state is not None and (bool(state.unscored) or request.scores_in_flight > 0 or expected)
-        prefilled = request.num_computed >= request.prompt_len  # a constraint may dictate the whole answer before
-        if request.ending is not None and prefilled and not scoring:
+        if request.ending is not None and not request.lacks_results:
             self.end(request, request.ending)
         elif (output := self._updater.progress(request, self._clock())) is not None:
             self._outbox.append(output)

@@ -1,7 +1,7 @@
 """What a step will do, while it is put together and until its results come back.
 
 A plan is the SchedulerOutput the executor gets plus what only the scheduler needs to read the StepOutput:
-which request each sample and score belongs to, and how far each row brings its request.
+which request each sample, score and hidden state belongs to, and how far each row brings its request.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sglite.runtime.cache.node import RadixNode
 from sglite.runtime.engine.request import Request
-from sglite.runtime.protocol import CopyPages, RowStep, SampleTask, SchedulerOutput, ScoreTask
+from sglite.runtime.protocol import CopyPages, PoolTask, RowStep, SampleTask, SchedulerOutput, ScoreTask
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class StepPlan:
         """Who is computed to which depth afterwards, by a row of its own or by somebody else's."""
         self.sampled: list[Request] = []
         self.scored: list[Request] = []
+        self.pooled: list[Request] = []
         self.members: list[Request] = []
         """Everyone whose ``in_flight`` counts this step."""
         self._row_of: dict[Request, int] = {}
@@ -111,6 +112,8 @@ class StepPlan:
             sample.row = place[sample.row]
         for score in self.output.scores:
             score.row = place[score.row]
+        for pool in self.output.pools:
+            pool.row = place[pool.row]
         self._again = {at: place[row] for at, row in self._again.items()}
 
     def add_sample(self, request: Request, row: int, position: int) -> None:
@@ -131,6 +134,12 @@ class StepPlan:
         request.samples_in_flight.append(None)
         if request.program is not None:
             request.program.service += 1
+        self.join(request)
+
+    def add_pool(self, request: Request, row: int, position: int) -> None:
+        """Give ``request`` the hidden state of ``row`` at ``position``."""
+        self.output.pools.append(PoolTask(slot=request.slot, row=row, position=position))
+        self.pooled.append(request)
         self.join(request)
 
     def add_scores(self, request: Request, row_index: int) -> None:

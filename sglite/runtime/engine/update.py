@@ -236,6 +236,7 @@ class Updater:
             finish_reason=reason,
             constraint_complete=complete,
             constraint_filled=self._filled(request) if answered else None,
+            hidden=request.hidden if answered else None,
             accounting=request.accounting,
         )
 

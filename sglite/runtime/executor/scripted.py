@@ -3,7 +3,7 @@
 Its "keys" are fingerprints: the slot of a position holds a fingerprint of all tokens up to it, computed from the
 fingerprint that the row's page table leads to for the position before. Its next token is a function of that
 fingerprint. A page mixed up, freed too early or not copied therefore changes tokens, and output is right exactly
-when it equals ``script`` applied to the whole sequence (``reference``).
+when it equals ``script`` applied to the whole sequence (``reference``). Its hidden state is the fingerprint, 8 bytes.
 
 A token sampled anew follows from the fingerprint and the attempt. Rows with penalties must have been told their whole
 output. A recurrent-state group works the same way with one fingerprint a slot, which must agree with the paged one.
@@ -25,6 +25,7 @@ from sglite.runtime.protocol import (
     UNKNOWN_TOKEN,
     GroupSpec,
     NewRow,
+    PooledState,
     RowStep,
     SampledToken,
     SampleTask,
@@ -116,6 +117,10 @@ class ScriptedWorker:
                 logprobs=[self._logprob(prints[task.row, task.position + i], t) for i, t in enumerate(task.targets)],
             )
             for task in step.scores
+        ]
+        output.pools = [
+            PooledState(slot=task.slot, hidden=prints[task.row, task.position].to_bytes(8, "little"))
+            for task in step.pools
         ]
         allowed = iter(masks_by_task(step.samples, masks()))
         output.samples = [self._sample(task, step.rows[task.row], prints, next(allowed)) for task in step.samples]

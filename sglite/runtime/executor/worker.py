@@ -20,6 +20,7 @@ from sglite.runtime.executor.base import Masks
 from sglite.runtime.protocol import (
     UNKNOWN_TOKEN,
     NewRow,
+    PooledState,
     RowStep,
     SampledToken,
     SampleTask,
@@ -32,6 +33,8 @@ from sglite.runtime.sample.logprobs import LogitsNotFinite
 from sglite.runtime.sample.penalties import TokenCounts
 from sglite.runtime.sample.sampler import Sampler, SampleResult, SampleRow
 from sglite.runtime.spec.base import accept_path, draft_depths
+
+_NOT_FINITE = "the hidden state is not finite: the model gave NaN or infinity; check its weights and dtype"
 
 
 class Model(Protocol):
@@ -76,8 +79,10 @@ class ModelWorker:
     def execute(self, step: SchedulerOutput, masks: Callable[[], Masks | None]) -> StepOutput:
         """Run a step; see ``Worker``."""
         self._prepare(step)
-        logits, index = self._forward(step)
+        hidden, first = self._forward(step)
+        logits, index = self._logits(step, hidden, first)
         output = StepOutput(step_id=step.step_id)
+        output.pools = self._pooled(step, hidden, first)
         output.scores = [self._score(task, logits, index) for task in step.scores]
         output.samples = self._sample(step, logits, index, masks())
         return output
@@ -99,9 +104,20 @@ class ModelWorker:
             raise ValueError("this model has no recurrent state, and the step copies some")
         self._backend.copy_pages(self._pool, step.copies)
 
-    def _forward(self, step: SchedulerOutput) -> tuple[Tensor, dict[tuple[int, int], int]]:
-        """Run the model; logits [n, vocab] and where (row, position) stands among them."""
+    def _forward(self, step: SchedulerOutput) -> tuple[Tensor, list[int]]:
+        """Run the model; hidden states [T, hidden] after the final norm, and the index of each row's first token."""
         layout, token_ids, first = self._layout(step.rows)
+        if not token_ids:
+            return torch.empty(0), first
+        device = self._backend.device
+        context = ForwardContext(self._backend, self._backend.plan(layout), self._pool)
+        ids = torch.tensor(token_ids, device=device)
+        return self._model.forward(ids, torch.tensor(layout.positions, device=device), context), first
+
+    def _logits(
+        self, step: SchedulerOutput, hidden: Tensor, first: list[int]
+    ) -> tuple[Tensor, dict[tuple[int, int], int]]:
+        """Logits [n, vocab] that scores and samples need, and where (row, position) stands among them."""
         wanted: dict[tuple[int, int], int] = {}
         for score in step.scores:
             for offset in range(len(score.targets)):
@@ -109,16 +125,23 @@ class ModelWorker:
         for sample in step.samples:
             for node in range(len(_drafts(sample, step.rows)) + 1):
                 wanted.setdefault((sample.row, sample.position + node), len(wanted))
-        if not token_ids:
-            return torch.empty(0), wanted
-        device = self._backend.device
-        context = ForwardContext(self._backend, self._backend.plan(layout), self._pool)
-        ids = torch.tensor(token_ids, device=device)
-        hidden = self._model.forward(ids, torch.tensor(layout.positions, device=device), context)
         if not wanted:
             return torch.empty(0), wanted
         picked = [first[row] + position - step.rows[row].start for row, position in wanted]
-        return self._model.logits(hidden[torch.tensor(picked, device=device)]), wanted
+        return self._model.logits(hidden[torch.tensor(picked, device=hidden.device)]), wanted
+
+    def _pooled(self, step: SchedulerOutput, hidden: Tensor, first: list[int]) -> list[PooledState]:
+        """The hidden states that the tasks ask for."""
+        if not step.pools:
+            return []
+        picked = [first[task.row] + task.position - step.rows[task.row].start for task in step.pools]
+        vectors = hidden[torch.tensor(picked, device=hidden.device)].float().cpu().numpy().astype("<f4")
+        return [
+            PooledState(slot=task.slot, hidden=vector.tobytes())
+            if np.isfinite(vector).all()
+            else PooledState(slot=task.slot, error=_NOT_FINITE)
+            for task, vector in zip(step.pools, vectors, strict=True)
+        ]
 
     def _layout(self, rows: list[RowStep]) -> tuple[BatchLayout, list[int], list[int]]:
         """The batch in plain integers, its token ids, and the index of each row's first token."""

@@ -47,16 +47,17 @@ logger = logging.getLogger(__name__)
 def create_app(engine: Engine, options: ServeOptions | None = None) -> ASGIApp:
     """The server over ``engine``, which stays the caller's to shut down."""
     serving = Serving.of(engine, options or ServeOptions())
-    programs = Programs(engine, serving.in_flight)
+    programs, responses = Programs(engine, serving.in_flight), Responses(serving)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         programs.close()
+        responses.close()
         await asyncio.to_thread(serving.observer.close)
 
     app = FastAPI(title="sglite", version=__version__, lifespan=lifespan, redoc_url=None)
-    routes = all_routes(serving, programs)
+    routes = all_routes(serving, programs, responses)
     add_routes(app, routes)
     app.add_exception_handler(HTTPException, _refuse_route)
     for kind in (Refused, ValueError, RuntimeError):
@@ -67,7 +68,7 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> ASGIApp:
     return Observed(guarded, serving.observer, [route.path for route in routes], serving.in_flight.calls)
 
 
-def all_routes(serving: Serving, programs: Programs) -> list[Route]:
+def all_routes(serving: Serving, programs: Programs, responses: Responses) -> list[Route]:
     """Every route of the server, whatever the options."""
     sessions = Sessions()
     return [
@@ -76,7 +77,7 @@ def all_routes(serving: Serving, programs: Programs) -> list[Route]:
         *ModelRoutes(serving).routes(),
         *Ollama(serving).routes(),
         *Messages(serving).routes(),
-        *Responses(serving).routes(),
+        *responses.routes(),
         *Playground(serving.options).routes(),
         *sessions.routes(),
         *Native(serving, sessions).routes(),

@@ -6,6 +6,7 @@ uvicorn's own, with a limit on the time that the head of a request may take, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from typing import Any
 
@@ -57,11 +58,10 @@ class Connection(H11Protocol):
             ("Content-Length", str(len(body))),
             ("Connection", "close"),
         ]
-        try:
-            for event in (h11.Response(status_code=refused.status, headers=head), h11.Data(body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
-        except h11.LocalProtocolError:
-            pass  # in the middle of an answer, which ends here
+        answer = h11.Response(status_code=refused.status, headers=head)
+        with contextlib.suppress(h11.LocalProtocolError):  # in the middle of another answer, which ends here
+            parts = [self.conn.send(event) or b"" for event in (answer, h11.Data(body), h11.EndOfMessage())]
+            self.transport.write(b"".join(parts))
         self.transport.close()
 
     def _expect_head(self) -> None:

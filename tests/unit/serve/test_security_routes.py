@@ -16,6 +16,7 @@ from sglite.runtime.serve.app import all_routes, create_app
 from sglite.runtime.serve.auth import Keys
 from sglite.runtime.serve.options import ServeOptions
 from sglite.runtime.serve.programs import Programs
+from sglite.runtime.serve.responses_api.routes import Responses
 from sglite.runtime.serve.security import Guard, is_loopback
 from sglite.runtime.serve.serving import Access, Route, Serving
 
@@ -61,7 +62,7 @@ def crossed(engine: Any) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def routes(engine: Any) -> list[Route]:
     serving = Serving.of(engine, ServeOptions())
-    return all_routes(serving, Programs(engine, serving.in_flight))
+    return all_routes(serving, Programs(engine, serving.in_flight), Responses(serving))
 
 
 def path_of(route: Route) -> str:

@@ -18,6 +18,7 @@ from sglite.runtime.serve.openai.chat import read_chat
 from sglite.runtime.serve.openai.completions import read_completion
 from sglite.runtime.serve.options import ServeOptions
 from sglite.runtime.serve.programs import Programs
+from sglite.runtime.serve.responses_api.routes import Responses
 from sglite.runtime.serve.responses_api import store
 from sglite.runtime.serve.responses_api.ask import read_ask
 from sglite.runtime.serve.security import MAX_HEADER_BYTES
@@ -37,7 +38,7 @@ def serving(engine: sgl.Engine) -> Serving:
 @pytest.fixture(scope="module")
 def routes(serving: Serving) -> list[Route]:
     programs = Programs(serving.engine, serving.in_flight)
-    found = all_routes(serving, programs)
+    found = all_routes(serving, programs, Responses(serving))
     programs.close()
     return found
 

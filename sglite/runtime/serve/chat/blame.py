@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from sglite.constrained.spec import ConstraintSpec
+import re
+
 from sglite.runtime.serve.chat.call import ChatCall
+from sglite.runtime.serve.chat.plan import wanted_tools
 from sglite.runtime.serve.errors import Refused
-from sglite.runtime.serve.serving import Serving
+
+_PLACE = re.compile(r"(/format\S*?)/json_schema:? ?(/[^\s:]*)?: ")
+_TAG = re.compile(r"/tags/(\d+)/content$")
 
 
-def blamed(serving: Serving, call: ChatCall, error: ValueError) -> ValueError | Refused:
-    """``error`` in the words of the part at fault: constraint and tools are tried one by one. None: as it is."""
-    parts = [] if call.constraint is None else [(call.constraint_field, call.constraint)]
-    for index, tool in enumerate(call.tools):
-        if tool.parameters is not None:
-            schema = ConstraintSpec.json_schema(tool.parameters, strict=tool.strict)
-            parts.append((f"tools[{index}]", schema))
-    for field, spec in parts:
-        try:
-            serving.engine.admit({}, None, constraint=spec)
-        except ValueError as found:
-            return Refused(400, f"{field}: {found}" if field else str(found), param=field or None)
-    return error
+def blamed(call: ChatCall, error: ValueError) -> ValueError | Refused:
+    """``error`` in the words of the field at fault, where it says a place in the grammar; else as it is."""
+    message = str(error)
+    place = _PLACE.search(message)
+    if place is None:
+        return error
+    tag = _TAG.search(place[1])
+    tools = wanted_tools(call)
+    if tag is None or int(tag[1]) >= len(tools):
+        field = call.constraint_field
+    else:
+        field = f"tools[{call.tools.index(tools[int(tag[1])])}].function.parameters"
+    if not field:
+        return error
+    return Refused(400, f"{field}{place[2] or ''}: {message[place.end() :]}", param=field)

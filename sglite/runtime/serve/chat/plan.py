@@ -62,7 +62,7 @@ async def plan(serving: Serving, call: ChatCall) -> Plan:
     opened = reasoning is not None and reasoning.opened_by(prompt)
     constraint = _constraint(serving.formats, call, tools, prompt)
     options = {**call.options, "constraint": constraint}
-    if constraint is not None:
+    if call.constraint is not None or (tools and call.choice.mode == "required"):
         sampling.setdefault("on_limit", "try_close")
     tokenizer = serving.engine.tokenizer
     if tokenizer is not None and sampling.get("skip_special_tokens", True):
@@ -159,7 +159,8 @@ def _constraint(formats: Formats, call: ChatCall, tools: tuple[Tool, ...], promp
         turn = formats.reasoning.tag(formats.reasoning.opened_by(prompt), turn)
     strict = asked.strict if asked is not None else any(tool.strict for tool in tools)
     tag = {"type": "structural_tag", "format": turn}
-    return ConstraintSpec.structural_tag(tag, strict=strict, order="schema" if asked is None else asked.order)
+    # arguments come in the order that the model likes, unless the same grammar holds a content with an order
+    return ConstraintSpec.structural_tag(tag, strict=strict, order="any" if asked is None else asked.order)
 
 
 def _thought_already(formats: Formats, prompt: str) -> bool:
@@ -175,12 +176,16 @@ def _turn(formats: Formats, call: ChatCall, tools: tuple[Tool, ...]) -> dict[str
     if not tools or formats.tools is None:
         return content
     if call.choice.mode == "required":
-        name = call.choice.name
-        wanted = tools if name is None else tuple(tool for tool in tools if tool.name == name)
-        return formats.tools.calls(wanted, several=call.parallel and name is None)
+        return formats.tools.calls(wanted_tools(call), several=call.parallel and call.choice.name is None)
     if call.constraint is None:
         return formats.tools.free(tools, several=call.parallel)
     return {"type": "or", "elements": [content, formats.tools.calls(tools, several=call.parallel)]}
+
+
+def wanted_tools(call: ChatCall) -> tuple[Tool, ...]:
+    """The tools that a turn may call."""
+    name = call.choice.name
+    return call.tools if name is None else tuple(tool for tool in call.tools if tool.name == name)
 
 
 def _format_of(spec: ConstraintSpec) -> dict[str, Any]:

@@ -19,26 +19,33 @@ async def begin(serving: Serving, call: ChatCall) -> ChatRun:
     """Plans and submits a call; ``end`` the result in any case. ``Refused`` or ``ValueError``: what cannot be run."""
     planned = await plan(serving, call)
     try:
-        return ChatRun(planned, await start(serving.engine, serving.in_flight, [planned.row]))
+        return ChatRun(call, planned, await start(serving.engine, serving.in_flight, [planned.row]))
     except RequestRefused as error:
-        raise blamed(serving, call, error) from None
+        raise blamed(call, error) from None
 
 
 class ChatRun:
     """The turns of one call."""
 
-    def __init__(self, planned: Plan, started: Started) -> None:
+    def __init__(self, call: ChatCall, planned: Plan, started: Started) -> None:
         self.started = started
+        self._call = call
         self._turns = [_Reader(planned, index) for index in range(planned.row.width)]
 
     async def deltas(self) -> AsyncGenerator[ChatDelta, None]:
         """News as it happens, of every turn; the last of each has ``finish``. Raises what went wrong."""
-        async for index, event in self.started.events():
-            yield self._turns[index].read(event)
+        try:
+            async for index, event in self.started.events():
+                yield self._turns[index].read(event)
+        except RequestRefused as error:
+            raise blamed(self._call, error) from None
 
     async def turns(self) -> list[ChatTurn]:
         """The whole turns, in order."""
-        events = await self.started.results()
+        try:
+            events = await self.started.results()
+        except RequestRefused as error:
+            raise blamed(self._call, error) from None
         return [_folded([reader.read(event)], reader) for reader, event in zip(self._turns, events, strict=True)]
 
     def reasoning_tokens(self, index: int) -> int:

@@ -138,4 +138,4 @@ async def _begin_raw(serving: Serving, call: ChatCall, prompt: str) -> ChatRun:
         sampling["on_limit"] = "try_close"
     row = Row(input_ids=ids, sampling=sampling, options={**call.options, "constraint": call.constraint})
     planned = Plan(row=row, formats=Formats(), tools=(), opened=False)
-    return ChatRun(planned, await start(serving.engine, serving.in_flight, [row]))
+    return ChatRun(call, planned, await start(serving.engine, serving.in_flight, [row]))

@@ -114,6 +114,7 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
         choice=choice,
         parallel=fields.flag("parallel_tool_calls", True),
         constraint=read_constraint(fields),
+        constraint_field="response_format",
         sampling={**read_sampling(fields), "max_new_tokens": _max_tokens(fields)},
         options=options,
         template_kwargs=_template_kwargs(fields),
@@ -201,6 +202,8 @@ class _Answer:
         self._latest: dict[int, dict[str, Any]] = {}
         self._shown_rows: dict[int, int] = {}
         self._shown_ids: dict[int, int] = {}
+        self._held: dict[int, str] = {}
+        """Reasoning that is shown when it is whole."""
 
     # --- whole ------------------------------------------------------------------------------------------------
 
@@ -285,8 +288,9 @@ class _Answer:
         rows = rows if rows and rows["content"] else None
         extras = self._extras(delta.index, delta.event) if self._ask.return_ids or delta.finish else {}
         told: dict[str, Any] = {"content": delta.content} if delta.content else {}
-        if delta.reasoning:
-            told |= {"reasoning_content": delta.reasoning, "reasoning": delta.reasoning}
+        reasoning = self._reasoning(delta)
+        if reasoning:
+            told |= {"reasoning_content": reasoning, "reasoning": reasoning}
         ids = {"token_ids": extras.pop("token_ids")} if extras.get("token_ids") else {}
         if told or rows or ids:
             found.append(self._chunk(delta.index, told, rows, **ids))
@@ -299,6 +303,16 @@ class _Answer:
         if delta.finish is not None:
             found.append(self._chunk(delta.index, {}, None, delta.finish, **extras))
         return found
+
+    def _reasoning(self, delta: ChatDelta) -> str:
+        """What of the reasoning is to be shown now: what is new, or all of it once it has ended."""
+        if self._ask.stream_reasoning:
+            return delta.reasoning
+        held = self._held.pop(delta.index, "") + delta.reasoning
+        if delta.content or delta.calls or delta.finish is not None:
+            return held
+        self._held[delta.index] = held
+        return ""
 
     def _chunk(
         self, index: int, delta: dict[str, Any], rows: Any = None, finish: str | None = None, **extras: Any
