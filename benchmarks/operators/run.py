@@ -53,7 +53,7 @@ class Lab:
     async def post(self, body: dict[str, Any]) -> int:
         """The status: 200, or 429 where there was no room."""
         reply = await self.client.post("/generate", json=body)
-        assert reply.status_code == 200 or "queue is full" in reply.text or reply.status_code == 429, reply.text
+        assert reply.status_code in (200, 429), reply.text
         return reply.status_code
 
 
@@ -117,7 +117,7 @@ async def cache_lab() -> None:
 async def queue_lab() -> None:
     """200 requests of 32 + 32 tokens at once, 8 running, by the length of the queue."""
     rows = []
-    for queue in (8, 32, 128, 512):
+    for queue in (32, 128, 512):
         async with lab("--max-running-requests", "8", "--max-queued-requests", str(queue)) as one:
             bodies = [
                 {"input_ids": [n] * 32, "sampling_params": {"max_new_tokens": 32, "ignore_eos": True}}

@@ -72,6 +72,8 @@ class EngineArgs:
     """A constraint that takes longer to compile is refused."""
     jump_forward: bool = True
     """Take over the tokens that a constraint forces; without, they are sampled one by one, with the same output."""
+    is_embedding: bool = False
+    """Where the checkpoint declares no pooling, its vectors are the normalised hidden states of last tokens."""
     trust_remote_code: bool = False
     kv_cache_dtype: str = "auto"
     quantization: str | None = None
@@ -121,6 +123,8 @@ class EngineArgs:
             raise ConfigError(f"mem_fraction_static={share} and max_total_tokens both set the cache's size; give one")
         if self.schedule_policy not in POLICIES:
             raise ConfigError(f"schedule_policy must be one of {', '.join(POLICIES)}, got {self.schedule_policy!r}")
+        if not isinstance(self.is_embedding, bool):
+            raise ConfigError(f"is_embedding must be True or False, got {self.is_embedding!r}")
         if self.trust_remote_code:
             raise ConfigError("trust_remote_code=True: sglite runs no code from checkpoints; leave it out")
         if self.grammar_backend not in GRAMMAR_BACKENDS:
@@ -147,6 +151,9 @@ class Facts:
     free_memory: int | None
     dtype: str
     device: str
+    hidden_size: int = 0
+    generates: bool = True
+    """The model has an output head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +174,10 @@ class EngineConfig:
     dtype: str
     device: str
     vocab_size: int
+    hidden_size: int = 0
+    """Length of the vectors that pooling gives."""
+    generates: bool = True
+    """The model has an output head; without, it makes vectors only."""
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """Where each value comes from, by field name."""
 
@@ -205,6 +216,8 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
         dtype=facts.dtype,
         device=facts.device,
         vocab_size=facts.vocab_size,
+        hidden_size=facts.hidden_size,
+        generates=facts.generates,
         origins={
             "context_length": context_origin,
             "num_pages": pages_origin,
@@ -219,6 +232,8 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
             "dtype": "model" if args.dtype == "auto" else "argument",
             "device": "hardware" if args.device == "auto" else "argument",
             "vocab_size": "model",
+            "hidden_size": "model",
+            "generates": "model",
         },
     )
 

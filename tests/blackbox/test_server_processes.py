@@ -261,6 +261,7 @@ def test_without_restarts_a_killed_engine_is_a_503_that_says_so(start: Callable[
     assert server.process.wait(10) == 0
 
 
+@pytest.mark.slow
 def test_a_killed_server_leaves_no_process(start: Callable[..., Started]) -> None:
     server = start(*STEP)
     Call(server)

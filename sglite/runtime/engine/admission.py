@@ -14,7 +14,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -52,6 +52,7 @@ class Admitted:
     reasoning_budget: int | None = None
     layout: LogprobLayout | None = None
     logprobs: LogprobOptions | None = None
+    pool: Literal["last"] | None = None
     shown_special: tuple[int, ...] = ()
     priority: int = 0
     namespace: str = ""
@@ -89,6 +90,7 @@ class Admitted:
                 constraint_after=self.constraint_after,
                 reasoning_budget=self.reasoning_budget,
                 logprobs=self.logprobs,
+                pool=self.pool,
                 priority=self.priority,
                 namespace=self.namespace,
                 program=program,
@@ -114,6 +116,7 @@ class Admission:
     Args:
         vocab_size, eos_ids: of the model.
         tokenizer, compiler: ``None`` where there is none; the core then refuses what needs one.
+        generates: the model has an output head.
     """
 
     def __init__(
@@ -122,11 +125,13 @@ class Admission:
         eos_ids: tuple[int, ...],
         tokenizer: Tokenizer | None,
         compiler: ConstraintCompiler | None,
+        generates: bool = True,
     ) -> None:
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
         self._tokenizer = tokenizer
         self._compiler = compiler
+        self._generates = generates
 
     def admit(
         self,
@@ -149,17 +154,21 @@ class Admission:
         constraint_after: str | list[int] | None = None,
         reasoning_budget: int | None = None,
         shown_special: Sequence[int] = (),
+        pool: Literal["last"] | None = None,
     ) -> Admitted:
         """Read a call. ``num_prompt``: tokens of its prompt; ``None``: not known yet, the core checks what needs it.
 
         ``constraint``: in place of one among ``sampling_params``. ``shown_special``: special tokens that the text
-        keeps even under ``skip_special_tokens``, for those who read a model's marks. Raises
-        ``InvalidParameter`` or ``RequestRefused`` naming the field.
+        keeps even under ``skip_special_tokens``, for those who read a model's marks. ``pool``: the event has
+        ``hidden``, the last prompt token's state. Raises ``InvalidParameter`` or ``RequestRefused`` naming the field.
         """
         given = dict(sampling_params or {})
         sampling, constraint = parse_sampling_params(given, constraint)
         validate(sampling, self._vocab_size, self._eos_ids)
         check_options(rid, priority, cache_salt, extra_key, timeout_s, queue_timeout_s)
+        check_pool(pool, sampling, constraint is not None or return_logprob)
+        if not self._generates and (sampling.max_new_tokens != 0 or return_logprob):
+            raise RequestRefused("this checkpoint has no output head (lm_head): it makes embeddings, and no text")
         after = ending_ids(constraint_after, reasoning_budget, constraint, self._tokenizer, self._vocab_size)
         check_constraint(constraint, sampling, self._compiler)
         layout, options = logprob_options(
@@ -175,6 +184,7 @@ class Admission:
             reasoning_budget=reasoning_budget,
             layout=layout,
             logprobs=options,
+            pool=pool,
             shown_special=tuple(shown_special),
             priority=priority,
             namespace="\x00".join(filter(None, (cache_salt, extra_key))),
@@ -210,6 +220,17 @@ def placed(program: ProgramRef | None, hints: Mapping[str, Any] | None) -> Progr
         group_size=hints.get("group_size", 1),
         upcoming=hints.get("upcoming", 0),
     )
+
+
+def check_pool(pool: Any, sampling: SamplingParams, more: bool) -> None:
+    """Refuse what does not go with a hidden state; ``more``: a constraint, or logprobs."""
+    if pool is None:
+        return
+    if pool != "last":
+        raise InvalidParameter("pool", pool, f"pool must be 'last', got {pool!r}")
+    if more or sampling.max_new_tokens != 0 or sampling.n != 1:
+        message = "pool gives a hidden state and nothing else; give max_new_tokens=0, no constraint, no logprobs, no n"
+        raise InvalidParameter("pool", pool, message)
 
 
 def check_constraint(

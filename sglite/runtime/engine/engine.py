@@ -30,6 +30,7 @@ from sglite.runtime.engine.client import EngineClient, Health, Load
 from sglite.runtime.engine.generation import EngineError, Generation, RequestRefused
 from sglite.runtime.engine.presenter import Presenter
 from sglite.runtime.engine.sequence import Handle, Sequence, Start
+from sglite.runtime.pooling import Pooling, Undeclared, read_pooling
 from sglite.runtime.protocol import PAUSE_MODES, GenerateRequest, PauseMode, ProgramRef, RequestOutput
 from sglite.runtime.sample.params import InvalidParameter, SamplingParams
 from sglite.runtime.text.chat_template import ChatTemplate
@@ -60,6 +61,8 @@ class Engine:
         self.tokenizer: Tokenizer | None = None
         self.chat_template: ChatTemplate | None = None
         self.model_path = self.args.model_path or BUNDLED_MODEL
+        self.pooling: Pooling | str = ""
+        """How vectors are made of texts; text: why they are not."""
         launching = launch(self.args)
         try:
             launched = self._launch(launching)
@@ -73,12 +76,15 @@ class Engine:
         self._names = itertools.count(1)
         self._handles: set[Handle] = set()
         """Of the sequences that are open."""
-        self._admission = Admission(self.config.vocab_size, launched.eos_ids, self.tokenizer, launched.compiler)
+        self._admission = Admission(
+            self.config.vocab_size, launched.eos_ids, self.tokenizer, launched.compiler, self.config.generates
+        )
         self._finalizer = weakref.finalize(self, self.client.close)
 
     def _launch(self, launching: Launching) -> Launched:
         """Read what is needed of the model for text while, where that can be, it is loaded."""
         folder = self.folder = _find_model(self.args)
+        self.pooling = _find_pooling(folder, self.args.is_embedding)
         launching.load(folder)
         if not self.args.skip_tokenizer_init:
             texts = text_folder(self.args, folder)
@@ -327,6 +333,16 @@ def _find_model(args: EngineArgs) -> Path:
     folder = resolve(args.model_path, args.revision, args.download_dir, args.offline)
     read_config(folder)  # a folder that is no model is refused before anything is loaded from it
     return folder
+
+
+def _find_pooling(folder: Path, asked: bool) -> Pooling | str:
+    """What the checkpoint declares; why nothing can be made of it. ``Undeclared``: it was ``asked`` for, in vain."""
+    try:
+        return read_pooling(folder, asked)
+    except Undeclared as error:
+        if asked:
+            raise
+        return str(error)
 
 
 def _ignore(output: RequestOutput) -> None:

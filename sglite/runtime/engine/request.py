@@ -70,8 +70,8 @@ class Request:
         "accounting", "blocked_on", "blocked_planned", "cursor", "draft", "emitted", "ending", "finish", "first_run",
         "grammar", "group", "held_pages", "hidden", "in_flight", "inherited_priority", "logprobs", "num_cached",
         "num_computed", "num_scheduled", "order", "page_table", "pages_sent", "preempting", "program", "prompt_len",
-        "rank", "reasons", "request", "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time", "state_at",
-        "state_slots", "status", "stop", "suspect", "tokens", "unsent_forced", "waited",
+        "rank", "reasons", "request", "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time",
+        "state_at", "state_slots", "status", "stop", "suspect", "tokens", "unsent_forced", "waited",
     )  # fmt: skip
 
     def __init__(

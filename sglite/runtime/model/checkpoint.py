@@ -33,6 +33,8 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: str
     """As the file format names it: F32, BF16 ..."""
+    name: str
+    """What the file calls it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Checkpoint:
             with ExitStack() as stack:
                 opened = _open(self.folder / file, stack)
                 for name in sorted(n for n in names if self.tensors[n].file == file):
-                    yield name, opened.get_tensor(name)
+                    yield name, opened.get_tensor(self.tensors[name].name)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -64,8 +66,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
                         f"{folder}: tensor {name} is in {tensors[name].file} and in {file}; keep one of them"
                     )
                 part = opened.get_slice(name)
-                tensors[name] = TensorInfo(file, tuple(part.get_shape()), part.get_dtype())
-    return Checkpoint(folder, tensors)
+                tensors[name] = TensorInfo(file, tuple(part.get_shape()), part.get_dtype(), name)
+    return Checkpoint(folder, _whole_names(tensors))
+
+
+def _whole_names(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """By their names in a whole language model: exports of the decoder alone leave out ``model.``."""
+    if "embed_tokens.weight" not in tensors:
+        return tensors
+    kept = ("model.", "lm_head.")
+    return {name if name.startswith(kept) else f"model.{name}": info for name, info in tensors.items()}
 
 
 def _indexed_files(folder: Path) -> list[str]:

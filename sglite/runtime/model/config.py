@@ -34,6 +34,8 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     rope: RopeConfig = field(default_factory=RopeConfig)
     tie_word_embeddings: bool = False
+    has_head: bool = True
+    """Hidden states can be turned into scores of tokens."""
     attention_bias: bool = False
     mlp_bias: bool = False
     dtype: str = "float32"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -61,18 +61,22 @@ def load_model(
     load_format: LoadFormat = "auto",
     progress: bool | None = None,
     seed: int = 0,
+    headless: bool = False,
 ) -> LoadedModel:
     """Load a folder in Hugging Face layout onto a backend.
 
     ``dtype``: ``auto`` (the checkpoint's where the backend has it, else bfloat16) or a name such as ``float32``.
     ``load_format="dummy"``: random weights from ``seed``, only config.json is needed. ``progress``: see
-    ``progress.progress``. Raises ModelError, in one line, for whatever cannot be used.
+    ``progress.progress``. ``headless``: the checkpoint may lack its output head. Raises ModelError, in one line,
+    for whatever cannot be used.
     """
     folder = Path(folder)
     if load_format not in ("auto", "dummy"):
         raise ModelError(f"load_format={load_format!r} is unknown; use 'auto' or 'dummy'")
     config = read_config(folder)
     torch_dtype = resolve_dtype(dtype, config, backend)
+    if headless and load_format == "auto" and not config.tie_word_embeddings:
+        config = replace(config, has_head="lm_head.weight" in open_checkpoint(folder).tensors)
     needed = weight_bytes(config, torch_dtype, backend)
     _check_memory(folder, needed, backend)
     checkpoint = open_checkpoint(folder) if load_format == "auto" else None

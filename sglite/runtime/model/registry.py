@@ -18,9 +18,14 @@ ARCHITECTURES: Mapping[str, type[CausalLM]] = MappingProxyType(
 
 
 def model_class(config: ModelConfig) -> type[CausalLM]:
-    """The class of a config's architecture; ModelError lists what is supported."""
-    if config.architecture not in ARCHITECTURES:
+    """The class of a config's architecture; ModelError lists what is supported.
+
+    ``Qwen3Model`` and the like are what transformers calls the same decoder without its head.
+    """
+    name = config.architecture
+    whole = f"{name.removesuffix('Model')}ForCausalLM" if name.endswith("Model") else name
+    if whole not in ARCHITECTURES:
         raise ModelError(
             f"architecture {config.architecture!r} is not supported; supported: {', '.join(sorted(ARCHITECTURES))}"
         )
-    return ARCHITECTURES[config.architecture]
+    return ARCHITECTURES[whole]

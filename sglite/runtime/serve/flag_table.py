@@ -49,6 +49,7 @@ HELP: dict[str, tuple[str, str]] = {
     "load_format": ("model", "dummy: random weights, only config.json is needed"),
     "context_length": ("model", "tokens of prompt and answer together, at most"),
     "skip_tokenizer_init": ("model", "not for servers: their routes take and give text"),
+    "is_embedding": ("model", "where the checkpoint declares no pooling: vectors are those of last tokens, normalised"),
     "trust_remote_code": ("model", "refused: sglite runs no code from checkpoints"),
     "quantization": ("model", "refused: give an unquantised checkpoint"),
     "device": ("device", "where to compute"),

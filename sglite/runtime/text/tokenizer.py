@@ -76,13 +76,18 @@ class Tokenizer:
 
         Raises `TokenizerError` for text that is not Unicode (a lone surrogate).
         """
-        backend = self._backend if parse_special else self._plain()
-        try:
-            ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-        except (UnicodeEncodeError, TypeError):
-            at = next((i for i, char in enumerate(text) if 0xD800 <= ord(char) <= 0xDFFF), -1)
-            raise TokenizerError(f"text has a lone surrogate at index {at}; send valid Unicode") from None
-        if add_bos and self.adds_bos and self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:
+        ids = _ids(self._backend if parse_special else self._plain(), text, whole=False)
+        return self._with_bos(ids) if add_bos else ids
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Token ids of a text that stands alone, with all that the tokenizer's own rules put around it.
+
+        Embedding models are trained on these: some end every text with a token of its own. Raises as `encode`.
+        """
+        return self._with_bos(_ids(self._backend, text, whole=True))
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        if self.adds_bos and self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:
             ids.insert(0, self.bos_token_id)
         return ids
 
@@ -161,6 +166,15 @@ class Tokenizer:
             return stated
         first: list[int] = self._backend.encode("", add_special_tokens=True).ids
         return self.bos_token_id is not None and first[:1] == [self.bos_token_id]
+
+
+def _ids(backend: Backend, text: str, whole: bool) -> list[int]:
+    try:
+        ids: list[int] = backend.encode(text, add_special_tokens=whole).ids
+    except (UnicodeEncodeError, TypeError):
+        at = next((i for i, char in enumerate(text) if 0xD800 <= ord(char) <= 0xDFFF), -1)
+        raise TokenizerError(f"text has a lone surrogate at index {at}; send valid Unicode") from None
+    return ids
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

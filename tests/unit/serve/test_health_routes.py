@@ -55,7 +55,7 @@ def test_ready_knows_of_pauses_and_full_queues(folder: Path) -> None:
 
 
 def test_an_engine_that_is_not_heard_of_is_not_healthy_and_may_come_back(folder: Path) -> None:
-    with serving(folder, 0.8, 0.2) as server:
+    with serving(folder, 0.5, 0.15) as server:
         generation = server.engine.submit([41, 42], {"max_new_tokens": 2, "ignore_eos": True})
         assert settles(lambda: said(server, "/health")[:2] == (503, "stalled"), 1)
         assert said(server, "/ready")[:2] == (503, "stalled")

@@ -49,9 +49,10 @@ class CausalLM(ABC):
         self.embedding = weights.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         self.layers = [self._layer(weights, i) for i in range(config.num_layers)]
         self.norm = RMSNorm(weights, "model.norm", config.hidden_size, config.rms_norm_eps)
-        if config.tie_word_embeddings:
+        self.head: Tensor | None = None
+        if config.has_head and config.tie_word_embeddings:
             self.head = weights.tie("lm_head.weight", to="model.embed_tokens.weight")
-        else:
+        elif config.has_head:
             self.head = weights.tensor("lm_head.weight", config.vocab_size, config.hidden_size)
         self.rotary = Rotary(config.rope, config.head_dim, weights.device)
 
@@ -93,7 +94,9 @@ class CausalLM(ABC):
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the next token, [n, vocab] float32, of hidden states [n, hidden]."""
+        """Scores of the next token, [n, vocab] float32, of hidden states [n, hidden]. RuntimeError without a head."""
+        if self.head is None:
+            raise RuntimeError("the checkpoint has no output head (lm_head)")
         return self.backend.matmul(hidden, self.head).float()
 
     def _layer(self, weights: WeightTable, index: int) -> DecoderLayer:

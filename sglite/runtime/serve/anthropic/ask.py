@@ -61,6 +61,7 @@ def read_ask(serving: Serving, body: Mapping[str, Any], counting: bool = False) 
         parallel=parallel,
         constraint=constraint,
         constraint_field=constraint_field,
+        parameters_field="input_schema",
         sampling={**_sampling(fields), "max_new_tokens": limit},
         template_kwargs=variables,
         continue_final=_goes_on(messages),

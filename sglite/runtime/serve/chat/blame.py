@@ -17,13 +17,14 @@ def blamed(call: ChatCall, error: ValueError) -> ValueError | Refused:
     message = str(error)
     place = _PLACE.search(message)
     if place is None:
-        return error
+        alone = call.constraint is not None and message.startswith(call.constraint.kind)
+        return Refused(400, message, param=call.constraint_field) if alone and call.constraint_field else error
     tag = _TAG.search(place[1])
     tools = wanted_tools(call)
     if tag is None or int(tag[1]) >= len(tools):
         field = call.constraint_field
     else:
-        field = f"tools[{call.tools.index(tools[int(tag[1])])}].function.parameters"
+        field = f"tools[{call.tools.index(tools[int(tag[1])])}].{call.parameters_field}"
     if not field:
         return error
     return Refused(400, f"{field}{place[2] or ''}: {message[place.end() :]}", param=field)

@@ -38,6 +38,7 @@ class ChatCall:
     parallel: bool = True
     constraint: ConstraintSpec | None = None
     constraint_field: str = ""
+    parameters_field: str = "function.parameters"
     sampling: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     template_kwargs: dict[str, Any] = field(default_factory=dict)

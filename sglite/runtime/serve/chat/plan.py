@@ -23,10 +23,10 @@ from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.generations import Row
 from sglite.runtime.serve.serving import Serving
 from sglite.runtime.text.chat_template import ChatTemplate, TemplateError
+from sglite.runtime.text.tokenizer import Tokenizer
 
 _LONG_TEXT = 20_000
 """Rendering and encoding more characters than this takes long enough to be done beside the loop."""
-_ANY_TEXT: dict[str, Any] = {"type": "any_text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class Plan:
     """A request that can be submitted, and how its turns are to be read."""
 
     row: Row
+    tokenizer: Tokenizer
     formats: Formats
     tools: tuple[Tool, ...]
     opened: bool
@@ -52,7 +53,10 @@ async def plan(serving: Serving, call: ChatCall) -> Plan:
             f"with --tool-call-parser, or send tool_choice='none'"
         )
         raise Refused(400, message, param="tools")
-    prompt, ids = await _prompt(serving, call, bool(tools))
+    tokenizer = serving.engine.tokenizer
+    if tokenizer is None:
+        raise Refused(400, "this server has no tokenizer; use /generate with input_ids")
+    prompt, ids = await _prompt(serving, tokenizer, call, bool(tools))
     sampling = dict(call.sampling)
     if call.cut_to_room and (sampling.get("max_new_tokens") or 0) > serving.capacity - len(ids):
         sampling["max_new_tokens"] = None
@@ -64,20 +68,16 @@ async def plan(serving: Serving, call: ChatCall) -> Plan:
     options = {**call.options, "constraint": constraint}
     if call.constraint is not None or (tools and call.choice.mode == "required"):
         sampling.setdefault("on_limit", "try_close")
-    tokenizer = serving.engine.tokenizer
-    if tokenizer is not None and sampling.get("skip_special_tokens", True):
+    if sampling.get("skip_special_tokens", True):
         options["shown_special"] = formats.shown_special(tokenizer)
     row = Row(input_ids=ids, sampling=sampling, options=options, rid=call.rid)
-    return Plan(row=row, formats=formats, tools=tools, opened=opened)
+    return Plan(row=row, tokenizer=tokenizer, formats=formats, tools=tools, opened=opened)
 
 
 # --- the prompt -------------------------------------------------------------------------------------------------
 
 
-async def _prompt(serving: Serving, call: ChatCall, with_tools: bool) -> tuple[str, list[int]]:
-    tokenizer = serving.engine.tokenizer
-    if tokenizer is None:
-        raise Refused(400, "this server has no tokenizer; use /generate with input_ids")
+async def _prompt(serving: Serving, tokenizer: Tokenizer, call: ChatCall, with_tools: bool) -> tuple[str, list[int]]:
     if call.input_ids is not None:
         return tokenizer.decode(call.input_ids[-64:], skip_special_tokens=False), call.input_ids
     size = sum(len(str(message.get("content") or "")) for message in call.messages)
@@ -148,38 +148,40 @@ def _cut_after_last(text: str, message: dict[str, Any]) -> str:
 
 
 def _constraint(formats: Formats, call: ChatCall, tools: tuple[Tool, ...], prompt: str) -> ConstraintSpec | None:
-    if not tools and call.constraint is None:
-        return None
     asked = call.constraint
-    thinks = formats.reasoning is not None and not _thought_already(formats, prompt)
-    if asked is not None and not tools and not thinks:
+    if not tools and asked is None:
+        return None
+    if _thought_already(formats, prompt):
+        formats = Formats(tools=formats.tools)
+    if asked is not None and not tools and formats.reasoning is None:
         return asked
-    turn = _turn(formats, call, tools)
-    if thinks and formats.reasoning is not None:
-        turn = formats.reasoning.tag(formats.reasoning.opened_by(prompt), turn)
+    opened = formats.reasoning is not None and formats.reasoning.opened_by(prompt)
     strict = asked.strict if asked is not None else any(tool.strict for tool in tools)
-    tag = {"type": "structural_tag", "format": turn}
+    tag = {"type": "structural_tag", "format": _turn(formats, call, tools, opened)}
     # arguments come in the order that the model likes, unless the same grammar holds a content with an order
     return ConstraintSpec.structural_tag(tag, strict=strict, order="any" if asked is None else asked.order)
 
 
 def _thought_already(formats: Formats, prompt: str) -> bool:
     """Whether the template has written a whole, empty thought, as it does where thinking is turned off."""
-    assert formats.reasoning is not None
+    if formats.reasoning is None:
+        return False
     ending = prompt.rstrip()
     return any(ending.endswith(mark) for mark in formats.reasoning.marks) and not formats.reasoning.opened_by(prompt)
 
 
-def _turn(formats: Formats, call: ChatCall, tools: tuple[Tool, ...]) -> dict[str, Any]:
-    """The format of what follows the reasoning."""
-    content = _ANY_TEXT if call.constraint is None else _format_of(call.constraint)
-    if not tools or formats.tools is None:
-        return content
+def _turn(formats: Formats, call: ChatCall, tools: tuple[Tool, ...], opened: bool) -> dict[str, Any]:
+    """The format of the whole turn."""
+    if not tools:
+        assert call.constraint is not None
+        return formats.content(_format_of(call.constraint), opened)
     if call.choice.mode == "required":
-        return formats.tools.calls(wanted_tools(call), several=call.parallel and call.choice.name is None)
+        several = call.parallel and call.choice.name is None
+        return formats.calls(wanted_tools(call), several=several, opened=opened)
     if call.constraint is None:
-        return formats.tools.free(tools, several=call.parallel)
-    return {"type": "or", "elements": [content, formats.tools.calls(tools, several=call.parallel)]}
+        return formats.free(tools, several=call.parallel, opened=opened)
+    content = formats.content(_format_of(call.constraint), opened)
+    return {"type": "or", "elements": [content, formats.calls(tools, several=call.parallel, opened=opened)]}
 
 
 def wanted_tools(call: ChatCall) -> tuple[Tool, ...]:

@@ -65,9 +65,9 @@ class _Reader:
         self._index = index
         self._length = 0
         self._called = False
-        self._begun: set[int] = set()
-        self._thinking = planned.opened
-        self.reasoning_tokens = 0
+        self._tokenizer = planned.tokenizer
+        self._reasoning = ""
+        self._counted = (0, 0)
 
     def read(self, event: dict[str, Any]) -> ChatDelta:
         """What an event adds."""
@@ -76,23 +76,26 @@ class _Reader:
         self._length = len(text)
         if reason is not None:
             found += self._parser.finish()
-        self._count(found, len(event["output_ids"]))
         calls = tuple(_joined(self._calls(found)))
+        reasoning = "".join(one.text for one in found if isinstance(one, Reasoning))
+        self._reasoning += reasoning
         return ChatDelta(
             index=self._index,
             content="".join(one.text for one in found if isinstance(one, Content)),
-            reasoning="".join(one.text for one in found if isinstance(one, Reasoning)),
+            reasoning=reasoning,
             calls=calls,
             event=event,
             finish=None if reason is None else self._finish(reason),
         )
 
-    def _count(self, found: list[Event], num_output: int) -> None:
-        if any(isinstance(one, Reasoning) for one in found):
-            self._thinking = True
-            self.reasoning_tokens = num_output
-        if any(isinstance(one, Content | CallStart) for one in found):
-            self._thinking = False
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of the reasoning so far, as its text is encoded: the same however it came."""
+        length, count = self._counted
+        if length != len(self._reasoning):
+            count = len(self._tokenizer.encode(self._reasoning, parse_special=False))
+            self._counted = len(self._reasoning), count
+        return count
 
     def _calls(self, found: list[Event]) -> Iterable[CallDelta]:
         for one in found:

@@ -137,5 +137,5 @@ async def _begin_raw(serving: Serving, call: ChatCall, prompt: str) -> ChatRun:
     if call.constraint is not None:
         sampling["on_limit"] = "try_close"
     row = Row(input_ids=ids, sampling=sampling, options={**call.options, "constraint": call.constraint})
-    planned = Plan(row=row, formats=Formats(), tools=(), opened=False)
+    planned = Plan(row=row, tokenizer=tokenizer, formats=Formats(), tools=(), opened=False)
     return ChatRun(call, planned, await start(serving.engine, serving.in_flight, [row]))

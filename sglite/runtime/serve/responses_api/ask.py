@@ -76,6 +76,7 @@ def read_ask(serving: Serving, store: Store, body: Mapping[str, Any]) -> Ask:
         parallel=fields.flag("parallel_tool_calls", True),
         constraint=_constraint(fields),
         constraint_field="text.format",
+        parameters_field="parameters",
         sampling={**read_sampling(fields), "max_new_tokens": fields.integer("max_output_tokens", 1, MAX_TOKENS)},
         options={**read_options(fields), **_logprobs(fields, includes)},
         template_kwargs={**(fields.object("chat_template_kwargs") or {}), **_effort(fields)},

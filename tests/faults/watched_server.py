@@ -1,0 +1,73 @@
+"""``sglite`` with an event loop that is looked at: ``watched_server.py serve ...`` is ``python -m sglite serve ...``.
+
+A machine that others use makes every clock unreliable, so what a callback of the loop costs is counted in processor
+time of its thread. SIGUSR1 prints one line, the costliest callbacks since the last one, and begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from asyncio.events import Handle
+from typing import Any
+
+MARK = "watched: "
+_KEPT = 5
+
+
+def watch() -> list[tuple[float, str]]:
+    """Every callback is timed from now on; the list, costliest first, is kept up to date."""
+    found: list[tuple[float, str]] = []
+    run = Handle._run
+
+    def timed(handle: Handle) -> None:
+        path = _path(handle)
+        before = time.thread_time()
+        run(handle)
+        spent = time.thread_time() - before
+        if len(found) < _KEPT or spent > found[-1][0]:
+            found.append((spent, f"{path} {_name(handle)}".strip()))
+            found.sort(reverse=True)
+            del found[_KEPT:]
+
+    Handle._run = timed  # type: ignore[method-assign]
+    return found
+
+
+def _path(handle: Any) -> str:
+    """Of the request that a handle answers. Asked before, because a task that has ended knows it no more."""
+    task = getattr(handle._callback, "__self__", None)
+    frame = getattr(task.get_coro(), "cr_frame", None) if isinstance(task, asyncio.Task) else None
+    cycle = None if frame is None else frame.f_locals.get("self")
+    return str(getattr(cycle, "scope", {}).get("path", ""))[:60]
+
+
+def _name(handle: Any) -> str:
+    """What a handle calls; of a task, where it stands."""
+    callback = handle._callback
+    task = getattr(callback, "__self__", None)
+    if isinstance(task, asyncio.Task):
+        frames = task.get_stack(limit=1)
+        place = f" at {frames[-1].f_code.co_name}:{frames[-1].f_lineno}" if frames else ""
+        return f"{getattr(task.get_coro(), '__qualname__', task)}{place}"
+    return str(getattr(callback, "__qualname__", callback))[:100]
+
+
+def main() -> None:
+    found = watch()
+
+    def say(*_: object) -> None:
+        print(MARK + json.dumps(found), file=sys.stderr, flush=True)
+        found.clear()
+
+    signal.signal(signal.SIGUSR1, say)
+    from sglite.cli import main as run
+
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()
