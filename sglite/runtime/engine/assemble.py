@@ -120,7 +120,7 @@ def _core(
         overlap=config.overlap,
         jump_forward=config.jump_forward,
         seed=args.random_seed,
-        max_waiting=args.max_queued_requests,
+        max_waiting=args.max_queued_requests + config.max_running,  # nobody runs before the next step
     )
     return EngineCore(executor, sizes, token_bytes, compiler, wake)
 

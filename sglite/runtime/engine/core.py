@@ -109,7 +109,9 @@ class EngineCore:
 
     def add(self, wire: GenerateRequest) -> None:
         """Take a request in. One that cannot run ends at once with an output that says why."""
-        reason = self._refusal(wire)
+        reason, code = self._refusal(wire), "invalid_request"
+        if reason is None and len(self.scheduler.waiting) >= self.config.max_waiting:
+            reason, code = f"the queue is full ({self.config.max_waiting} requests); try again later", "queue_full"
         if reason is None:
             sampling = msgspec.structs.replace(wire.sampling, max_new_tokens=self._max_new_tokens(wire))
             wire = msgspec.structs.replace(wire, sampling=sampling)
@@ -123,7 +125,7 @@ class EngineCore:
         if reason is None:
             self.scheduler.add(request)
         else:
-            self.scheduler.end(request, FinishReason(type="error", code="invalid_request", message=reason))
+            self.scheduler.end(request, FinishReason(type="error", code=code, message=reason))
 
     def abort(self, request_id: str) -> bool:
         """End a request; ``False`` when there is none of that name."""
@@ -208,8 +210,6 @@ class EngineCore:
             return f"input_ids has {bad}, outside the vocabulary of {self.config.vocab_size} tokens"
         if wire.logprobs is not None and wire.logprobs.start_len is not None and not 0 <= wire.logprobs.start_len <= n:
             return f"logprob_start_len={wire.logprobs.start_len} is outside the prompt of {n} tokens"
-        if len(self.scheduler.waiting) >= self.config.max_waiting:
-            return f"the queue is full ({self.config.max_waiting} requests); try again later"
         return None
 
     @property

@@ -27,7 +27,12 @@ class EngineError(RuntimeError):
 
 
 class RequestRefused(ValueError):
-    """A request that cannot be run as asked; the message names the field, the value and what to do."""
+    """A request that cannot be run as asked; the message names the field, the value and what to do. ``code``: as in
+    ``FinishReason``."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def failure(reason: FinishReason | None) -> Exception | None:
@@ -35,8 +40,8 @@ def failure(reason: FinishReason | None) -> Exception | None:
     if reason is None or reason.type != "error":
         return None
     message = reason.message or "no reason given"
-    if reason.code in ("invalid_request", "constraint_refused"):
-        return RequestRefused(message)
+    if reason.code in ("invalid_request", "constraint_refused", "queue_full"):
+        return RequestRefused(message, reason.code)
     return EngineError(message, reason.code)
 
 

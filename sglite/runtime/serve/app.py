@@ -93,7 +93,7 @@ def all_routes(serving: Serving, programs: Programs, responses: Responses) -> li
 
 async def _answer(request: Request, error: Exception) -> Response:
     found = refusal(error)
-    if found.status >= 500 and not isinstance(error, Refused):  # what is refused on purpose is no failure
+    if found.status == 500 and not isinstance(error, Refused):  # what is refused on purpose is no failure
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     response = json_response(found.body(request.url.path), found.status)
     response.headers.update(found.headers())

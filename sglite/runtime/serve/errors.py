@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglite.runtime.engine.generation import EngineError
+from sglite.runtime.engine.generation import EngineError, RequestRefused
 from sglite.runtime.sample.params import InvalidParameter
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 410: "not_found_error", 429: "overloaded_error"}
@@ -19,8 +19,9 @@ _ANTHROPIC_TYPES = {
     403: "permission_error", 413: "request_too_large", 429: "rate_limit_error", 500: "api_error", 501: "api_error",
     503: "overloaded_error", 504: "timeout_error",
 }  # fmt: skip
-_ENGINE_STATUS = {"constraint_unsatisfied": 400, "engine_dead": 503}
+_ENGINE_STATUS = {"constraint_unsatisfied": 400, "queue_full": 429, "engine_dead": 503}
 """By the code of an engine's failure: what the request asked for, or that another try elsewhere makes sense."""
+_RETRY_SECONDS = 1
 MAX_MESSAGE = 2_000
 
 
@@ -70,10 +71,11 @@ def refusal(error: Exception) -> Refused:
         return error
     if isinstance(error, InvalidParameter):
         return Refused(400, str(error), param=str(error.field))
+    if isinstance(error, (EngineError, RequestRefused)) and error.code in _ENGINE_STATUS:
+        status = _ENGINE_STATUS[error.code]
+        return Refused(status, str(error), code=error.code, retry_after=None if status == 400 else _RETRY_SECONDS)
     if isinstance(error, ValueError):
         return Refused(400, str(error))
-    if isinstance(error, EngineError) and error.code in _ENGINE_STATUS:
-        return Refused(_ENGINE_STATUS[error.code], str(error), code=error.code)
     if isinstance(error, RuntimeError):
         return Refused(500, str(error))
     return Refused(500, f"internal error ({type(error).__name__}); the server's log has more")

@@ -28,8 +28,9 @@ class Row:
 
     @property
     def width(self) -> int:
-        """Outputs asked for."""
-        return self.sampling.get("n") or 1
+        """Outputs asked for; what is no count is refused by the engine."""
+        n = self.sampling.get("n")
+        return n if type(n) is int and n > 0 else 1
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Started:
 
 async def start(engine: Engine, in_flight: InFlight, rows: Sequence[Row]) -> Started:
     """Begins all of ``rows`` or, with ``Refused`` or ``ValueError``, none."""
-    in_flight.admit(len(rows))
+    in_flight.admit(sum(row.width for row in rows))
     started = Started(in_flight)
     try:
         for index, row in enumerate(rows):

@@ -23,6 +23,7 @@ class InFlight:
         self._limit = limit
         self._observer = observer
         self._open: dict[str, Generation] = {}
+        self._outputs = 0
         self.calls: Counter[str] = Counter()
         """Requests so far, by route."""
 
@@ -30,9 +31,9 @@ class InFlight:
         return len(self._open)
 
     def admit(self, count: int = 1) -> None:
-        """``Refused`` (429) if ``count`` more generations are too many."""
-        if len(self._open) + count > self._limit:
-            message = f"{len(self._open)} requests are open, {count} more exceed the {self._limit} there may be"
+        """``Refused`` (429) if ``count`` more outputs are too many."""
+        if self._outputs + count > self._limit:
+            message = f"{self._outputs} requests are open, {count} more exceed the {self._limit} there may be"
             raise Refused(429, message, code="queue_full", retry_after=_RETRY_SECONDS)
 
     def name(self, given: str | None = None) -> str:
@@ -44,13 +45,17 @@ class InFlight:
     def add(self, rid: str, generation: Generation, program: str = "", exchange: Exchange | None = None) -> None:
         """``generation`` begins, of ``program``, on behalf of ``exchange`` unless that is the present task's."""
         self._open[rid] = generation
+        self._outputs += len(generation.request_ids)
         if self._observer is not None:
             generation.observe(self._observer.begin(rid, generation.request_ids, program=program, exchange=exchange))
 
     def discard(self, rid: str) -> None:
         """Nobody waits for it any more: what is left of it is aborted."""
         generation = self._open.pop(rid, None)
-        if generation is not None and not generation.finished:
+        if generation is None:
+            return
+        self._outputs -= len(generation.request_ids)
+        if not generation.finished:
             generation.abort()
 
     def abort(self, rid: str | None) -> int:

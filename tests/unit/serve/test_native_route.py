@@ -12,6 +12,9 @@ import httpx
 import pytest
 from served import Served, settles, start
 
+from sglite.runtime.engine.generation import Generation
+from sglite.runtime.engine.presenter import Presenter
+from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.serve.body import MAX_DEPTH, decode
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.in_flight import InFlight
@@ -306,7 +309,7 @@ def test_an_abort_that_names_nothing_is_refused(server: Served, body: dict[str, 
 def test_more_requests_than_the_engine_may_hold_are_turned_away(server: Served, monkeypatch: Any) -> None:
     full = InFlight(limit=1)
     full.admit()
-    full.add("one", None)  # type: ignore[arg-type]
+    full.add("one", Generation([Presenter("one", SamplingParams(), None, None)], lambda rid: None))
     with pytest.raises(Refused, match="1 requests are open") as refused:
         full.admit()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -195,7 +194,7 @@ class _Answer:
         self._run = run
         rid = run.started.rids[0]
         self._head = {
-            "id": rid if ask.call.rid else f"chatcmpl-{uuid.uuid4().hex}",
+            "id": rid if ask.call.rid else f"chatcmpl-{rid}",
             "created": int(time.time()),
             "model": ask.name,
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -190,7 +189,7 @@ class _Answer:
         self._started = started
         own = ask.rows[0].rid
         self._head = {
-            "id": own or f"cmpl-{uuid.uuid4().hex}",
+            "id": own or f"cmpl-{started.rids[0]}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": ask.name,

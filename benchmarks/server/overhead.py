@@ -1,0 +1,168 @@
+"""What a request costs in the server itself, and what of the engine's speed arrives at clients.
+
+    python -m benchmarks.server.overhead [scripted] [model] [--rate 50] [--seconds 20] [--step-ms 0 5] [--route chat]
+
+``scripted``: streamed answers of 16 tokens from a server whose steps compute nothing, begun at a fixed rate whether or
+not earlier ones have ended. Processor time is that of the processes as the system counts it. ``model``: the bundled
+model, so many streams at once through a server and in this process, in turns. Clients are bare sockets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_READY = re.compile(r"sglite is ready at http://([\d.]+):(\d+)")
+_TICK = os.sysconf("SC_CLK_TCK")
+_TEXT = "Which planet is the largest of the solar system, and how many moons has it? Answer in a few words."
+_TOKENS = 16
+_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "generate": "/generate"}
+_WARM_UP = 100
+
+
+@dataclass
+class Reply:
+    """One streamed answer: seconds to its first text and to its end, events with text, tokens as the server says."""
+
+    first_s: float = 0.0
+    whole_s: float = 0.0
+    events: int = 0
+    tokens: int = 0
+
+
+@dataclass
+class Server:
+    """A running server, and connections to it that are open and free."""
+
+    host: str
+    port: int
+    pid: int
+    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
+
+    def cpu(self) -> tuple[float, float]:
+        """Processor seconds of the server's process and of its engine's."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        children = [child for task in tasks for child in (task / "children").read_text().split()]
+        return _cpu(self.pid), sum(_cpu(int(child)) for child in children)
+
+    async def ask(self, path: str, body: bytes) -> Reply:
+        """Send a request for a stream and read it to its end."""
+        reader, writer = self.idle.pop() if self.idle else await asyncio.open_connection(self.host, self.port)
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        start = time.perf_counter()
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        status = await reader.readuntil(b"\r\n\r\n")
+        assert status.startswith(b"HTTP/1.1 200"), status + await reader.read(2000)
+        reply = Reply()
+        while size := int(await reader.readline(), 16):
+            chunk = (await reader.readexactly(size + 2))[:-2]
+            texts = chunk.count(b'"content":"') + chunk.count(b'"text":"') - chunk.count(b'"content":""')
+            if texts and not reply.events:
+                reply.first_s = time.perf_counter() - start
+            reply.events += texts
+            if b'"completion_tokens":' in chunk:
+                reply.tokens = int(chunk.rpartition(b'"completion_tokens":')[2].partition(b",")[0])
+        await reader.readline()
+        reply.whole_s = time.perf_counter() - start
+        self.idle.append((reader, writer))
+        return reply
+
+
+def _cpu(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / _TICK
+
+
+@contextlib.contextmanager
+def served(*command: str) -> Iterator[Server]:
+    """The server that ``python -m`` ``command`` starts."""
+    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := _READY.search(line):
+                yield Server(found[1], int(found[2]), process.pid)
+                return
+        raise RuntimeError(f"{' '.join(command)} did not start")
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def body_of(route: str, number: int, tokens: int) -> bytes:
+    """A request for a stream of so many tokens; no two have the same prompt."""
+    text = f"{number}: {_TEXT}"
+    if route == "generate":
+        sampling = {"max_new_tokens": tokens, "ignore_eos": True}
+        return json.dumps({"text": text, "sampling_params": sampling, "stream": True}).encode()
+    prompt: dict[str, Any] = (
+        {"messages": [{"role": "user", "content": text}]} if route == "chat" else {"prompt": text}
+    )
+    usage = {"include_usage": True}
+    fields = {"model": "default", "stream": True, "stream_options": usage, "ignore_eos": True, "temperature": 0}
+    return json.dumps({**prompt, **fields, "max_tokens": tokens}).encode()
+
+
+async def open_loop(server: Server, route: str, rate: float, count: int) -> list[Reply]:
+    """``count`` requests, one every ``1 / rate`` seconds."""
+    loop = asyncio.get_running_loop()
+    begin, tasks = loop.time(), []
+    for number in range(count):
+        await asyncio.sleep(begin + number / rate - loop.time())
+        tasks.append(asyncio.ensure_future(server.ask(_PATHS[route], body_of(route, number, _TOKENS))))
+    return list(await asyncio.gather(*tasks))
+
+
+def scripted(route: str, rate: float, seconds: float, step_ms: float) -> str:
+    """One row of the table."""
+    with served("benchmarks.server.scripted", "serve", "--step-ms", str(step_ms)) as server:
+
+        async def measure() -> tuple[list[Reply], float, float]:
+            await open_loop(server, route, rate, _WARM_UP)
+            api, engine = server.cpu()
+            replies = await open_loop(server, route, rate, int(rate * seconds))
+            api_after, engine_after = server.cpu()
+            return replies, api_after - api, engine_after - engine
+
+        replies, api, engine = asyncio.run(measure())
+    firsts = sorted(reply.first_s * 1000 for reply in replies)
+    p50, p99 = statistics.median(firsts), firsts[int(len(firsts) * 0.99)]
+    tokens, events = sum(reply.tokens for reply in replies), sum(reply.events for reply in replies)
+    whole = statistics.median(reply.whole_s for reply in replies) * 1000
+    costs = f"{1000 * api / len(replies):.2f} ms | {1e6 * api / tokens:.0f} us | {1000 * engine / len(replies):.2f} ms"
+    return (
+        f"| {route}, {step_ms:g} ms a step | {p50:.2f} ms | {p99:.2f} ms | {whole:.1f} ms | {costs} | "
+        f"{tokens / len(replies):.1f} | {tokens / events:.2f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", nargs="*", default=["scripted"])
+    parser.add_argument("--rate", type=float, default=50.0)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--step-ms", type=float, nargs="+", default=[0.0, 5.0])
+    parser.add_argument("--route", nargs="+", default=["chat"], choices=sorted(_PATHS))
+    given = parser.parse_args()
+    print("| | first text p50 | p99 | whole p50 | server CPU a request | a token | engine CPU a request | tokens | tokens an event |")
+    for route in given.route:
+        for step_ms in given.step_ms:
+            print(scripted(route, given.rate, given.seconds, step_ms), flush=True)
+    print("load averages:", ", ".join(f"{load:.1f}" for load in os.getloadavg()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""``POST /v1/embeddings``, and ``/encode`` in SGLang's shape: vectors of texts or of token ids.
+
+    {"input": text, ids, or a list of either}  ->  {"data": [{"index", "embedding"}, ...], "usage"}
+    {"text" or "input_ids"}                    ->  {"embedding", "meta_info"}, or a list of them
+
+A checkpoint that declares no pooling makes none, unless it is served with ``--is-embedding``; it is told so.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sglite.runtime.serve.body import check_names, read_object
+from sglite.runtime.serve.embed import MAX_INPUTS, Text, Vector, Wanted, embed, ids_of, longest_text, pooling_of
+from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.fields import Fields, ignored_header
+from sglite.runtime.serve.openai.sampling import IGNORED, read_options, read_rid
+from sglite.runtime.serve.openai.usage import usage_of
+from sglite.runtime.serve.responses import json_response, unless_gone
+from sglite.runtime.serve.serving import Route, Serving
+
+_MAX_NAME = 256
+_REFUSED = {
+    "messages": "send the text as input",
+    "add_special_tokens": "the tokenizer's rules are the model's; send token ids to choose them yourself",
+    "embed_dtype": "numbers are float32",
+    "lora_path": "adapters are not served",
+    "image_data": "this model takes text only",
+    "prompt_embeds": "send text or token ids",
+}
+_ENCODE_FIELDS = ("text", "input_ids", "rid", "model", "priority", "cache_salt", "extra_key", "dimensions")
+
+
+class Embeddings:
+    """The routes."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def routes(self) -> list[Route]:
+        """See the module."""
+        return [
+            Route("/v1/embeddings", ("POST",), self.create),
+            Route("/embeddings", ("POST",), self.create),
+            Route("/encode", ("POST", "PUT"), self.encode),
+        ]
+
+    async def create(self, request: Request) -> Response:
+        """OpenAI's embeddings."""
+        body = await read_object(request)
+        fields = Fields(body)
+        name = self._serving.models.check(fields.raw("model"))
+        pooling_of(self._serving)
+        fields.refuse(_REFUSED)
+        texts = read_inputs(fields, "input")
+        spelling = fields.one_of("encoding_format", ("float", "base64")) or "float"
+        keep = read_keep(fields, longest_text(self._serving))
+        prompt = fields.text("prompt_name", _MAX_NAME)
+        wanted = Wanted(
+            dimensions=fields.integer("dimensions", 1, self._serving.engine.config.hidden_size),
+            normalize=None if fields.raw("normalize") is None else fields.flag("normalize"),
+            options=read_options(fields),
+            rids=_names(read_rid(fields), len(texts)),
+        )
+        ignored = [one for one in IGNORED if fields.raw(one) not in (None, False, {}, "")]
+        ids = await ids_of(self._serving, texts, prompt=prompt, keep=keep)
+        found = await unless_gone(request, embed(self._serving, ids, wanted))
+        data = [
+            {"object": "embedding", "index": index, "embedding": spelled(vector, spelling)}
+            for index, vector in enumerate(found.vectors)
+        ]
+        usage = usage_of(found.events, [1] * len(found.events))
+        response = json_response({"object": "list", "data": data, "model": name, "usage": usage})
+        response.headers.update(ignored_header([*ignored, *fields.unread()]))
+        return response
+
+    async def encode(self, request: Request) -> Response:
+        """SGLang's ``/encode``."""
+        body = await read_object(request)
+        pooling_of(self._serving)
+        check_names(body, _ENCODE_FIELDS, "/encode", {})
+        fields = Fields(body)
+        self._serving.models.check(fields.raw("model"))
+        if (fields.raw("text") is None) == (fields.raw("input_ids") is None):
+            raise Refused(400, "give either text or input_ids, and not both", param="text")
+        where = "input_ids" if fields.raw("text") is None else "text"
+        given = fields.raw(where)
+        texts = read_inputs(fields, where)
+        many = isinstance(given, list) and (where == "text" or isinstance(given[0], list))
+        rid = fields.text("rid", _MAX_NAME)
+        rids = _names(rid, len(texts)) if many else [rid]
+        dimensions = fields.integer("dimensions", 1, self._serving.engine.config.hidden_size)
+        ids = await ids_of(self._serving, texts, where=where)
+        wanted = Wanted(dimensions=dimensions, options=read_options(fields), rids=rids)
+        found = await unless_gone(request, embed(self._serving, ids, wanted))
+        rows = [
+            {"embedding": vector.tolist(), "meta_info": event["meta_info"]}
+            for vector, event in zip(found.vectors, found.events, strict=True)
+        ]
+        return json_response(rows if many else rows[0])
+
+
+def read_inputs(fields: Fields, where: str) -> list[Text]:
+    """Text, ids, or a list of either; ``Refused`` for anything else, and for more than ``MAX_INPUTS``."""
+    value: Any = fields.raw(where)
+    if isinstance(value, str) or (isinstance(value, list) and value and all(type(one) is int for one in value)):
+        value = [value]
+    rule = f"must be text, token ids, or a list of 1 to {MAX_INPUTS} of either"
+    if not isinstance(value, list) or not value:
+        raise fields.wrong(where, rule)
+    if len(value) > MAX_INPUTS:
+        raise Refused(400, f"{where} has {len(value)} entries; send at most {MAX_INPUTS}", param=where)
+    texts = all(isinstance(one, str) for one in value)
+    ids = all(isinstance(one, list) and all(type(token) is int for token in one) for one in value)
+    if not texts and not ids:
+        raise fields.wrong(where, f"{rule}, and not a mixture")
+    return value
+
+
+def read_keep(fields: Fields, most: int) -> int | None:
+    """``truncate_prompt_tokens``: how much is kept of longer texts; -1: as much as fits."""
+    keep = fields.integer("truncate_prompt_tokens", -1, most)
+    if keep == 0:
+        raise fields.wrong("truncate_prompt_tokens", f"must be -1 or in [1, {most}]")
+    return most if keep == -1 else keep
+
+
+def spelled(vector: Vector, spelling: str) -> Any:
+    """A vector as JSON: numbers, or the base64 of little-endian float32."""
+    if spelling == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+    return vector.tolist()
+
+
+def _names(rid: str | None, count: int) -> list[str | None]:
+    """A name each for the texts of a request called ``rid``."""
+    return [rid] if count == 1 else [None if rid is None else f"{rid}-{i}" for i in range(count)]

@@ -1,0 +1,144 @@
+"""How relevant documents are to queries: one number a pair, however the served model tells.
+
+    an embedding model     the cosine of the two vectors, -1 to 1
+    a reranker             the probability of its word for "relevant" against that for "not relevant", 0 to 1
+
+A reranker is a language model that is asked, in a prompt of its own, for one of two words. It is declared by a chat
+template that reads messages of the roles ``query`` and ``document`` (and ``system``: an instruction), the checkpoint's
+own or one given with ``--chat-template``, and by the two words: as the checkpoint lists them, or "yes" and "no" where
+the template asks for those. Any other model is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sglite.runtime.pooling import Undeclared, read_labels
+from sglite.runtime.serve.context_length import check_length
+from sglite.runtime.serve.embed import Wanted, embed, ids_of
+from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.generations import Row, start
+from sglite.runtime.serve.serving import Serving
+from sglite.runtime.text.turns import TemplateError
+
+_NEEDS = (
+    "serve an embedding model, or a reranker whose chat template reads the roles query and document "
+    "(--chat-template gives one)"
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score a pair, and what the engine said of the requests behind them."""
+
+    values: list[float]
+    events: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Tokens that a reranker answers with."""
+
+    no: int
+    yes: int
+
+
+class Relevance:
+    """Scores pairs of texts."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    @cached_property
+    def labels(self) -> Labels | str:
+        """The reranker's words; why there are none."""
+        engine = self._serving.engine
+        template, tokenizer = engine.chat_template, engine.tokenizer
+        try:
+            declared = read_labels(engine.folder)
+        except Undeclared as error:
+            return str(error)
+        source = "" if template is None else template.source.get("default", "")
+        reads = all(re.search(rf"""["']{role}["']""", source) for role in ("query", "document"))
+        if tokenizer is None or not reads:
+            return "its chat template reads no query and no document"
+        asks = re.search(r"""["']yes\\?["'] or \\?["']no\\?["']""", source)
+        if declared is None and asks is None:
+            return "it declares no words for relevant and not relevant"
+        no, yes = ("no", "yes") if declared is None else declared
+        found = [token if isinstance(token, int) else tokenizer.id_of(token) for token in (no, yes)]
+        if found[0] is None or found[1] is None or max(found[0], found[1]) >= engine.config.vocab_size:
+            return f"its words {no!r:.40} and {yes!r:.40} are not tokens of its vocabulary"
+        return Labels(found[0], found[1])
+
+    async def scores(
+        self, pairs: Sequence[tuple[str, str]], *, instruction: str | None = None, options: Mapping[str, Any]
+    ) -> Scores:
+        """One score for each (query, document). Cancelling it ends the requests. ``Refused`` names what is wrong."""
+        if isinstance(self.labels, Labels) and self._serving.engine.config.generates:
+            return await self._by_labels(pairs, self.labels, instruction, options)
+        if isinstance(self._serving.engine.pooling, str):
+            message = f"{self._serving.models.name} does not score texts: {self.labels}; {_NEEDS}"
+            raise Refused(400, message, param="model", code="scoring_not_supported")
+        if instruction is not None:
+            message = "an embedding model takes no instruction; write it into the query, as the model's makers say"
+            raise Refused(400, message, param="instruction")
+        return await self._by_vectors(pairs, options)
+
+    async def _by_vectors(self, pairs: Sequence[tuple[str, str]], options: Mapping[str, Any]) -> Scores:
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        ids = await ids_of(self._serving, texts, where="text")
+        found = await embed(self._serving, ids, Wanted(normalize=True, options=options))
+        vector = dict(zip(texts, found.vectors, strict=True))
+        return Scores([float(vector[query] @ vector[document]) for query, document in pairs], found.events)
+
+    async def _by_labels(
+        self, pairs: Sequence[tuple[str, str]], labels: Labels, instruction: str | None, options: Mapping[str, Any]
+    ) -> Scores:
+        prompts = await asyncio.to_thread(self._prompts, pairs, instruction)
+        rows, events = await label_logprobs(self._serving, prompts, [labels.no, labels.yes], options)
+        return Scores([1 / (1 + math.exp(min(no - yes, 700.0))) for no, yes in rows], events)
+
+    def _prompts(self, pairs: Sequence[tuple[str, str]], instruction: str | None) -> list[list[int]]:
+        """The questions that the reranker is asked."""
+        template, tokenizer = self._serving.engine.chat_template, self._serving.engine.tokenizer
+        assert template is not None and tokenizer is not None
+        system = [] if instruction is None else [{"role": "system", "content": instruction}]
+        found = []
+        for query, document in pairs:
+            messages = [*system, {"role": "query", "content": query}, {"role": "document", "content": document}]
+            try:
+                found.append(tokenizer.encode(template.render(messages, add_generation_prompt=True)))
+            except TemplateError as error:
+                raise Refused(400, f"the chat template could not make a prompt of the texts: {error}") from None
+        return found
+
+
+async def label_logprobs(
+    serving: Serving, prompts: Sequence[list[int]], labels: list[int], options: Mapping[str, Any], where: str = "text"
+) -> tuple[list[list[float]], list[dict[str, Any]]]:
+    """Log probabilities of ``labels``, in their order, as the token after each prompt; and the engine's events.
+
+    ``where``: what the client calls the prompts. What prompts have in common is computed once.
+    """
+    for ids in prompts:
+        check_length(serving, len(ids), 1, where)
+    asked = {**options, "return_logprob": True, "token_ids_logprob": labels}
+    sampling = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True}
+    started = await start(
+        serving.engine, serving.in_flight, [Row(input_ids=ids, sampling=sampling, options=asked) for ids in prompts]
+    )
+    try:
+        events = await started.results()
+    finally:
+        started.end()
+    if not all(event["output_ids"] for event in events):
+        raise Refused(503, "the request was ended before it was computed; send it again", code="aborted")
+    rows = [event["meta_info"]["output_token_ids_logprobs"][0] for event in events]
+    return [[float(entry[0]) for entry in row] for row in rows], events

@@ -1,0 +1,128 @@
+"""Constraints made to hurt, sent while others stream: each is served or refused in time, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from faults.bombs import Bomb, bombs
+from faults.probe import Probe
+from faults.scale import PATIENCE, figure, sized
+from faults.servers import Server, resident, settles
+from faults.shapes import wrong_with
+from faults.wire import JSON, Connection, Reply, part_of
+
+ATTACK = "grammar bombs"
+_BYSTANDERS = 2
+_GRAMMAR_SECONDS = 5
+MAX_GROWTH = 1 << 30
+"""Bytes that the engine's memory may grow by."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """The bundled model: masks over a vocabulary of some size."""
+    server = Server(None, "--grammar-timeout-s", str(_GRAMMAR_SECONDS), "--max-total-tokens", "32768")
+    yield server
+    server.close()
+
+
+@dataclass
+class Waits:
+    """Seconds of other people's streams."""
+
+    first: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        first = [round(1000 * part_of(self.first, share)) for share in (0.5, 0.99, 1)]
+        gaps = [round(1000 * part_of(self.gaps, share)) for share in (0.5, 0.99, 1)]
+        return f"first token {first}, gaps {gaps} ms (p50, p99, worst) of {len(self.first)}, {len(self.gaps)}"
+
+
+async def bystander(port: int, stop: asyncio.Event, waits: Waits) -> None:
+    """Streams short answers, one after another."""
+    connection = Connection(port)
+    number = 0
+    while not stop.is_set():
+        number += 1
+        sampling = {"max_new_tokens": 24, "ignore_eos": True, "temperature": 1, "sampling_seed": number}
+        began = time.perf_counter()
+        body = {"text": f"Number {number}:", "sampling_params": sampling, "stream": True}
+        await connection.send("POST", "/generate", _json(body))
+        status, headers = await connection.begin()
+        assert status == 200
+        last = None
+        async for _ in connection.parts(headers):
+            now = time.perf_counter()
+            (waits.first.append(now - began) if last is None else waits.gaps.append(now - last))
+            last = now
+    connection.close()
+
+
+def _json(body: Any) -> bytes:
+    import json
+
+    return json.dumps(body).encode()
+
+
+async def throw(port: int, work: list[Bomb], spent: list[tuple[float, str, Reply]]) -> None:
+    """Sends bombs, one after another."""
+    connection = Connection(port)
+    while work:
+        name, kind, value = work.pop()
+        body = {"text": "x", "sampling_params": {"max_new_tokens": 6, kind: value}}
+        reply = await connection.call("POST", "/generate", body, headers=JSON, timeout=120)
+        spent.append((reply.seconds, name, reply))
+    connection.close()
+
+
+async def attack(server: Server, work: list[Bomb], idle_s: float) -> tuple[Waits, Waits, list[tuple[float, str, Reply]]]:
+    """Others' waits before and during the attack, and what became of each bomb."""
+    before, during = Waits(), Waits()
+    for waits, seconds in ((Waits(), 2.0), (before, idle_s)):
+        stop = asyncio.Event()
+        streams = [asyncio.ensure_future(bystander(server.port, stop, waits)) for _ in range(_BYSTANDERS)]
+        await asyncio.sleep(seconds)
+        stop.set()
+        await asyncio.gather(*streams)
+    stop = asyncio.Event()
+    streams = [asyncio.ensure_future(bystander(server.port, stop, during)) for _ in range(_BYSTANDERS)]
+    spent: list[tuple[float, str, Reply]] = []
+    await asyncio.gather(*(throw(server.port, work, spent) for _ in range(2)))
+    stop.set()
+    await asyncio.gather(*streams)
+    return before, during, spent
+
+
+def test_bombs_hurt_nobody(server: Server) -> None:
+    work = bombs()
+    work = work[:: sized(1, 1)][::-1]
+    assert len(work) >= 200
+    memory = resident(server.engine_pid)
+    server.costliest()
+    with Probe(server.port) as probe:
+        before, during, spent = asyncio.run(attack(server, work, 10.0))
+    grown = resident(server.engine_pid) - memory
+    late = sorted(((seconds, name, reply.status) for seconds, name, reply in spent), reverse=True)
+    figure(ATTACK, "kinds, statuses", f"{len(spent)}, {dict(Counter(reply.status for _, _, reply in spent))}")
+    figure(ATTACK, "slowest answers", [(name, status, round(seconds, 1)) for seconds, name, status in late[:12]])
+    figure(ATTACK, "others, before", before)
+    figure(ATTACK, "others, during", during)
+    figure(ATTACK, "engine's memory grew by, MB", grown >> 20)
+    figure(ATTACK, "/health meanwhile", probe.seen)
+    figure(ATTACK, "costliest on the loop, ms of processor", [(round(1000 * s), n) for s, n in server.costliest()])
+    faults = [f"{name}: {fault}" for _, name, reply in spent if (fault := wrong_with("/generate", reply))]
+    assert not faults, "\n".join(faults)
+    assert not server.errors(), server.errors()[:5]
+    assert late[0][0] < (_GRAMMAR_SECONDS + 3) * PATIENCE, late[:10]
+    assert part_of(during.gaps, 0.99) < 1.0 * PATIENCE
+    assert max(during.gaps) < 2.0 * PATIENCE
+    assert grown < MAX_GROWTH
+    assert settles(server.is_idle, 20 * PATIENCE), server.open_work()
