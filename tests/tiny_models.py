@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
@@ -87,6 +87,38 @@ def make_checkpoint(
     write_weights(folder, random_weights(config, seed), shards)
     if tokenizer:
         make_tokenizer(folder)
+    return folder
+
+
+def make_embedding_checkpoint(
+    folder: str | Path, *, seed: int = 0, bare: bool = True, modes: Mapping[str, bool] | None = None, **overrides: Any
+) -> Path:
+    """A checkpoint in the layout of Qwen3-Embedding: last-token pooling, normalised, and an end token after each text.
+
+    ``bare``: the decoder's weights alone, without head and without ``model.`` before their names. ``modes``: in place
+    of last-token pooling.
+    """
+    folder = make_checkpoint(folder, seed=seed, **overrides)
+    if bare:
+        config = tiny_config(**overrides)
+        tensors = random_weights(config, seed)
+        tensors.pop("lm_head.weight", None)
+        write_weights(folder, {name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    kinds = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 64, "include_prompt": True, **(modes or {"pooling_mode_lasttoken": True})}
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    prompts = {"query": "Instruct: find what answers\nQuery:", "document": ""}
+    _write_json(folder / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None})
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end = SPECIAL_TOKENS[0]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end}", special_tokens=[(end, 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 

@@ -37,6 +37,8 @@ def test_every_value_has_an_origin():
         "dtype": "argument",
         "device": "hardware",
         "vocab_size": "model",
+        "hidden_size": "model",
+        "generates": "model",
     }
 
 

@@ -23,16 +23,21 @@ from sglite.runtime.serve.info import Info
 from sglite.runtime.serve.native import Native
 from sglite.runtime.serve.observe_routes import ObserveRoutes
 from sglite.runtime.serve.observed import Observed
+from sglite.runtime.serve.ollama.embed import embedder_of
 from sglite.runtime.serve.ollama.routes import Ollama
 from sglite.runtime.serve.openai.chat import Chat
 from sglite.runtime.serve.openai.completions import Completions
+from sglite.runtime.serve.openai.embeddings import Embeddings
 from sglite.runtime.serve.openai.model_routes import ModelRoutes
+from sglite.runtime.serve.openai.rerank import Rerank
+from sglite.runtime.serve.openai.score import Score
 from sglite.runtime.serve.openapi import add_routes
 from sglite.runtime.serve.options import ServeOptions
 from sglite.runtime.serve.parse_routes import ParseRoutes
 from sglite.runtime.serve.playground import Playground
 from sglite.runtime.serve.program_route import ProgramRoute
 from sglite.runtime.serve.programs import Programs
+from sglite.runtime.serve.relevance import Relevance
 from sglite.runtime.serve.responses import json_response
 from sglite.runtime.serve.responses_api.routes import Responses
 from sglite.runtime.serve.security import Guard, with_cors
@@ -70,12 +75,15 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> ASGIApp:
 
 def all_routes(serving: Serving, programs: Programs, responses: Responses) -> list[Route]:
     """Every route of the server, whatever the options."""
-    sessions = Sessions()
+    sessions, relevance = Sessions(), Relevance(serving)
     return [
         *Chat(serving).routes(),
         *Completions(serving).routes(),
         *ModelRoutes(serving).routes(),
-        *Ollama(serving).routes(),
+        *Embeddings(serving).routes(),
+        *Rerank(serving, relevance).routes(),
+        *Score(serving, relevance).routes(),
+        *Ollama(serving, embedder_of(serving)).routes(),
         *Messages(serving).routes(),
         *responses.routes(),
         *Playground(serving.options).routes(),

@@ -26,9 +26,12 @@ class EngineFacts:
     device: str
     dtype: str
     constraints: str
+    embeds: bool = False
+    """Makes vectors of texts."""
+    generates: bool = True
 
     @classmethod
-    def of(cls, model_path: str, config: EngineConfig) -> EngineFacts:
+    def of(cls, model_path: str, config: EngineConfig, embeds: bool = False) -> EngineFacts:
         """From an engine's ``model_path`` and ``config``."""
         return cls(
             model=model_path,
@@ -37,6 +40,8 @@ class EngineFacts:
             device=config.device,
             dtype=config.dtype,
             constraints=config.grammar_backend,
+            embeds=embeds,
+            generates=config.generates,
         )
 
 
@@ -50,9 +55,10 @@ def banner(engine: EngineFacts, options: ServeOptions, url: str, formats: Format
         "context": f"{engine.context:,} tokens; the KV cache holds {engine.kv_tokens:,}",
         "runs on": f"{engine.device}, {engine.dtype}; constraints: {engine.constraints}",
         "formats": f"tool calls: {tools}, reasoning: {reasoning}",
+        **({"pooling": f"last token{'' if engine.generates else '; no text'}"} if engine.embeds else {}),
         "keys": f"{_key('API key', options.api_key, 'anybody may call')}; "
         f"{_key('admin key', options.admin_key, 'admin routes are closed')}",
-        "try": _curl(url, name, options.api_key is not None),
+        "try": _curl(url, name, options.api_key is not None, engine.generates),
         "see": f"{url}/docs" + (f" and {url}/ (playground)" if options.playground else ""),
     }
     width = max(map(len, rows))
@@ -63,8 +69,9 @@ def _key(what: str, key: str | None, without: str) -> str:
     return f"no {what}, {without}" if key is None else f"{what} set"
 
 
-def _curl(url: str, model: str, has_key: bool) -> str:
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]}, ensure_ascii=False)
-    quoted = body.replace("'", "'\\''")
+def _curl(url: str, model: str, has_key: bool, generates: bool) -> str:
+    asked = {"messages": [{"role": "user", "content": "Hello"}]} if generates else {"input": "Hello"}
+    quoted = json.dumps({"model": model, **asked}, ensure_ascii=False).replace("'", "'\\''")
     key = ' -H "Authorization: Bearer $SGLITE_API_KEY"' if has_key else ""
-    return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'"
+    route = "chat/completions" if generates else "embeddings"
+    return f"curl {url}/v1/{route}{key} -H 'Content-Type: application/json' -d '{quoted}'"

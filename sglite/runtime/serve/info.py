@@ -52,7 +52,8 @@ class Info:
         return {
             "model_path": engine.model_path,
             "tokenizer_path": engine.args.tokenizer_path or engine.model_path,
-            "is_generation": True,
+            "is_generation": engine.config.generates,
+            "is_embedding": not isinstance(engine.pooling, str),
             "has_image_understanding": False,
             "has_audio_understanding": False,
             "preferred_sampling_params": None,

@@ -97,7 +97,8 @@ class _Server(uvicorn.Server):
         engine, options = self._engine, self._options
         names = options.tool_call_parser, options.reasoning_parser
         formats = formats_of(engine.chat_template, engine.tokenizer, *names)
-        return banner(EngineFacts.of(engine.model_path, engine.config), options, self._url, formats)
+        facts = EngineFacts.of(engine.model_path, engine.config, not isinstance(engine.pooling, str))
+        return banner(facts, options, self._url, formats)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins the end, another one is the end, of both processes.

@@ -96,7 +96,8 @@ class Relevance:
         ids = await ids_of(self._serving, texts, where="text")
         found = await embed(self._serving, ids, Wanted(normalize=True, options=options))
         vector = dict(zip(texts, found.vectors, strict=True))
-        return Scores([float(vector[query] @ vector[document]) for query, document in pairs], found.events)
+        cosines = [float(vector[query] @ vector[document]) for query, document in pairs]
+        return Scores([max(-1.0, min(1.0, one)) for one in cosines], found.events)
 
     async def _by_labels(
         self, pairs: Sequence[tuple[str, str]], labels: Labels, instruction: str | None, options: Mapping[str, Any]

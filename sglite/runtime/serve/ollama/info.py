@@ -89,7 +89,7 @@ class Info:
     def _capabilities(self) -> list[str]:
         formats = self._serving.formats
         can = {
-            "completion": True,
+            "completion": self._serving.engine.config.generates,
             "tools": formats.tools is not None,
             "thinking": formats.reasoning is not None,
             "embedding": self._embeds,

@@ -64,8 +64,8 @@ class Rerank:
         results: list[dict[str, Any]] = [{"index": i, "relevance_score": found.values[i]} for i in order]
         if shown:
             results = [{**one, "document": {"text": documents[one["index"]]}} for one in results]
-        usage = usage_of_prompts(found.events)
-        response = json_response({"id": f"rerank-{uuid.uuid4().hex}", "model": name, "results": results, "usage": usage})
+        head = {"id": f"rerank-{uuid.uuid4().hex}", "model": name}
+        response = json_response({**head, "results": results, "usage": usage_of_prompts(found.events)})
         response.headers.update(ignored_header([*ignored, *fields.unread()]))
         return response
 

@@ -11,6 +11,7 @@ in common is computed once.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 import uuid
@@ -62,7 +63,7 @@ class Score:
         fields.refuse({"return_pooled_hidden_states": "hidden states are not given out"})
         labels = self._read_labels(fields)
         softmax, options = fields.flag("apply_softmax"), read_options(fields)
-        prompts = self._prompts(fields, fields.flag("item_first"))
+        prompts = await asyncio.to_thread(self._prompts, fields, fields.flag("item_first"))
         work = label_logprobs(self._serving, prompts, labels, options, "items")
         rows, events = await unless_gone(request, work)
         scores = [_shares(row) if softmax else [math.exp(one) for one in row] for row in rows]
@@ -121,4 +122,5 @@ def _shares(row: Sequence[float]) -> list[float]:
     """The labels' probabilities among themselves."""
     most = max(row)
     weights = [math.exp(one - most) if one > -math.inf else 0.0 for one in row]
-    return [weight / sum(weights) for weight in weights]
+    total = sum(weights) or 1.0
+    return [weight / total for weight in weights]
