@@ -168,7 +168,8 @@ class Admission:
         check_options(rid, priority, cache_salt, extra_key, timeout_s, queue_timeout_s)
         check_pool(pool, sampling, constraint is not None or return_logprob)
         if not self._generates and (sampling.max_new_tokens != 0 or return_logprob):
-            raise RequestRefused("this checkpoint has no output head (lm_head): it makes embeddings, and no text")
+            message = "this checkpoint has no output head (lm_head): it makes embeddings, and no text"
+            raise InvalidParameter("model", None, message)
         after = ending_ids(constraint_after, reasoning_budget, constraint, self._tokenizer, self._vocab_size)
         check_constraint(constraint, sampling, self._compiler)
         layout, options = logprob_options(

@@ -64,10 +64,12 @@ class HealthRoutes:
         return "ok", ""
 
     async def health_generate(self, request: Request) -> Response:
-        """One token from the model."""
+        """One token from the model, or one vector from a model that makes no text."""
         generation: Generation | None = None
         try:
-            generation = self._engine.submit([0], {"max_new_tokens": 1, "temperature": 0.0})
+            pool = None if self._engine.config.generates else "last"
+            sampling = {"max_new_tokens": 1 if pool is None else 0, "temperature": 0.0}
+            generation = self._engine.submit([0], sampling, pool=pool)
             await unless_gone(request, asyncio.wait_for(generation.wait(), _CHECK_SECONDS))
         except asyncio.TimeoutError:
             raise Refused(503, f"the engine gave no token within {_CHECK_SECONDS:g} s", code="stalled") from None

@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import Template
 from jinja2.exceptions import TemplateError as JinjaError
 
+from sglite.runtime.text.calls import CallStyle, style_of, styled
 from sglite.runtime.text.folder import TokenizerFiles, read_json, read_text
 from sglite.runtime.text.template_sandbox import MAX_TEXT, BoundedSandbox, TemplateOverrun
 from sglite.runtime.text.turns import TemplateError, TurnTable
@@ -27,10 +28,20 @@ MAX_TEMPLATE_CHARS = 1 << 20
 MAX_DEPTH = 64
 _MARK = "qzcontentzq"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "lookup",
+        "description": "Looks it up.",
+        "parameters": {"type": "object", "properties": {"word": {"type": "string", "description": "What."}}},
+    },
+}
 
 
 class TemplateTooCostly(TemplateError):
     """A template that exceeds the bounds of `template_sandbox`."""
+
+    final = True
 
 
 class ChatTemplate:
@@ -56,7 +67,8 @@ class ChatTemplate:
         self._tokens = {name: text for name, text in tokens.items() if text is not None}
         self._sandbox = BoundedSandbox()
         self._templates = {name: self._compile(name, text) for name, text in sources.items()}
-        self._turns = TurnTable(self._render_plain)
+        self._turns = TurnTable(self._render_styled)
+        self._styles: dict[bool, CallStyle] = {}
 
     @classmethod
     def load(cls, folder: str | Path, file: str | Path | None = None) -> ChatTemplate | None:
@@ -92,15 +104,15 @@ class ChatTemplate:
     ) -> str:
         """The prompt text. `kwargs` are further template variables (`enable_thinking`, ...).
 
-        Arguments of earlier tool calls may be JSON text; the template gets them as objects. Raises
-        `TemplateError` when the template refuses the messages, fails or exceeds its bounds, or a message is
-        not plain JSON.
+        Arguments of earlier tool calls may be objects or JSON text; the template gets what it takes, see `calls`.
+        Raises `TemplateError` when the template refuses the messages, fails or exceeds its bounds, or a message
+        is not plain JSON.
         """
         prepared = [
             self._content(_prepare(message, f"messages[{i}]"), f"messages[{i}].content")
             for i, message in enumerate(messages)
         ]
-        return self._render_plain(
+        return self._render_styled(
             prepared,
             tools=_plain(tools, "tools") if tools else None,
             documents=_plain(documents, "documents") if documents else None,
@@ -154,6 +166,18 @@ class ChatTemplate:
         if isinstance(content, str) and not self._takes_text and self.takes_parts:
             return {**message, "content": [{"type": "text", "text": content}]}
         return message
+
+    def call_style(self, with_tools: bool) -> CallStyle:
+        """How the template wants earlier calls, in a conversation with tools or without."""
+        if with_tools not in self._styles:
+            tools = [_PROBE_TOOL] if with_tools else None
+            self._styles[with_tools] = style_of(lambda messages: self._render_plain(messages, tools=tools))
+        return self._styles[with_tools]
+
+    def _render_styled(self, messages: list[dict[str, Any]], **variables: Any) -> str:
+        if any(message.get("tool_calls") for message in messages):
+            messages = styled(messages, self.call_style(bool(variables.get("tools"))))
+        return self._render_plain(messages, **variables)
 
     def _compile(self, name: str, source: str) -> Template:
         if len(source) > MAX_TEMPLATE_CHARS:
@@ -222,7 +246,7 @@ def _read_sources(path: Path, files: TokenizerFiles) -> dict[str, str]:
 
 
 def _prepare(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A copy of plain JSON values, tool arguments as objects, reasoning under its standard name."""
+    """A copy of plain JSON values, tool arguments checked, reasoning under its standard name."""
     plain = _plain(message, where)
     if not isinstance(plain, dict) or not isinstance(plain.get("role"), str):
         raise TemplateError(f"{where}: an object with a role was expected")
@@ -230,7 +254,7 @@ def _prepare(message: Mapping[str, Any], where: str) -> dict[str, Any]:
         function = call.get("function", call) if isinstance(call, dict) else {}
         arguments = function.get("arguments")
         if isinstance(arguments, str):
-            function["arguments"] = _arguments(arguments, f"{where}.tool_calls[{index}].function.arguments")
+            _check_arguments(arguments, f"{where}.tool_calls[{index}].function.arguments")
     reasoning = next((plain[name] for name in _REASONING if plain.get(name) is not None), None)
     if reasoning is not None:
         plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
@@ -244,9 +268,9 @@ def _text_of(part: Any, where: str) -> str:
     raise TemplateError(f"{where}: this model's template takes text only, not {kind!r}; leave the part out")
 
 
-def _arguments(text: str, where: str) -> Any:
+def _check_arguments(text: str, where: str) -> None:
     try:
-        return json.loads(text) if text.strip() else {}
+        json.loads(text or "{}") if text.strip() else None
     except (json.JSONDecodeError, RecursionError) as error:
         raise TemplateError(f"{where}: not valid JSON ({error}); send the arguments of the call as JSON") from None
 

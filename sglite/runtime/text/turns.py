@@ -21,6 +21,9 @@ _MARKS = ("qzaopenaqz", "qzbturnbqz", "qzccallcqz", "qzdlastdqz")
 class TemplateError(ValueError):
     """A chat template that is broken, refuses its input, or cannot give what was asked of it."""
 
+    final = False
+    """Whether asking in another form is not worth it."""
+
 
 class TurnTable:
     """Affixes of turns for one template. `render(messages, **variables)` must raise `TemplateError` on refusal."""
