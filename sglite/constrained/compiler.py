@@ -55,10 +55,10 @@ class CompiledConstraint:
 
         Raises ConstraintRefused where that text is too long to be written out.
         """
-        raw = self.program.raw_matcher()
-        if raw.shortest() is None:
+        completion = self.program.raw_matcher().shortest()
+        if completion is None:
             raise ConstraintRefused("its shortest text is too long to be ended in time; leave on_limit at 'stop'")
-        return closing.shortest_tokens(raw, self.tokens)
+        return closing.cost(completion, self.tokens)
 
 
 class _Job:

@@ -55,7 +55,7 @@ def _schemas() -> Iterator[tuple[str, Any]]:
         yield f"deep anyOf {levels}", _nested(levels, lambda i: {"anyOf": [i, {"type": "null"}]}, {"type": "string"})
         yield f"deep not {levels}", _nested(levels, lambda i: {"not": i}, {"type": "string"})
         yield f"deep allOf {levels}", _nested(levels, lambda i: {"allOf": [i, {"maxLength": 9}]}, {"type": "string"})
-        yield f"deep if {levels}", _nested(levels, lambda i: {"if": i, "then": i, "else": True}, {"type": "string"})
+        yield f"deep if {levels}", _nested(levels, lambda i: {"if": i, "then": {"minLength": 1}, "else": True}, {"type": "string"})
         yield f"deep counted {levels}", _nested(levels, lambda i: {"type": "array", "items": i, "maxItems": 9}, {})
     for count in (1000, 20_000):
         names = [f"name{i}" for i in range(count)]
@@ -202,7 +202,7 @@ def _tags() -> Iterator[tuple[str, Any]]:
         nested = {"type": "tag", "begin": f"<{i}>", "content": nested, "end": f"</{i}>"}
     yield "deep", {"type": "structural_tag", "format": nested}
     either = {"type": "const_string", "value": "a"}
-    for _ in range(18):
+    for _ in range(12):
         either = {"type": "or", "elements": [either, either]}
     yield "either", {"type": "structural_tag", "format": either}
     yield "sequence", {"type": "structural_tag", "format": {"type": "sequence", "elements": [nested] * 50}}

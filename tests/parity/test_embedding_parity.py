@@ -150,7 +150,7 @@ def test_what_the_openai_client_gets(server: Served, reference: Reference) -> No
     packed = client.embeddings.create(model="vectors", input=texts)
     plain = client.embeddings.create(model="vectors", input=texts, encoding_format="float")
     rows = [np.array([entry.embedding for entry in found.data], dtype=np.float32) for found in (packed, plain)]
-    assert np.array_equal(*rows)
+    assert np.abs(rows[0] - rows[1]).max() < SAME
     assert np.abs(rows[0] - reference.embed(texts)).max() < TOLERANCE
     counted = sum(len(reference.tokenizer(text)["input_ids"]) for text in texts)
     assert packed.usage.prompt_tokens == packed.usage.total_tokens == counted

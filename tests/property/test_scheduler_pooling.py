@@ -64,7 +64,7 @@ def test_a_prompt_in_the_cache_is_replayed_by_one_token() -> None:
         b.add(name, prompt, 0, pool="last")
         b.run()
     costs = b.done["b"].last.accounting
-    assert (costs.cached_tokens, costs.computed_prompt_tokens, costs.replayed_tokens) == (37, 0, 1)
+    assert (costs.cached_tokens, costs.computed_prompt_tokens, costs.replayed_tokens) == (36, 1, 1)
     assert costs.forward_passes == 1 and b.worker.replayed == 1
 
 
@@ -82,8 +82,8 @@ def test_a_step_that_failed_gives_nobody_its_state() -> None:
     failed = []
     b.worker.fail_step = lambda step: not failed and bool(step.pools) and not failed.append(step)
     b.add("a", [1, 2, 3], 0, pool="last")
-    b.add("b", [1, 2, 4], 0, pool="last")
+    b.add("b", [5, 6], 0, pool="last")
     b.run()
     assert failed
-    for name, prompt in (("a", [1, 2, 3]), ("b", [1, 2, 4])):
+    for name, prompt in (("a", [1, 2, 3]), ("b", [5, 6])):
         assert b.done[name].last.hidden == fingerprint_of(prompt).to_bytes(8, "little")

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int MAX_NESTED_ENDS = 64;  // leaves ending one inside the other without a byte between
 constexpr size_t FEW_TRANSITIONS = 8;
-constexpr size_t MAX_COMPLETION = 1u << 22;  // bytes
+constexpr size_t MAX_COMPLETION = 1u << 16;  // bytes; a text that is longer is not written out
 constexpr int MAX_TRIES = 400;
 constexpr uint64_t HASTE = 8;                 // what a byte to the end weighs against one that is written
 constexpr size_t MAX_ASKED = 256;             // values at a time
@@ -541,6 +541,8 @@ int Program::toward(int state, Context& context) {
 bool Program::complete(int state, Context& context, std::string& text) {
     const int start = state;
     const size_t before = context.text.size();
+    // No text is shorter than the distance says: what is too long is known before a byte of it is written.
+    if (const uint64_t least = states_[start]->distance; least > MAX_COMPLETION && least < FAR) return false;
     int byte = -2;
     while (context.text.size() - before < MAX_COMPLETION && (byte = toward(state, context)) >= 0) {
         context.text.push_back(static_cast<char>(byte));

@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
-from sglite.runtime.engine.presenter import Presenter
+from sglite.runtime.engine.presenter import Presenter, Progress
 from sglite.runtime.protocol import FinishReason, RequestOutput
 
 POLL_SECONDS = 0.2
@@ -151,6 +151,11 @@ class Generation:
         with self._changed:
             return self._version, not self._open, self._event()
 
+    def progress(self) -> tuple[int, bool, list[Progress]]:
+        """``state``, with what the event could be made of in place of it; one for each request."""
+        with self._changed:
+            return self._version, not self._open, self._progress()
+
     @property
     def finished(self) -> bool:
         """All requests have ended."""
@@ -238,7 +243,10 @@ class Generation:
             return future
 
     def _event(self) -> Any:
+        events = [progress.event() for progress in self._progress()]
+        return events if self._many else events[0]
+
+    def _progress(self) -> list[Progress]:
         if not self._open and self._error is not None:
             raise self._error
-        events = [presenter.event() for presenter in self._presenters]
-        return events if self._many else events[0]
+        return [presenter.progress() for presenter in self._presenters]

@@ -29,6 +29,96 @@ class LogprobLayout:
     text: bool = False
 
 
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """One request's outputs at one moment: cheap to take, and whoever needs more than news makes an event of it.
+
+    What it shares with its presenter only grows, so that it stays what it was.
+    """
+
+    request_id: str
+    text: str
+    """All of it, cumulative."""
+    num_tokens: int
+    finish_reason: FinishReason | None
+    accounting: Accounting
+    constraint: dict[str, Any]
+    hidden: bytes | None
+    layout: LogprobLayout | None
+    tokenizer: Tokenizer | None
+    all_ids: list[int]
+    all_rows: list[TokenLogprob]
+    num_rows: int
+    prompt_rows: list[TokenLogprob]
+
+    def ids(self, start: int = 0) -> list[int]:
+        """Output ids from the ``start``-th on."""
+        return self.all_ids[start : self.num_tokens]
+
+    def event(self) -> dict[str, Any]:
+        """``text``, ``output_ids``, ``meta_info``; ``hidden`` where that was asked."""
+        event = {"text": self.text, "output_ids": self.ids(), "meta_info": self._meta()}
+        return event if self.hidden is None else {**event, "hidden": self.hidden}
+
+    def finish_dict(self) -> dict[str, Any] | None:
+        """Why it ended, in the shape of ``meta_info["finish_reason"]``; ``None``: it has not."""
+        if self.finish_reason is None:
+            return None
+        reason = self.finish_reason.to_dict()
+        if self.finish_reason.type == "length":
+            reason["length"] = self.num_tokens
+        return reason
+
+    def logprobs(self, start: int = 0) -> tuple[list[list[Any]], list[list[list[Any]] | None]]:
+        """Rows ``[logprob, id, text]`` of output tokens from the ``start``-th on, and, where that was asked for, the
+        likeliest tokens of each."""
+        rows = self.all_rows[start : self.num_rows]
+        tops = self._nested([row.top for row in rows], rows) if self.layout is not None and self.layout.top_n else []
+        return [self._row(row.token_id, row.logprob) for row in rows], tops
+
+    def _meta(self) -> dict[str, Any]:
+        accounting = msgspec.structs.asdict(self.accounting)
+        accounting["completion_tokens"] = self.num_tokens
+        meta: dict[str, Any] = {
+            "id": self.request_id,
+            "finish_reason": self.finish_dict(),
+            **accounting,
+            "e2e_latency": self.accounting.e2e_ms / 1000,
+            "weight_version": "default",
+            **self.constraint,
+        }
+        if self.layout is not None:
+            meta.update(self._logprob_lists(self.layout))
+        return meta
+
+    def _logprob_lists(self, layout: LogprobLayout) -> dict[str, Any]:
+        rows, tops = self.logprobs()
+        lists: dict[str, Any] = {
+            "input_token_logprobs": [self._row(row.token_id, row.logprob) for row in self.prompt_rows],
+            "output_token_logprobs": rows,
+        }
+        if layout.top_n:
+            lists["input_top_logprobs"] = self._nested([row.top for row in self.prompt_rows], self.prompt_rows)
+            lists["output_top_logprobs"] = tops
+        if layout.given:
+            lists["input_token_ids_logprobs"] = self._nested([r.given for r in self.prompt_rows], self.prompt_rows)
+            own = self.all_rows[: self.num_rows]
+            lists["output_token_ids_logprobs"] = self._nested([row.given for row in own], own)
+        return lists
+
+    def _nested(self, found: list[list[tuple[int, float]]], rows: list[TokenLogprob]) -> list[list[list[Any]] | None]:
+        """Per position the alternatives; ``None`` where nothing precedes."""
+        return [
+            None if row.logprob is None else [self._row(token, logprob) for token, logprob in pairs]
+            for pairs, row in zip(found, rows, strict=True)
+        ]
+
+    def _row(self, token: int, logprob: float | None) -> list[Any]:
+        text = None
+        if self.layout is not None and self.layout.text and self.tokenizer is not None:
+            text = self.tokenizer.token_text(token)
+        return [logprob, token, text]
+
+
 class Presenter:
     """One request's outputs, accumulated.
 
@@ -98,10 +188,23 @@ class Presenter:
         """It ended by itself, not by an abort or an error."""
         return self.finish_reason is not None and self.finish_reason.type in ("stop", "length")
 
-    def event(self) -> dict[str, Any]:
-        """The outputs so far: ``text`` (cumulative), ``output_ids``, ``meta_info``; ``hidden`` where that was asked."""
-        event = {"text": self._shown(), "output_ids": list(self.output_ids), "meta_info": self._meta()}
-        return event if self._hidden is None else {**event, "hidden": self._hidden}
+    def progress(self) -> Progress:
+        """The outputs so far."""
+        return Progress(
+            request_id=self.request_id,
+            text=self._shown(),
+            num_tokens=len(self.output_ids),
+            finish_reason=self.finish_reason,
+            accounting=self._accounting,
+            constraint=self._constraint,
+            hidden=self._hidden,
+            layout=self._layout,
+            tokenizer=self._tokenizer,
+            all_ids=self.output_ids,
+            all_rows=self._rows,
+            num_rows=len(self._rows),
+            prompt_rows=self._prompt_rows,
+        )
 
     def state_ids(self) -> list[int]:
         """Ids of the presented text: the output without the token or text that ended it."""
@@ -157,54 +260,3 @@ class Presenter:
             self._text += self._utf8.decode(bytes(self._bytes[self._decoded : end]))
             self._decoded = end
         return self._text
-
-    # --- meta_info --------------------------------------------------------------------------------------------
-
-    def _meta(self) -> dict[str, Any]:
-        accounting = msgspec.structs.asdict(self._accounting)
-        accounting["completion_tokens"] = len(self.output_ids)
-        meta: dict[str, Any] = {
-            "id": self.request_id,
-            "finish_reason": self._finish_dict(),
-            **accounting,
-            "e2e_latency": self._accounting.e2e_ms / 1000,
-            "weight_version": "default",
-            **self._constraint,
-        }
-        if self._layout is not None:
-            meta.update(self._logprob_lists(self._layout))
-        return meta
-
-    def _finish_dict(self) -> dict[str, Any] | None:
-        if self.finish_reason is None:
-            return None
-        reason = self.finish_reason.to_dict()
-        if self.finish_reason.type == "length":
-            reason["length"] = len(self.output_ids)
-        return reason
-
-    def _logprob_lists(self, layout: LogprobLayout) -> dict[str, Any]:
-        lists: dict[str, Any] = {
-            "input_token_logprobs": [self._row(row.token_id, row.logprob) for row in self._prompt_rows],
-            "output_token_logprobs": [self._row(row.token_id, row.logprob) for row in self._rows],
-        }
-        if layout.top_n:
-            lists["input_top_logprobs"] = self._nested([row.top for row in self._prompt_rows], self._prompt_rows)
-            lists["output_top_logprobs"] = self._nested([row.top for row in self._rows], self._rows)
-        if layout.given:
-            lists["input_token_ids_logprobs"] = self._nested([r.given for r in self._prompt_rows], self._prompt_rows)
-            lists["output_token_ids_logprobs"] = self._nested([row.given for row in self._rows], self._rows)
-        return lists
-
-    def _nested(self, found: list[list[tuple[int, float]]], rows: list[TokenLogprob]) -> list[list[list[Any]] | None]:
-        """Per position the alternatives; ``None`` where nothing precedes."""
-        return [
-            None if row.logprob is None else [self._row(token, logprob) for token, logprob in pairs]
-            for pairs, row in zip(found, rows, strict=True)
-        ]
-
-    def _row(self, token: int, logprob: float | None) -> list[Any]:
-        text = None
-        if self._layout is not None and self._layout.text and self._tokenizer is not None:
-            text = self._tokenizer.token_text(token)
-        return [logprob, token, text]

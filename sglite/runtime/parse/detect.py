@@ -132,6 +132,8 @@ def _tools_of(template: ChatTemplate, source: str) -> ToolFormat | None:
     for form in likely:
         if turn is not None and _reads(form, turn):
             return form
+    if turn is not None and _PROBE.name in turn:
+        return None  # it writes calls, in a format of its own
     # A template that cannot be rendered so may still be told by marks that no other one has.
     sure = [form for form in likely if _WEAK not in _EVIDENCE[form.name]]
     return max(sure, key=lambda form: len(_EVIDENCE[form.name]), default=None)

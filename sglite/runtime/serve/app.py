@@ -17,6 +17,7 @@ from sglite.runtime.engine.engine import Engine
 from sglite.runtime.serve.admin import Admin
 from sglite.runtime.serve.anthropic.routes import Messages
 from sglite.runtime.serve.auth import Keys
+from sglite.runtime.serve.direct import Direct
 from sglite.runtime.serve.errors import Refused, refusal
 from sglite.runtime.serve.health import HealthRoutes
 from sglite.runtime.serve.info import Info
@@ -68,7 +69,7 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> ASGIApp:
     for kind in (Refused, ValueError, RuntimeError):
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(Exception, _answer)
-    keyed = Keys(app, serving.options.api_key, serving.options.admin_key, routes)
+    keyed = Keys(Direct(app, routes, _answer), serving.options.api_key, serving.options.admin_key, routes)
     guarded = Guard(with_cors(keyed, serving.options.cors_origins), serving.options)
     return Observed(guarded, serving.observer, [route.path for route in routes], serving.in_flight.calls)
 

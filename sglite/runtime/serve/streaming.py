@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from sglite.runtime.serve.errors import Refused, refusal
-from sglite.runtime.serve.responses import NDJSON, SSE, EventStream, ndjson, sse, unless_gone
+from sglite.runtime.serve.responses import NDJSON, SSE, EventStream, client_gone, ndjson, nobody_there, sse
 
 FIRST_LINE_SECONDS = 2.0
 """How long an answer waits for its first line."""
@@ -47,39 +47,35 @@ async def stream(
     Raises what the first line fails with, where that comes soon.
     """
     first = asyncio.ensure_future(anext(lines))
+    gone = asyncio.ensure_future(client_gone(request.receive))
     try:
-        await unless_gone(request, asyncio.wait({first}, timeout=FIRST_LINE_SECONDS))
+        await asyncio.wait({first, gone}, timeout=FIRST_LINE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if first.done() and not isinstance(first.exception(), StopAsyncIteration):
             first.result()
+        elif gone.done():
+            raise nobody_there()
     except BaseException:
         first.cancel()
+        gone.cancel()
         end()
         raise
-    return EventStream(_all(first, lines, wire, keep_alive_s), end, wire.media_type)
+    lines = _all(first, lines, wire)
+    return EventStream(lines, end, wire.media_type, idle=wire.idle, idle_s=keep_alive_s, gone=gone)
 
 
 async def _all(
-    first: asyncio.Future[bytes], lines: AsyncGenerator[bytes, None], wire: Wire, keep_alive_s: float
+    first: asyncio.Future[bytes], rest: AsyncGenerator[bytes, None], wire: Wire
 ) -> AsyncGenerator[bytes, None]:
-    waiting = first
+    """The lines, and what ends them."""
     try:
-        while True:
-            done, _ = await asyncio.wait({waiting}, timeout=keep_alive_s if wire.idle else None)
-            if not done:
-                yield wire.idle
-                continue
-            try:
-                line = waiting.result()
-            except StopAsyncIteration:
-                break
-            except Exception as error:
-                yield wire.failed(refusal(error))
-                break
+        yield await first
+        async for line in rest:
             yield line
-            waiting = asyncio.ensure_future(anext(lines))
-        if wire.last:
-            yield wire.last
+    except StopAsyncIteration:  # of the first: there is no line
+        pass
+    except Exception as error:
+        yield wire.failed(refusal(error))
     finally:
-        waiting.cancel()
-        await asyncio.wait({waiting})
-        await lines.aclose()
+        await rest.aclose()
+    if wire.last:
+        yield wire.last

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal
 
 from sglite.runtime.text.turns import TemplateError
@@ -23,6 +24,7 @@ Render = Callable[[list[Message]], str]
 _USER: Message = {"role": "user", "content": "Hello"}
 _NAME, _KEY, _VALUE = "qzfindqz", "qzkeyqz", "qzvalueqz"
 _LONG_ID, _SHORT_ID = "call_qz0123456789abcdef0123", re.compile(r"[A-Za-z0-9]{9}")
+_IDS: tuple[Literal["any", "short"], ...] = ("any", "short")
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -49,8 +51,8 @@ class CallStyle:
 def style_of(render: Render) -> CallStyle:
     """The style of a template that ``render`` renders; it must raise ``TemplateError`` on refusal."""
     probe = _Probe(render)
-    short = False, True
-    for style in (CallStyle(text, null, "short" if nine else "any") for nine in short for null in short for text in short):
+    for ids, null, text in product(_IDS, (False, True), (False, True)):
+        style = CallStyle(text, null, ids)
         shown = probe.shown(style, [_call(1)])
         if shown is not None:
             return _refined(probe, style if f"{_NAME}1" in shown else replace(style, ids="named"))

@@ -89,9 +89,7 @@ class ChatTemplate:
 
     def with_source(self, source: str) -> ChatTemplate:
         """Another template with the same special tokens. Raises `TemplateError`."""
-        return ChatTemplate(
-            source, self._tokens.get("bos_token"), self._tokens.get("eos_token"), special=self._tokens
-        )
+        return ChatTemplate(source, self._tokens.get("bos_token"), self._tokens.get("eos_token"), special=self._tokens)
 
     def render(
         self,

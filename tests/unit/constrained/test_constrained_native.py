@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -122,3 +123,15 @@ def test_the_library_is_built_once() -> None:
     before = path.stat().st_mtime_ns
     assert native_build.build(folder) == path
     assert path.stat().st_mtime_ns == before
+
+
+def test_a_text_too_long_to_be_written_out_is_known_before_it_is_written() -> None:
+    def doubled(times: int) -> NativeMatcher:
+        rules: dict[str, Node] = {f"r{i}": seq(Ref(f"r{i - 1}"), Ref(f"r{i - 1}")) for i in range(1, times + 1)}
+        rules |= {"r0": alt([Text("yes"), Text("no")]), "root": Ref(f"r{times}")}
+        return NativeEngine(small_vocabulary()).compile(Grammar(rules)).raw_matcher()
+
+    assert doubled(8).shortest() == b"no" * 2**8
+    started = time.process_time()
+    assert doubled(40).shortest() is None
+    assert time.process_time() - started < 1
