@@ -4,6 +4,7 @@
 #   make test         lint, types and the fast tests
 #   make test-slow    the tests that take longer
 #   make test-browser the playground in a headless Chromium, found on the path or named in SGLITE_CHROMIUM
+#   make test-clients agents of the clients people use, in the interpreters that SGLITE_CLIENTS_PYTHON names (a:b)
 #   make lint         ruff and mypy alone
 #   make bench-constrained   measure constrained generation beside its peers; QUICK=--quick takes a part of it
 #   make reference    docs/reference.md from the docstrings
@@ -29,7 +30,7 @@ READY := $(VENV)/sglite-ready
 PYTEST := OMP_NUM_THREADS=1 timeout --kill-after=10 $(TEST_SECONDS) $(PY) -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-slow test-browser lint bench-constrained bench-programs reference demo-model clean
+.PHONY: run test test-slow test-browser test-clients lint bench-constrained bench-programs reference demo-model clean
 
 run: $(READY)
 	$(PY) examples/quickstart.py
@@ -42,6 +43,9 @@ test-slow: $(READY)
 
 test-browser: $(READY)
 	$(PYTEST) tests/blackbox/test_playground.py tests/blackbox/test_playground_answers.py
+
+test-clients: $(READY)
+	$(PYTEST) -m slow -rs tests/clients
 
 lint: $(READY)
 	$(PY) -m ruff check .

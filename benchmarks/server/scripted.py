@@ -30,7 +30,7 @@ from sglite.runtime.serve.options import ServeOptions
 
 FOLDER = Path(sglite.__file__).parent / "bundled" / "sglite-demo"
 _VOCAB, _EOS = 4096, 4087
-_WORDS = range(300, 1300)
+_WORDS = range(400, 500)
 """Ids of ordinary tokens, which the script goes through."""
 
 

@@ -43,7 +43,6 @@ class EngineProcess:
                 stdout=_STDERR,  # standard output is the client's, who may have promised what stands there
             )
         self._channel = Channel(ours, FromEngine)
-        self._messages = self._channel.messages()
         self._said = ""
 
     @property
@@ -73,15 +72,25 @@ class EngineProcess:
 
     def messages(self) -> Iterator[Any]:
         """What it says until its end, but for log records, which go to the log."""
+        while (found := self.receive()) is not None:
+            yield from found
+
+    def receive(self, wait: bool = True) -> list[Any] | None:
+        """What it has said, as ``messages``; may be nothing, without ``wait`` at once. ``None``: it has ended."""
         try:
-            for message in self._messages:
-                if isinstance(message, LogRecord):
-                    _log(message)
-                else:
-                    yield message
+            found = self._channel.receive(wait)
         except WireError as error:
             self._said = f"; it was ended because {error}"
             self.kill()
+            return None
+        for message in found or ():
+            if isinstance(message, LogRecord):
+                _log(message)
+        return found and [message for message in found if not isinstance(message, LogRecord)]
+
+    def fileno(self) -> int:
+        """Of the socket, to know when ``receive`` has something."""
+        return self._channel.fileno()
 
     def end(self) -> str:
         """Have it gone, if need be by force; says how it ended."""

@@ -92,6 +92,11 @@ class Engine:
             self.chat_template = ChatTemplate.load(texts, self.args.chat_template)
         return launching.finish(self.tokenizer)
 
+    @functools.cached_property
+    def recommended_sampling(self) -> dict[str, float]:
+        """Sampling parameters that the model's makers recommend, by SGLang's names. The engine does not apply them."""
+        return _recommended(self.folder)
+
     # --- SGLang's offline API ---------------------------------------------------------------------------------
 
     def generate(
@@ -333,6 +338,13 @@ def _find_model(args: EngineArgs) -> Path:
     folder = resolve(args.model_path, args.revision, args.download_dir, args.offline)
     read_config(folder)  # a folder that is no model is refused before anything is loaded from it
     return folder
+
+
+def _recommended(folder: Path) -> dict[str, float]:
+    from sglite.runtime.model.config import read_config
+    from sglite.runtime.model.generation import read_generation_defaults
+
+    return read_generation_defaults(folder, read_config(folder)).sampling()
 
 
 def _find_pooling(folder: Path, asked: bool) -> Pooling | str:

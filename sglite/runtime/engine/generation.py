@@ -205,11 +205,15 @@ class Generation:
 
     async def wait(self) -> Any:
         """``result`` for an event loop."""
+        await self.ended()
+        with self._changed:
+            return self._event()
+
+    async def ended(self) -> None:
+        """Wait for the end, whatever it is like."""
         waiting = self._waiter(None)
         if waiting is not None:
             await waiting
-        with self._changed:
-            return self._event()
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         seen = 0

@@ -35,20 +35,20 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     What it shares with its presenter only grows, so that it stays what it was.
     """
 
-    request_id: str
-    text: str
+    request_id: str = ""
+    text: str = ""
     """All of it, cumulative."""
-    num_tokens: int
-    finish_reason: FinishReason | None
-    accounting: Accounting
-    constraint: dict[str, Any]
-    hidden: bytes | None
-    layout: LogprobLayout | None
-    tokenizer: Tokenizer | None
-    all_ids: list[int]
-    all_rows: list[TokenLogprob]
-    num_rows: int
-    prompt_rows: list[TokenLogprob]
+    num_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    accounting: Accounting = msgspec.field(default_factory=Accounting)
+    constraint: dict[str, Any] = {}
+    hidden: bytes | None = None
+    layout: LogprobLayout | None = None
+    tokenizer: Tokenizer | None = None
+    all_ids: list[int] = []
+    all_rows: list[TokenLogprob] = []
+    num_rows: int = 0
+    prompt_rows: list[TokenLogprob] = []
 
     def ids(self, start: int = 0) -> list[int]:
         """Output ids from the ``start``-th on."""

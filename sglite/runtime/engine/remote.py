@@ -1,7 +1,7 @@
 """The client of an engine in a process of its own: every operation is a message, every open request gets its end.
 
     submit, abort ...  --> socket --> engine process
-    handlers, futures  <-- reader thread <-- socket
+    handlers, futures  <-- reader thread, or an event loop <-- socket
 
 Promises. A request that was accepted here gets exactly one terminal output: the engine's, or ``engine_dead`` as soon as
 the connection ends, however it does. Nothing but ``close`` waits for the process; how it is, is known from its
@@ -11,6 +11,7 @@ again where that was asked for, a bounded number of times, with a cache of the s
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -50,6 +51,8 @@ HEARTBEAT_SECONDS = 0.5
 RESTARTS = 3
 """Deaths within ``RESTART_SECONDS`` after which a process is started again; after one more it is not."""
 RESTART_SECONDS = 60.0
+_LOOP_SECONDS = 1.0
+"""After so long it is noticed that an event loop that was to read does so no more."""
 _SHUTDOWN_SECONDS = 10.0
 """How long a process that was asked to end may take."""
 
@@ -87,6 +90,12 @@ class RemoteClient:
         self._heard = time.monotonic()
         self._statistics = statistics
         self._closing = threading.Event()
+        self._said = ""
+        self._reading = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lent: int | None = None
+        """Number of the socket that the loop reads in place of the thread."""
+        self._back = threading.Event()
         self._reader = threading.Thread(target=self._run, name="sglite-remote", daemon=True)
         self._reader.start()
         threading.Thread(target=self._beat, name="sglite-heartbeat", daemon=True).start()
@@ -223,15 +232,58 @@ class RemoteClient:
 
     def _read(self) -> str:
         """Hand on what the process says until it says nothing more; what it said of its end."""
-        said = ""
-        for message in self._process.messages():
-            if isinstance(message, Outputs):
-                self._dispatch(message.outputs)
-            elif isinstance(message, Answer):
-                self._answer(message)
-            elif isinstance(message, Dying):
-                said = message.message
-        return said
+        self._said = ""
+        while self._receive(wait=True):
+            if self._loop is not None:
+                self._lend(self._loop)
+        return self._said
+
+    def _receive(self, wait: bool) -> bool:
+        """Hand on what the process has said; whether there may be more."""
+        with self._reading:
+            found = self._process.receive(wait)
+            for message in found or ():
+                if isinstance(message, Outputs):
+                    self._dispatch(message.outputs)
+                elif isinstance(message, Answer):
+                    self._answer(message)
+                elif isinstance(message, Dying):
+                    self._said = message.message
+            return found is not None
+
+    # --- reading on an event loop -----------------------------------------------------------------------------
+
+    def read_on(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Hand on what comes on ``loop`` from soon on, to save its handlers the way from thread to thread; ``None``:
+        on the reader's thread again. Called on that loop, which needs to be asked to let go before it ends."""
+        before, self._loop = self._loop, loop
+        if before is not None and self._lent is not None:
+            before.remove_reader(self._lent)
+            self._take_back()
+
+    def _lend(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have ``loop`` read until it is told to stop or there is nothing more."""
+        self._back.clear()
+        with contextlib.suppress(RuntimeError):  # it has been closed
+            loop.call_soon_threadsafe(self._borrow, loop, self._process.fileno())
+            while not self._back.wait(_LOOP_SECONDS) and not loop.is_closed() and not self._closing.is_set():
+                pass
+
+    def _borrow(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
+        if self._loop is loop:
+            self._lent = number
+            loop.add_reader(number, self._read_here, loop, number)
+        else:
+            self._take_back()
+
+    def _read_here(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
+        if not self._receive(wait=False):
+            loop.remove_reader(number)
+            self._take_back()
+
+    def _take_back(self) -> None:
+        self._lent = None
+        self._back.set()
 
     def _dispatch(self, outputs: Sequence[RequestOutput]) -> None:
         for output in outputs:

@@ -56,6 +56,10 @@ class Channel:
         self._stuck = threading.Event()
         self._writer: threading.Thread | None = None
         self._closed = False
+        self._came = bytearray()
+        """What was received and is not yet a message."""
+        self._piece = memoryview(bytearray(_READ_AHEAD))
+        self._wrong: WireError | None = None
 
     # --- sending ----------------------------------------------------------------------------------------------
 
@@ -127,21 +131,47 @@ class Channel:
 
     def messages(self) -> Iterator[Any]:
         """Messages until the channel ends. Raises ``WireError`` for what is no message; then nothing more comes."""
-        with self._socket.makefile("rb", buffering=_READ_AHEAD) as stream:
-            while True:
-                try:
-                    header = stream.read(_HEADER.size)
-                    if len(header) < _HEADER.size:
-                        return
-                    length = _length(header)
-                    body = stream.read(length)
-                except OSError:
-                    return
-                if len(body) < length:
-                    return
-                yield self._message(body)
+        while (found := self.receive()) is not None:
+            yield from found
 
-    def _message(self, body: bytes) -> Any:
+    def receive(self, wait: bool = True) -> list[Any] | None:
+        """The messages that have come, with ``wait`` at least one; ``None``: the channel has ended. Raises as
+        ``messages`` does, after what came before."""
+        while not (found := self._whole()):
+            if self._wrong is not None:
+                raise self._wrong
+            try:
+                size = self._socket.recv_into(self._piece, 0, 0 if wait else socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return []
+            except OSError:
+                return None
+            if not size:
+                return None
+            self._came += self._piece[:size]
+        return found
+
+    def fileno(self) -> int:
+        """Of the socket, to know when ``receive`` has something."""
+        return self._socket.fileno()
+
+    def _whole(self) -> list[Any]:
+        """Takes the messages that are complete out of what has come."""
+        found: list[Any] = []
+        at = 0
+        while self._wrong is None and len(self._came) - at >= _HEADER.size:
+            try:
+                end = at + _HEADER.size + _length(self._came[at : at + _HEADER.size])
+                if end > len(self._came):
+                    break
+                found.append(self._message(self._came[at + _HEADER.size : end]))
+                at = end
+            except WireError as error:
+                self._wrong = error
+        del self._came[:at]
+        return found
+
+    def _message(self, body: bytearray) -> Any:
         try:
             return self._decoder.decode(body)
         except (msgspec.DecodeError, RecursionError, ValueError) as error:
@@ -164,11 +194,11 @@ class Channel:
         self._socket.close()
 
 
-def _length(header: bytes) -> int:
+def _length(header: bytearray) -> int:
     """Bytes of the message that follows. ``WireError`` for what begins no frame."""
     magic, version, length = _HEADER.unpack(header)
     if magic != MAGIC:
-        raise WireError(f"{header!r} does not begin a message of sglite's")
+        raise WireError(f"{bytes(header)!r} does not begin a message of sglite's")
     if version != VERSION:
         raise WireError(f"the peer speaks version {version} of the protocol, this process version {VERSION}")
     if length > MAX_FRAME:

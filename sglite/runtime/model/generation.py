@@ -21,6 +21,11 @@ class GenerationDefaults:
     min_p: float | None = None
     repetition_penalty: float | None = None
 
+    def sampling(self) -> dict[str, float]:
+        """The recommended parameters by SGLang's names."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
 
 def read_generation_defaults(folder: Path, config: ModelConfig) -> GenerationDefaults:
     """Defaults of a model folder; a folder without the file has only the config's end ids."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from sglite.runtime.engine.engine import Engine
+from sglite.runtime.engine.remote import RemoteClient
 from sglite.runtime.serve.admin import Admin
 from sglite.runtime.serve.anthropic.routes import Messages
 from sglite.runtime.serve.auth import Keys
@@ -57,7 +58,8 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        with _read_here(engine):
+            yield
         programs.close()
         responses.close()
         await asyncio.to_thread(serving.observer.close)
@@ -98,6 +100,20 @@ def all_routes(serving: Serving, programs: Programs, responses: Responses) -> li
         *HealthRoutes(serving).routes(),
         *ObserveRoutes(serving).routes(),
     ]
+
+
+@contextmanager
+def _read_here(engine: Engine) -> Iterator[None]:
+    """What an engine in another process says is heard on the event loop, where it is wanted."""
+    client = engine.client
+    if not isinstance(client, RemoteClient):
+        yield
+        return
+    client.read_on(asyncio.get_running_loop())
+    try:
+        yield
+    finally:
+        client.read_on(None)
 
 
 async def _answer(request: Request, error: Exception) -> Response:

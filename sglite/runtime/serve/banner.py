@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,13 @@ class EngineFacts:
         )
 
 
-def banner(engine: EngineFacts, options: ServeOptions, url: str, formats: Formats) -> str:
-    """A few lines without a newline at their end; ``READY_LINE`` and ``url`` are the first. Shows no key."""
+def banner(
+    engine: EngineFacts, options: ServeOptions, url: str, formats: Formats, sampling: Mapping[str, float] | None = None
+) -> str:
+    """A few lines without a newline at their end; ``READY_LINE`` and ``url`` are the first. Shows no key.
+
+    ``sampling``: parameters of requests that say nothing of them.
+    """
     name = options.served_model_name[0] if options.served_model_name else engine.model
     tools = "none" if formats.tools is None else formats.tools.name
     reasoning = "none" if formats.reasoning is None else formats.reasoning.name
@@ -55,6 +61,7 @@ def banner(engine: EngineFacts, options: ServeOptions, url: str, formats: Format
         "context": f"{engine.context:,} tokens; the KV cache holds {engine.kv_tokens:,}",
         "runs on": f"{engine.device}, {engine.dtype}; constraints: {engine.constraints}",
         "formats": f"tool calls: {tools}, reasoning: {reasoning}",
+        **({"sampling": _sampling(sampling)} if sampling else {}),
         **({"pooling": f"last token{'' if engine.generates else '; no text'}"} if engine.embeds else {}),
         "keys": f"{_key('API key', options.api_key, 'anybody may call')}; "
         f"{_key('admin key', options.admin_key, 'admin routes are closed')}",
@@ -63,6 +70,11 @@ def banner(engine: EngineFacts, options: ServeOptions, url: str, formats: Format
     }
     width = max(map(len, rows))
     return "\n".join([f"{READY_LINE}{url}", *(f"  {title:<{width}}  {said}" for title, said in rows.items())])
+
+
+def _sampling(defaults: Mapping[str, float]) -> str:
+    told = ", ".join(f"{name} {value:g}" for name, value in defaults.items())
+    return f"{told} unless a request says otherwise"
 
 
 def _key(what: str, key: str | None, without: str) -> str:

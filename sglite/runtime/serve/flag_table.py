@@ -43,6 +43,7 @@ HELP: dict[str, tuple[str, str]] = {
     "chat_template": ("model", "file with a chat template, in place of the model's"),
     "tool_call_parser": ("model", "format of tool calls; auto: the model's, none: calls are not read"),
     "reasoning_parser": ("model", "format of thinking; auto: the model's, none: thinking is content"),
+    "sampling_defaults": ("model", "of requests that say nothing: model: what it recommends, openai: temperature 1"),
     "revision": ("model", "revision on the hub"),
     "download_dir": ("model", "where downloads are kept"),
     "offline": ("model", "use what is on this machine only"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from sglite.runtime.engine.engine import Engine
 from sglite.runtime.engine.generation import Generation
+from sglite.runtime.engine.presenter import Progress
 from sglite.runtime.serve.in_flight import InFlight
 from sglite.runtime.serve.merge import Merged
 
@@ -42,26 +43,35 @@ class Started:
     generations: list[Generation] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
 
-    async def results(self) -> list[dict[str, Any]]:
-        """Final events, one an output, in order. Raises what went wrong."""
-        found: list[Any] = []
+    async def outcomes(self) -> list[Progress]:
+        """How it ended, one an output, in order. Raises what went wrong."""
+        found: list[Progress] = []
         for generation in self.generations:
-            event = await generation.wait()
-            found.extend(event if isinstance(event, list) else [event])
+            await generation.ended()
+            found.extend(generation.progress()[2])
         return found
 
-    async def events(self) -> AsyncGenerator[tuple[int, dict[str, Any]], None]:
-        """(which output, its event so far) as they happen, each state once; raises what went wrong."""
+    async def results(self) -> list[dict[str, Any]]:
+        """``outcomes``, as events."""
+        return [outcome.event() for outcome in await self.outcomes()]
+
+    async def news(self) -> AsyncGenerator[tuple[int, Progress], None]:
+        """(which output, its progress) as they happen, each state once; raises what went wrong."""
         starts = [sum(self.widths[:i]) for i in range(len(self.widths))]
         seen: dict[int, tuple[int, bool]] = {}
-        async for at, event in Merged(self.generations):
-            for offset, part in enumerate(event if isinstance(event, list) else [event]):
+        async for at, parts in Merged(self.generations, self.in_flight.bell):
+            for offset, part in enumerate(parts):
                 index = starts[at] + offset
-                state = (len(part["output_ids"]), part["meta_info"]["finish_reason"] is not None)
+                state = (part.num_tokens, part.finish_reason is not None)
                 if seen.get(index) == state and self.widths[at] > 1:
                     continue  # one of the others has changed
                 seen[index] = state
                 yield index, part
+
+    async def events(self) -> AsyncGenerator[tuple[int, dict[str, Any]], None]:
+        """``news``, with events in place of what they are made of."""
+        async for index, progress in self.news():
+            yield index, progress.event()
 
     def end(self) -> None:
         """Nobody waits any more: what is left is aborted."""

@@ -9,6 +9,7 @@ from sglite.runtime.engine.generation import Generation
 from sglite.runtime.observe.exchange import Exchange
 from sglite.runtime.observe.observer import Observer
 from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.merge import Bell
 
 _RETRY_SECONDS = 1
 
@@ -23,9 +24,17 @@ class InFlight:
         self._limit = limit
         self._observer = observer
         self._open: dict[str, Generation] = {}
+        self._bell: Bell | None = None
         self._outputs = 0
         self.calls: Counter[str] = Counter()
         """Requests so far, by route."""
+
+    @property
+    def bell(self) -> Bell:
+        """Of the event loop."""
+        if self._bell is None or not self._bell.is_here:
+            self._bell = Bell()
+        return self._bell
 
     def __len__(self) -> int:
         return len(self._open)

@@ -77,6 +77,7 @@ class Info:
             "served_model_names": list(self._serving.models.names),
             "tool_call_parser": None if formats.tools is None else formats.tools.name,
             "reasoning_parser": None if formats.reasoning is None else formats.reasoning.name,
+            "sampling_defaults": self._serving.sampling_defaults,
             "options": {name: value for name, value in options.items() if name not in _SECRETS},
             "keys": [name for name in _SECRETS if options[name] is not None],
             "program_version": self._model["program_version"],

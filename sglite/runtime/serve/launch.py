@@ -29,6 +29,7 @@ from sglite.runtime.serve.banner import EngineFacts, banner
 from sglite.runtime.serve.connection import MAX_HEAD_BYTES, Connection
 from sglite.runtime.serve.drain import Drain
 from sglite.runtime.serve.options import ServeOptions
+from sglite.runtime.serve.serving import defaults_of
 
 logger = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 75
@@ -98,7 +99,7 @@ class _Server(uvicorn.Server):
         names = options.tool_call_parser, options.reasoning_parser
         formats = formats_of(engine.chat_template, engine.tokenizer, *names)
         facts = EngineFacts.of(engine.model_path, engine.config, not isinstance(engine.pooling, str))
-        return banner(facts, options, self._url, formats)
+        return banner(facts, options, self._url, formats, defaults_of(engine, options))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal begins the end, another one is the end, of both processes.

@@ -1,52 +1,103 @@
-"""The events of several generations in the order in which they happen."""
+"""The news of several generations in the order in which they happen."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from sglite.runtime.engine.generation import Generation
+from sglite.runtime.engine.presenter import Progress
+
+PACE_SECONDS = 0.002
+"""Tokens of one request that come faster than this share events: an event costs more than a token."""
 
 
-class Merged(AsyncIterator[tuple[int, Any]]):
-    """Pairs (which generation, its event), each state once, the last one complete; raises what went wrong.
+class Bell:
+    """Has things done on the event loop it is made on, from any thread; what comes together shares one wake-up."""
 
-    A slow reader misses intermediate states and loses nothing, since events are cumulative. For the loop it is made
-    on.
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._rung = False
+
+    @property
+    def is_here(self) -> bool:
+        """Its loop is the one that runs."""
+        return self._loop is asyncio.get_running_loop()
+
+    def call(self, action: Callable[[], None]) -> None:
+        """Do ``action`` soon, or never if the loop ends before."""
+        self._waiting.append(action)
+        if self._rung or self._loop.is_closed():
+            return
+        self._rung = True
+        if threading.get_ident() == self._thread:
+            self._loop.call_soon(self._answer)
+        else:
+            self._loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        self._rung = False  # first, so that what comes from now on is not forgotten
+        for _ in range(len(self._waiting)):
+            self._waiting.popleft()()
+
+
+class Merged(AsyncIterator[tuple[int, list[Progress]]]):
+    """Pairs (which generation, its progress), each state once, the last one complete; raises what went wrong.
+
+    A slow reader misses intermediate states and loses nothing, since progress is cumulative; so does one whose tokens
+    come faster than every ``PACE_SECONDS``. The first states, of which the very first may hold nothing to show, and the
+    last are told at once. For the loop of ``bell``.
     """
 
-    def __init__(self, generations: Sequence[Generation]) -> None:
+    def __init__(self, generations: Sequence[Generation], bell: Bell) -> None:
         self._generations = generations
         self._changed: dict[int, None] = {}
         self._news = asyncio.Event()
         self._seen = [0] * len(generations)
         self._open = len(generations)
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
+        self._num_told = 0
+        self._due = 0.0
+        """When the next news may be told."""
+        self._timer: asyncio.TimerHandle | None = None
         for index, generation in enumerate(generations):
-            generation.subscribe(lambda index=index: _tell(loop, self._note, index))  # type: ignore[misc]
+            generation.subscribe(lambda index=index: bell.call(lambda: self._note(index)))  # type: ignore[misc]
 
     def _note(self, index: int) -> None:
         self._changed[index] = None
-        self._news.set()
+        early = 0.0 if self._generations[index].finished else self._due - self._loop.time()
+        if early <= 0:
+            self._news.set()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(early, self._news.set)
 
-    async def __anext__(self) -> tuple[int, Any]:
+    async def __anext__(self) -> tuple[int, list[Progress]]:
         while True:
             while self._changed:
                 index = next(iter(self._changed))
                 del self._changed[index]
-                version, over, event = self._generations[index].state()
+                version, over, progress = self._generations[index].progress()
                 if version == self._seen[index]:
                     continue
                 self._seen[index] = version
                 self._open -= over
-                return index, event
+                self._num_told += 1
+                return index, progress
             if not self._open:
                 raise StopAsyncIteration
-            self._news.clear()
+            await self._wait()
+
+    async def _wait(self) -> None:
+        self._news.clear()
+        if self._num_told > len(self._generations):
+            self._due = self._loop.time() + PACE_SECONDS
+        try:
             await self._news.wait()
-
-
-def _tell(loop: asyncio.AbstractEventLoop, note: Any, index: int) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(note, index)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None

@@ -173,6 +173,7 @@ class Native:
         if self._engine.tokenizer is None:
             raise Refused(400, "this server has no tokenizer and takes input_ids only", param="text")
         tokenizer = self._engine.tokenizer
+        check_characters(self._serving, prompts, "text")
 
         def encode() -> list[list[int]]:
             return [tokenizer.encode(prompt, add_bos=True) for prompt in prompts]

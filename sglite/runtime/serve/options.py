@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class ServeOptions:
     """Name of a tool format; ``auto``: the checkpoint's; ``none``: calls are not read."""
     reasoning_parser: str = "auto"
     """Name of a reasoning format; ``auto``: the checkpoint's; ``none``: thinking is content."""
+    sampling_defaults: Literal["model", "openai"] = "model"
+    """What requests get that say nothing of a sampling parameter: what the model recommends, or OpenAI's."""
     trust_request_chat_template: bool = False
     """Requests may bring a chat template, which runs in the sandbox."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -17,6 +17,7 @@ from sglite.runtime.serve.in_flight import InFlight
 from sglite.runtime.serve.models import Models
 from sglite.runtime.serve.observed import observer_of
 from sglite.runtime.serve.options import ServeOptions
+from sglite.runtime.serve.sampling_defaults import checked_defaults, with_defaults
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -56,6 +57,11 @@ class Serving:
     observer: Observer
     models: Models
     formats: Formats
+    sampling_defaults: dict[str, float]
+
+    def sampling(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The sampling parameters of a request to an API of somebody else's, with the defaults of this server."""
+        return with_defaults(self.sampling_defaults, asked)
 
     @property
     def capacity(self) -> int:
@@ -75,4 +81,10 @@ class Serving:
             observer=observer,
             models=models,
             formats=formats_of(engine.chat_template, engine.tokenizer, *names),
+            sampling_defaults=defaults_of(engine, options),
         )
+
+
+def defaults_of(engine: Engine, options: ServeOptions) -> dict[str, float]:
+    """Sampling parameters of requests that say nothing of them. ``ConfigError`` for what cannot be applied."""
+    return checked_defaults(engine.recommended_sampling) if options.sampling_defaults == "model" else {}

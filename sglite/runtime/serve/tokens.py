@@ -26,6 +26,8 @@ from sglite.runtime.serve.serving import Route, Serving
 from sglite.runtime.text.tokenizer import Tokenizer
 
 MAX_PROMPTS = 2048
+MAX_CHARACTERS = 2**22
+"""Of all prompts of a request together."""
 _LONG = 20_000
 """Characters or ids that take long enough to be worked on beside the loop."""
 _CHAT = (
@@ -128,4 +130,8 @@ def _texts(prompt: Any) -> list[str]:
     texts = prompt if isinstance(prompt, list) else [prompt]
     if not 0 < len(texts) <= MAX_PROMPTS or not all(isinstance(text, str) for text in texts):
         raise Refused(400, f"prompt must be text, or a list of 1 to {MAX_PROMPTS} texts", param="prompt")
+    size = sum(map(len, texts))
+    if size > MAX_CHARACTERS:
+        message = f"prompt has {size} characters; send at most {MAX_CHARACTERS} at a time"
+        raise Refused(400, message, param="prompt")
     return texts

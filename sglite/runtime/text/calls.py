@@ -61,16 +61,11 @@ def style_of(render: Render) -> CallStyle:
 
 def _refined(probe: _Probe, style: CallStyle) -> CallStyle:
     """``style`` with what it takes for several calls in a message, and for calls beside text and thoughts."""
-    told = {"content": "qztextqz"}
-    for change, calls, others in (
-        ({"single": True}, [_call(1), _call(2)], {}),
-        ({"apart": True}, [_call(1)], told),
-        ({"joined": True}, [_call(1)], {**told, "reasoning_content": "qzthoughtqz", "thinking": "qzthoughtqz"}),
-    ):
-        changed = replace(style, **change)
-        if probe.shown(style, calls, **others) is None and probe.shown(changed, calls, **others) is not None:
-            style = changed
-    return style
+    text = {"content": "qztextqz"}
+    thought = {"reasoning_content": "qzthoughtqz", "thinking": "qzthoughtqz"}
+    style = probe.better(style, replace(style, single=True), [_call(1), _call(2)])
+    style = probe.better(style, replace(style, apart=True), [_call(1)], **text)
+    return probe.better(style, replace(style, joined=True), [_call(1)], **text, **thought)
 
 
 class _Probe:
@@ -87,6 +82,11 @@ class _Probe:
                 raise
             return None
         return text if all(_stands_in(text, call) for call in calls) else None
+
+    def better(self, style: CallStyle, other: CallStyle, calls: list[dict[str, Any]], **fields: Any) -> CallStyle:
+        """``other`` where it shows the calls and ``style`` does not."""
+        shows = self.shown(style, calls, **fields) is not None
+        return style if shows or self.shown(other, calls, **fields) is None else other
 
 
 def _call(number: int) -> dict[str, Any]:

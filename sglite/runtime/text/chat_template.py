@@ -268,7 +268,8 @@ def _text_of(part: Any, where: str) -> str:
 
 def _check_arguments(text: str, where: str) -> None:
     try:
-        json.loads(text or "{}") if text.strip() else None
+        if text.strip():
+            json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise TemplateError(f"{where}: not valid JSON ({error}); send the arguments of the call as JSON") from None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import AddedToken
@@ -128,6 +129,11 @@ class Tokenizer:
             return ""
         return (self._bytes[token_id] or b"").decode("utf-8", "replace")
 
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token: no token stands for more characters."""
+        return max((len(data) for data in self._bytes if data), default=1)
+
     def id_of(self, token: str) -> int | None:
         """Id of a token by its spelling in the vocabulary, or None."""
         found: int | None = self._backend.token_to_id(token)
@@ -170,7 +176,8 @@ class Tokenizer:
 
 def _ids(backend: Backend, text: str, whole: bool) -> list[int]:
     try:
-        ids: list[int] = backend.encode(text, add_special_tokens=whole).ids
+        # A batch of one: that lets go of the interpreter, and keeps no places of tokens that nobody asks for.
+        ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=whole)[0].ids
     except (UnicodeEncodeError, TypeError):
         at = next((i for i, char in enumerate(text) if 0xD800 <= ord(char) <= 0xDFFF), -1)
         raise TokenizerError(f"text has a lone surrogate at index {at}; send valid Unicode") from None

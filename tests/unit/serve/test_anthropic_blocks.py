@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sglite.runtime.engine.presenter import Progress
 from sglite.runtime.serve.anthropic.conversation import read_conversation
 from sglite.runtime.serve.anthropic.events import WIRE, Blocks, content_of, ending
 from sglite.runtime.serve.anthropic.tools import read_choice, read_tools
@@ -202,7 +203,8 @@ def cut_turns(draw: st.DrawFn) -> tuple[ChatTurn, list[ChatDelta]]:
     for low, high in zip([0, *cuts], [*cuts, len(atoms)], strict=True):
         part = atoms[low:high]
         texts = {kind: "".join(one for of, one in part if of == kind) for kind in ("reasoning", "content")}
-        deltas.append(ChatDelta(index=0, calls=tuple(one for of, one in part if of == "call"), event={}, **texts))
+        calls = tuple(one for of, one in part if of == "call")
+        deltas.append(ChatDelta(index=0, calls=calls, progress=Progress(), **texts))
     return turn, deltas
 
 
@@ -216,8 +218,8 @@ def test_however_a_turn_is_cut_its_blocks_are_those_of_the_whole(cut: tuple[Chat
 
 def test_a_call_is_written_on_before_what_follows_it() -> None:
     blocks = Blocks()
-    first = ChatDelta(index=0, calls=(CallDelta(0, id="c", name="f"), CallDelta(0, '{"a"')), event={})
-    second = ChatDelta(index=0, content="then", calls=(CallDelta(0, ": 1}"),), event={})
+    first = ChatDelta(index=0, calls=(CallDelta(0, id="c", name="f"), CallDelta(0, '{"a"')), progress=Progress())
+    second = ChatDelta(index=0, content="then", calls=(CallDelta(0, ": 1}"),), progress=Progress())
     found = folded([*blocks.add(first), *blocks.add(second), *blocks.close()])
     assert [block["type"] for block in found] == ["tool_use", "text"]
     assert found[0]["input"] == {"a": 1} and found[1]["text"] == "then"

@@ -6,9 +6,11 @@ OpenAI chat, responses | Ollama | Anthropic  ->  ChatCall  ->  plan  ->  engine 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from sglite.constrained.spec import ConstraintSpec
+from sglite.runtime.engine.presenter import Progress
 from sglite.runtime.parse.base import Tool
 
 
@@ -63,14 +65,19 @@ class CallDelta:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatDelta:
-    """News of turn ``index`` of a call. ``event``: the engine's event so far; ``finish``: why it ended, at its end."""
+    """News of turn ``index`` of a call. ``progress``: the engine's, so far; ``finish``: why it ended, at its end."""
 
     index: int
     content: str = ""
     reasoning: str = ""
     calls: tuple[CallDelta, ...] = ()
-    event: dict[str, Any]
+    progress: Progress
     finish: str | None = None
+
+    @cached_property
+    def event(self) -> dict[str, Any]:
+        """The engine's event so far, made when it is asked for."""
+        return self.progress.event()
 
 
 @dataclass(kw_only=True)
@@ -90,5 +97,10 @@ class ChatTurn:
     reasoning: str = ""
     calls: list[CalledTool] = field(default_factory=list)
     finish: str = "stop"
-    event: dict[str, Any] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
     reasoning_tokens: int = 0
+
+    @cached_property
+    def event(self) -> dict[str, Any]:
+        """The engine's last event."""
+        return self.progress.event()

@@ -25,6 +25,8 @@ from sglite.runtime.serve.serving import Serving
 from sglite.runtime.text.chat_template import ChatTemplate, TemplateError
 from sglite.runtime.text.tokenizer import Tokenizer
 
+_HERE = "qzcontinueqz "
+"""Stands where a message goes on. The space at its end shows whether the template trims contents."""
 _LONG_TEXT = 20_000
 """Rendering and encoding more characters than this takes long enough to be done beside the loop."""
 
@@ -83,6 +85,7 @@ async def _prompt(serving: Serving, tokenizer: Tokenizer, call: ChatCall, with_t
     size = sum(len(str(message.get("content") or "")) for message in call.messages)
     if size + 50 * len(call.messages) > _LONG_TEXT:
         text = await asyncio.to_thread(render, serving, call, with_tools)
+        check_characters(serving, [text], "messages")
         return text, await asyncio.to_thread(tokenizer.encode, text)
     text = render(serving, call, with_tools)
     return text, tokenizer.encode(text)
@@ -99,6 +102,8 @@ def render(serving: Serving, call: ChatCall, with_tools: bool = True) -> str:
         )
         raise Refused(400, message, param="messages")
     messages = [_known_role(message, template) for message in call.messages]
+    if call.continue_final:
+        messages[-1] = _marked(messages[-1])
     try:
         text = template.render(
             messages,
@@ -108,7 +113,7 @@ def render(serving: Serving, call: ChatCall, with_tools: bool = True) -> str:
         )
     except TemplateError as error:
         raise Refused(400, str(error), param="messages") from None
-    return _cut_after_last(text, call.messages[-1]) if call.continue_final else text
+    return _cut_at_mark(text) if call.continue_final else text
 
 
 def _request_template(serving: Serving, source: str) -> ChatTemplate:
@@ -129,19 +134,21 @@ def _known_role(message: dict[str, Any], template: ChatTemplate) -> dict[str, An
     return message
 
 
-def _cut_after_last(text: str, message: dict[str, Any]) -> str:
-    """``text`` up to the end of the content of its last message."""
+def _marked(message: dict[str, Any]) -> dict[str, Any]:
+    """A last message that is to be continued, with a mark behind its content."""
     content = message.get("content")
     if message["role"] != "assistant" or not isinstance(content, str) or not content.strip():
         told = "continue_final_message needs a last message of role assistant with text"
         raise Refused(400, told, param="continue_final_message")
-    at = text.rfind(content)
-    if at >= 0:
-        return text[: at + len(content)]
-    at = text.rfind(content.strip())
+    return {**message, "content": content + _HERE}
+
+
+def _cut_at_mark(text: str) -> str:
+    """``text`` up to the end of the content of its last message, without the space that the template would trim."""
+    at = text.rfind(_HERE.strip())
     if at < 0:
         raise Refused(400, "the chat template changes the last message, which cannot be continued", param="messages")
-    return text[: at + len(content.strip())]
+    return text[:at] if text.startswith(_HERE, at) else text[:at].rstrip()
 
 
 # --- the constraint ---------------------------------------------------------------------------------------------

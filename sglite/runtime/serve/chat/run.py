@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncGenerator, Iterable
-from typing import Any
 
 from sglite.runtime.engine.generation import RequestRefused
+from sglite.runtime.engine.presenter import Progress
 from sglite.runtime.parse.base import CallArguments, CallStart, Content, Event, Reasoning
+from sglite.runtime.protocol import FinishReason
 from sglite.runtime.serve.chat.blame import blamed
 from sglite.runtime.serve.chat.call import CallDelta, CalledTool, ChatCall, ChatDelta, ChatTurn
 from sglite.runtime.serve.chat.plan import Plan, plan
@@ -35,18 +36,18 @@ class ChatRun:
     async def deltas(self) -> AsyncGenerator[ChatDelta, None]:
         """News as it happens, of every turn; the last of each has ``finish``. Raises what went wrong."""
         try:
-            async for index, event in self.started.events():
-                yield self._turns[index].read(event)
+            async for index, progress in self.started.news():
+                yield self._turns[index].read(progress)
         except RequestRefused as error:
             raise blamed(self._call, error) from None
 
     async def turns(self) -> list[ChatTurn]:
         """The whole turns, in order."""
         try:
-            events = await self.started.results()
+            outcomes = await self.started.outcomes()
         except RequestRefused as error:
             raise blamed(self._call, error) from None
-        return [_folded([reader.read(event)], reader) for reader, event in zip(self._turns, events, strict=True)]
+        return [_folded([reader.read(outcome)], reader) for reader, outcome in zip(self._turns, outcomes, strict=True)]
 
     def reasoning_tokens(self, index: int) -> int:
         """Tokens of a turn that were thinking, so far."""
@@ -58,7 +59,7 @@ class ChatRun:
 
 
 class _Reader:
-    """Reads one turn from the engine's events, whose text is cumulative."""
+    """Reads one turn from the engine's progress, whose text is cumulative."""
 
     def __init__(self, planned: Plan, index: int) -> None:
         self._parser = planned.parser()
@@ -69,9 +70,9 @@ class _Reader:
         self._reasoning = ""
         self._counted = (0, 0)
 
-    def read(self, event: dict[str, Any]) -> ChatDelta:
-        """What an event adds."""
-        text, reason = event["text"], event["meta_info"]["finish_reason"]
+    def read(self, progress: Progress) -> ChatDelta:
+        """What it adds."""
+        text, reason = progress.text, progress.finish_reason
         found = self._parser.feed(text[self._length :])
         self._length = len(text)
         if reason is not None:
@@ -84,7 +85,7 @@ class _Reader:
             content="".join(one.text for one in found if isinstance(one, Content)),
             reasoning=reasoning,
             calls=calls,
-            event=event,
+            progress=progress,
             finish=None if reason is None else self._finish(reason),
         )
 
@@ -105,8 +106,8 @@ class _Reader:
             elif isinstance(one, CallArguments):
                 yield CallDelta(one.index, one.text)
 
-    def _finish(self, reason: dict[str, Any]) -> str:
-        return "tool_calls" if self._called and reason["type"] == "stop" else str(reason["type"])
+    def _finish(self, reason: FinishReason) -> str:
+        return "tool_calls" if self._called and reason.type == "stop" else reason.type
 
 
 def _joined(deltas: Iterable[CallDelta]) -> Iterable[CallDelta]:
@@ -128,7 +129,7 @@ def _folded(deltas: Iterable[ChatDelta], reader: _Reader) -> ChatTurn:
     for delta in deltas:
         turn.content += delta.content
         turn.reasoning += delta.reasoning
-        turn.event, turn.finish = delta.event, delta.finish or turn.finish
+        turn.progress, turn.finish = delta.progress, delta.finish or turn.finish
         for call in delta.calls:
             if call.name is not None:
                 turn.calls.append(CalledTool(id=call.id or "", name=call.name))

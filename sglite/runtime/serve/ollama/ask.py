@@ -126,6 +126,7 @@ async def _begin_raw(serving: Serving, call: ChatCall, prompt: str) -> ChatRun:
     tokenizer = serving.engine.tokenizer
     if tokenizer is None:
         raise Refused(400, "this server has no tokenizer; use /generate with input_ids")
+    check_characters(serving, [prompt], "prompt")
     if len(prompt) > _LONG_TEXT:
         ids = await asyncio.to_thread(tokenizer.encode, prompt, add_bos=True)
     else:

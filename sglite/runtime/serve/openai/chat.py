@@ -10,9 +10,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sglite.runtime.engine.presenter import Progress
 from sglite.runtime.serve.body import read_object
 from sglite.runtime.serve.chat.call import ChatCall, ChatDelta, ChatTurn
 from sglite.runtime.serve.chat.run import ChatRun, begin
+from sglite.runtime.serve.chat.thinking import thinking_kwargs
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header, spelled
 from sglite.runtime.serve.openai.logprobs import chat_rows
@@ -114,7 +116,7 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
         parallel=fields.flag("parallel_tool_calls", True),
         constraint=read_constraint(fields),
         constraint_field="response_format",
-        sampling={**read_sampling(fields), "max_new_tokens": _max_tokens(fields)},
+        sampling={**serving.sampling(read_sampling(fields)), "max_new_tokens": _max_tokens(fields)},
         options=options,
         template_kwargs=_template_kwargs(fields),
         chat_template=fields.text("chat_template"),
@@ -174,9 +176,7 @@ def _template_kwargs(fields: Fields) -> dict[str, Any]:
         found["documents"] = documents
     effort = fields.one_of("reasoning_effort", _EFFORTS)
     if effort is not None:
-        found.setdefault("reasoning_effort", effort)
-        if effort == "none":
-            found.setdefault("enable_thinking", False)
+        found = {**thinking_kwargs(False if effort == "none" else None, effort), **found}
     own = {"messages", "tools", "add_generation_prompt", "chat_template", "conversation", "tokenize", "return_dict"}
     clash = sorted(own & found.keys())
     if clash:
@@ -198,7 +198,9 @@ class _Answer:
             "created": int(time.time()),
             "model": ask.name,
         }
-        self._latest: dict[int, dict[str, Any]] = {}
+        self._frame = {**self._head, "object": "chat.completion.chunk", "system_fingerprint": None}
+        self._thinks = serving.formats.reasoning is not None
+        self._latest: dict[int, ChatDelta] = {}
         self._shown_rows: dict[int, int] = {}
         self._shown_ids: dict[int, int] = {}
         self._held: dict[int, str] = {}
@@ -218,10 +220,6 @@ class _Answer:
             "system_fingerprint": None,
         }
 
-    @property
-    def _thinks(self) -> bool:
-        return self._serving.formats.reasoning is not None
-
     def _choice(self, index: int, turn: ChatTurn) -> dict[str, Any]:
         message: dict[str, Any] = {
             "role": "assistant",
@@ -238,54 +236,51 @@ class _Answer:
         return {
             "index": index,
             "message": message,
-            "logprobs": self._rows(index, turn.event),
+            "logprobs": self._rows(index, turn.progress),
             "finish_reason": turn.finish,
-            **self._extras(index, turn.event),
+            **self._extras(index, turn),
         }
 
-    def _extras(self, index: int, event: dict[str, Any]) -> dict[str, Any]:
+    def _extras(self, index: int, news: ChatDelta | ChatTurn) -> dict[str, Any]:
         """What OpenAI's shape does not have."""
-        reason = event["meta_info"]["finish_reason"]
+        reason = news.progress.finish_reason
         found: dict[str, Any] = {}
         if reason is not None:
-            found["matched_stop"] = reason.get("matched")
+            found["matched_stop"] = reason.matched
         if self._ask.return_ids:
-            ids, shown = event["output_ids"], self._shown_ids.get(index, 0)
-            found["token_ids"] = ids[shown:]
-            self._shown_ids[index] = len(ids)
+            found["token_ids"] = news.progress.ids(self._shown_ids.get(index, 0))
+            self._shown_ids[index] = news.progress.num_tokens
         if self._ask.return_meta and reason is not None:
-            found["meta_info"] = event["meta_info"]
+            found["meta_info"] = news.event["meta_info"]
         return found
 
-    def _rows(self, index: int, event: dict[str, Any]) -> dict[str, Any] | None:
+    def _rows(self, index: int, progress: Progress) -> dict[str, Any] | None:
         """Log probabilities that were not shown yet."""
-        meta, tokenizer = event["meta_info"], self._serving.engine.tokenizer
-        if "output_token_logprobs" not in meta or tokenizer is None:
+        tokenizer = self._serving.engine.tokenizer
+        if progress.layout is None or tokenizer is None:
             return None
-        shown = self._shown_rows.get(index, 0)
-        rows = meta["output_token_logprobs"][shown:]
-        self._shown_rows[index] = shown + len(rows)
-        return {"content": chat_rows(tokenizer, rows, meta.get("output_top_logprobs", [])[shown:]), "refusal": None}
+        rows, tops = progress.logprobs(self._shown_rows.get(index, 0))
+        self._shown_rows[index] = progress.num_rows
+        return {"content": chat_rows(tokenizer, rows, tops), "refusal": None}
 
     # --- in chunks --------------------------------------------------------------------------------------------
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events: the role first, then news, then why it ended; last, if asked for, the usage."""
         async for delta in self._run.deltas():
-            index = delta.index
-            if index not in self._latest:
-                yield self._chunk(index, {"role": "assistant", "content": ""})
-            self._latest[index] = delta.event
-            for chunk in self._news(delta):
-                yield chunk
+            begun = delta.index in self._latest
+            role = b"" if begun else self._chunk(delta.index, {"role": "assistant", "content": ""})
+            self._latest[delta.index] = delta
+            if found := role + b"".join(self._news(delta)):
+                yield found
         if self._ask.include_usage:
-            yield sse({**self._frame(), "choices": [], "usage": self._usage()})
+            yield sse({**self._frame, "choices": [], "usage": self._usage()})
 
     def _news(self, delta: ChatDelta) -> list[bytes]:
         found = []
-        rows = self._rows(delta.index, delta.event)
+        rows = self._rows(delta.index, delta.progress)
         rows = rows if rows and rows["content"] else None
-        extras = self._extras(delta.index, delta.event) if self._ask.return_ids or delta.finish else {}
+        extras = self._extras(delta.index, delta) if self._ask.return_ids or delta.finish else {}
         told: dict[str, Any] = {"content": delta.content} if delta.content else {}
         reasoning = self._reasoning(delta)
         if reasoning:
@@ -318,17 +313,14 @@ class _Answer:
     ) -> bytes:
         told = {"reasoning_content": None, "reasoning": None, **delta} if self._thinks else delta
         choice = {"index": index, "delta": told, "logprobs": rows, "finish_reason": finish, **extras}
-        chunk = {**self._frame(), "choices": [choice]}
+        chunk = {**self._frame, "choices": [choice]}
         if self._ask.usage_always:
             chunk["usage"] = self._usage() if self._latest else None
         elif self._ask.include_usage:
             chunk["usage"] = None
         return sse(chunk)
 
-    def _frame(self) -> dict[str, Any]:
-        return {**self._head, "object": "chat.completion.chunk", "system_fingerprint": None}
-
     def _usage(self) -> dict[str, Any]:
-        events = [self._latest[index] for index in sorted(self._latest)]
+        events = [self._latest[index].event for index in sorted(self._latest)]
         reasoning = sum(self._run.reasoning_tokens(index) for index in self._latest) if self._thinks else None
         return usage_of(events, [len(events)], reasoning)

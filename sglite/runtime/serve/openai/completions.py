@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sglite.runtime.engine.presenter import Progress
 from sglite.runtime.serve.body import read_object
 from sglite.runtime.serve.context_length import check_length
 from sglite.runtime.serve.errors import Refused
@@ -91,7 +92,7 @@ class Completions:
             )
         else:
             try:
-                response = json_response(answer.whole(await unless_gone(request, started.results())))
+                response = json_response(answer.whole(await unless_gone(request, started.outcomes())))
             finally:
                 started.end()
         response.headers.update(ignored_header(ask.ignored))
@@ -107,7 +108,8 @@ async def read_completion(serving: Serving, body: Mapping[str, Any]) -> Ask:
     texts, prompts = await _prompts(serving, fields)
     limit = fields.integer("max_tokens", 0, MAX_TOKENS)
     constraint = read_constraint(fields)
-    sampling = {**read_sampling(fields), "max_new_tokens": DEFAULT_MAX_TOKENS if limit is None else limit}
+    sampling = serving.sampling(read_sampling(fields))
+    sampling["max_new_tokens"] = DEFAULT_MAX_TOKENS if limit is None else limit
     options = read_options(fields)
     for ids in prompts:
         check_length(serving, len(ids), limit, "prompt")
@@ -156,6 +158,7 @@ async def _prompts(serving: Serving, fields: Fields) -> tuple[list[str], list[li
     if not isinstance(value, list) or not 0 < len(value) <= MAX_BATCH:
         raise fields.wrong("prompt", f"must be text, token ids, or a list of 1 to {MAX_BATCH} of either")
     if all(isinstance(text, str) for text in value):
+        check_characters(serving, value, "prompt")
 
         def encode() -> list[list[int]]:
             return [tokenizer.encode(text, add_bos=add_bos) for text in value]
@@ -194,21 +197,22 @@ class _Answer:
             "created": int(time.time()),
             "model": ask.name,
         }
-        self._latest: dict[int, dict[str, Any]] = {}
+        self._latest: dict[int, Progress] = {}
         self._texts: dict[int, int] = {}
         self._shown_rows: dict[int, int] = {}
         self._offsets: dict[int, int] = {}
 
-    def whole(self, events: list[dict[str, Any]]) -> dict[str, Any]:
+    def whole(self, outcomes: list[Progress]) -> dict[str, Any]:
         """The completion."""
-        choices = [self._choice(index, event) for index, event in enumerate(events)]
-        return {**self._head, "choices": choices, "usage": usage_of(events, self._started.widths)}
+        choices = [self._choice(index, outcome) for index, outcome in enumerate(outcomes)]
+        usage = usage_of([outcome.event() for outcome in outcomes], self._started.widths)
+        return {**self._head, "choices": choices, "usage": usage}
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events."""
-        async for index, event in self._started.events():
-            self._latest[index] = event
-            choice = self._choice(index, event)
+        async for index, progress in self._started.news():
+            self._latest[index] = progress
+            choice = self._choice(index, progress)
             if not choice["text"] and choice["finish_reason"] is None and not choice["logprobs"]:
                 continue
             chunk: dict[str, Any] = {**self._head, "choices": [choice]}
@@ -224,38 +228,38 @@ class _Answer:
         """Of what has been heard of so far."""
         width, seen = self._ask.width, sorted(self._latest)
         widths = [sum(1 for index in seen if index // width == row) for row in range(len(self._ask.rows))]
-        return usage_of([self._latest[index] for index in seen], [one for one in widths if one])
+        return usage_of([self._latest[index].event() for index in seen], [one for one in widths if one])
 
-    def _choice(self, index: int, event: dict[str, Any]) -> dict[str, Any]:
-        """What ``event`` adds to a choice: all of it, the first time."""
+    def _choice(self, index: int, progress: Progress) -> dict[str, Any]:
+        """What ``progress`` adds to a choice: all of it, the first time."""
         prompt = self._ask.prompts[index // self._ask.width] if self._ask.echo else ""
         begun = self._texts.get(index)
-        text = event["text"][begun or 0 :]
-        self._texts[index] = len(event["text"])
-        reason = event["meta_info"]["finish_reason"]
-        rows = self._rows(index, event, begun is None)
+        text = progress.text[begun or 0 :]
+        self._texts[index] = len(progress.text)
+        reason = progress.finish_reason
+        rows = self._rows(index, progress, begun is None)
         found: dict[str, Any] = {
             "index": index,
             "text": prompt + text if begun is None else text,
             "logprobs": rows,
-            "finish_reason": None if reason is None else reason["type"],
-            "matched_stop": None if reason is None else reason.get("matched"),
+            "finish_reason": None if reason is None else reason.type,
+            "matched_stop": None if reason is None else reason.matched,
         }
         if self._ask.return_ids and reason is not None:
-            found |= {"token_ids": event["output_ids"]}
+            found |= {"token_ids": progress.ids()}
             found["prompt_token_ids"] = self._ask.rows[index // self._ask.width].input_ids
         if self._ask.return_meta and reason is not None:
-            found["meta_info"] = event["meta_info"]
+            found["meta_info"] = progress.event()["meta_info"]
         return found
 
-    def _rows(self, index: int, event: dict[str, Any], first: bool) -> dict[str, Any] | None:
+    def _rows(self, index: int, progress: Progress, first: bool) -> dict[str, Any] | None:
         """Log probabilities that were not shown yet; the prompt's come first where it is echoed."""
         if self._ask.logprobs is None:
             return None
-        meta, shown = event["meta_info"], self._shown_rows.get(index, 0)
-        rows, tops = meta["output_token_logprobs"][shown:], meta.get("output_top_logprobs", [])[shown:]
-        self._shown_rows[index] = shown + len(rows)
+        rows, tops = progress.logprobs(self._shown_rows.get(index, 0))
+        self._shown_rows[index] = progress.num_rows
         if first and self._ask.echo:
+            meta = progress.event()["meta_info"]
             rows = [*meta["input_token_logprobs"], *rows]
             tops = [*meta.get("input_top_logprobs", []), *tops]
         found = text_rows(self._tokenizer, rows, tops, self._offsets.get(index, 0))

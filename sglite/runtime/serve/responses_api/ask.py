@@ -9,6 +9,7 @@ from typing import Any
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.parse.base import Tool
 from sglite.runtime.serve.chat.call import ChatCall, ToolChoice
+from sglite.runtime.serve.chat.thinking import thinking_kwargs
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields
 from sglite.runtime.serve.openai.messages import function_tool, named_choice
@@ -77,7 +78,7 @@ def read_ask(serving: Serving, store: Store, body: Mapping[str, Any]) -> Ask:
         constraint=_constraint(fields),
         constraint_field="text.format",
         parameters_field="parameters",
-        sampling={**read_sampling(fields), "max_new_tokens": fields.integer("max_output_tokens", 1, MAX_TOKENS)},
+        sampling=_sampling(serving, fields),
         options={**read_options(fields), **_logprobs(fields, includes)},
         template_kwargs={**(fields.object("chat_template_kwargs") or {}), **_effort(fields)},
         rid=read_rid(fields),
@@ -90,13 +91,23 @@ def read_ask(serving: Serving, store: Store, body: Mapping[str, Any]) -> Ask:
     return Ask(
         call=call,
         items=items,
-        echo=_echo(body, name, shown, keep, background),
+        echo=_echo({**body, **_used(call)}, name, shown, keep, background),
         stream=stream,
         background=background,
         store=keep,
         logprobs=_INCLUDES["message.output_text.logprobs"] and "message.output_text.logprobs" in includes,
         ignored=[*given, *fields.unread()],
     )
+
+
+def _sampling(serving: Serving, fields: Fields) -> dict[str, Any]:
+    found = serving.sampling(read_sampling(fields))
+    return {**found, "max_new_tokens": fields.integer("max_output_tokens", 1, MAX_TOKENS)}
+
+
+def _used(call: ChatCall) -> dict[str, Any]:
+    """What answers say of sampling, whoever has decided it."""
+    return {name: call.sampling[name] for name in ("temperature", "top_p") if name in call.sampling}
 
 
 def _echo(body: Mapping[str, Any], name: str, tools: list[Any], keep: bool, background: bool) -> dict[str, Any]:
@@ -228,4 +239,4 @@ def _effort(fields: Fields) -> dict[str, Any]:
     effort = reasoning.one_of("effort", _EFFORTS)
     if effort is None:
         return {}
-    return {"reasoning_effort": effort, **({"enable_thinking": False} if effort == "none" else {})}
+    return thinking_kwargs(False if effort == "none" else None, effort)
