@@ -88,7 +88,7 @@ class _Client:
     def __call__(self, output: RequestOutput) -> None:
         self.presenter.add(output)
         if output.finish_reason is not None:
-            self.done.set_result(self.presenter.event())
+            self.done.set_result(self.presenter.progress().event())
 
 
 class ReplayEngine:

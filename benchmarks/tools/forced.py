@@ -23,8 +23,8 @@ import httpx
 from jsonschema import Draft202012Validator
 
 import sglite as sgl
-from benchmarks.constrained.shared import Shared, add_arguments
 from benchmarks.constrained.shared import DEFAULT as FOLDER
+from benchmarks.constrained.shared import Shared, add_arguments
 from sglite.runtime.parse.registry import TOOL_FORMATS
 from sglite.runtime.serve.app import create_app
 from sglite.runtime.serve.options import ServeOptions
@@ -40,8 +40,8 @@ class Found:
 
     requests: int = 0
     calls: int = 0
-    cut: int = 0
-    """Turns that the limit ended inside a call: their shortest call does not fit."""
+    cut: list[str] = field(default_factory=list)
+    """Turns that the limit ended inside a call, which is right where the shortest one does not fit."""
     tokens: int = 0
     wrong: list[str] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
@@ -67,9 +67,7 @@ def body_of(line: dict[str, Any], rng: random.Random, limit: int) -> dict[str, A
         choice = {"type": "function", "function": {"name": rng.choice(names)}}
     return {
         "messages": PROMPT,
-        "tools": [
-            {**tool, "function": {**tool["function"], "strict": rng.random() < 0.5}} for tool in seen.values()
-        ],
+        "tools": [{**tool, "function": {**tool["function"], "strict": rng.random() < 0.5}} for tool in seen.values()],
         "tool_choice": choice,
         "parallel_tool_calls": rng.random() < 0.5,
         "temperature": 1.0,
@@ -83,7 +81,9 @@ def body_of(line: dict[str, Any], rng: random.Random, limit: int) -> dict[str, A
 
 async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Turn | str:
     """The answer, or why there is none."""
-    answer = await client.post(ROUTE, json={**body, "stream_options": {"include_usage": True}} if body["stream"] else body)
+    answer = await client.post(
+        ROUTE, json={**body, "stream_options": {"include_usage": True}} if body["stream"] else body
+    )
     if answer.status_code != 200:
         return f"{answer.status_code} {answer.json()['error']['message']}"
     if body["stream"]:
@@ -137,12 +137,14 @@ def faults(body: dict[str, Any], turn: Turn) -> list[str]:
     return found
 
 
-async def ask_format(engine: sgl.Engine, name: str, lines: Sequence[dict[str, Any]], given: argparse.Namespace) -> Found:
+async def ask_format(
+    engine: sgl.Engine, name: str, lines: Sequence[dict[str, Any]], given: argparse.Namespace
+) -> Found:
     """``given.calls`` requests in one format, ``given.at_once`` at a time."""
     found, rng = Found(), random.Random(f"{name} {given.seed}")
     app = create_app(engine, ServeOptions(tool_call_parser=name, reasoning_parser="none"))
     bodies = iter([body_of(rng.choice(lines), rng, given.max_tokens) for _ in range(given.calls)])
-    transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
 
         async def work() -> None:
@@ -154,7 +156,7 @@ async def ask_format(engine: sgl.Engine, name: str, lines: Sequence[dict[str, An
                     continue
                 found.tokens += turn.tokens
                 if turn.finish == "length":
-                    found.cut += 1
+                    found.cut.append(f"{turn.calls or turn.content}"[:200])
                     continue
                 found.calls += len(turn.calls)
                 found.wrong += [f"{problem}\n        {json.dumps(body)[:1000]}" for problem in faults(body, turn)]
@@ -169,12 +171,14 @@ def tell(name: str, found: Found) -> None:
     """One line of the table, and what was not as it should be."""
     refused = sum(found.refused.values())
     print(
-        f"{name:14} {found.requests:8} {found.calls:7} {len(found.wrong):6} {refused:8} {found.cut:5} "
+        f"{name:14} {found.requests:8} {found.calls:7} {len(found.wrong):6} {refused:8} {len(found.cut):5} "
         f"{found.tokens:9} {found.seconds:8.0f}",
         flush=True,
     )
     for problem in found.wrong[:SHOWN]:
         print(f"    wrong: {problem}")
+    for text in found.cut[:SHOWN]:
+        print(f"    cut: {text}")
     for reason, count in found.refused.most_common(SHOWN):
         print(f"    refused, {count} x {reason[:300]}")
 
@@ -193,7 +197,8 @@ async def main() -> int:
     if not lines:
         sys.exit("no tools: name the shared folder with --shared")
     wrong = 0
-    print(f"{'format':14} {'requests':>8} {'calls':>7} {'wrong':>6} {'refused':>8} {'cut':>5} {'tokens':>9} {'seconds':>8}")
+    heads = ("requests", 8), ("calls", 7), ("wrong", 6), ("refused", 8), ("cut", 5), ("tokens", 9), ("seconds", 8)
+    print(f"{'format':14} " + " ".join(f"{head:>{width}}" for head, width in heads))
     with sgl.Engine(given.model, load_format="dummy", dtype="float32", num_threads=1, show_progress=False) as engine:
         for name in given.formats:
             found = await ask_format(engine, name, lines, given)

@@ -271,7 +271,10 @@ def _rendered(render: Render, num_calls: int) -> str | None:
         text = render([_USER, turn, *results], [_PROBE])
     except ValueError:
         return None
-    return text if text is not None and "probe_result" in text and text.count(_PROBE.name) > num_calls else None
+    if text is None or "probe_result" not in text:
+        return None
+    # all of them before the first result: a renderer may have dealt them out over several turns
+    return text if text.partition("probe_result")[0].count(_PROBE.name) > num_calls else None
 
 
 def _thinks(render: Render) -> Thinks:

@@ -18,6 +18,9 @@ from faults.wire import call
 
 ATTACK = "huge requests"
 _MB = 2**20
+MANY = 5.0
+"""Seconds for what is millions of values, of which the body has to be read before anything else."""
+OF_MANY = ("20 MB lists", "20 MB turns", "20 MB fields")
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +95,11 @@ def test_what_is_too_large_is_refused_at_once(server: Server) -> None:
     figure(ATTACK, "/health meanwhile", probe.seen)
     figure(ATTACK, "costliest on the loop, ms of processor", [(round(1000 * s), n) for s, n in server.costliest()])
     figure(ATTACK, "API's memory grew by, MB", (resident(server.pid) - memory) >> 20)
-    allowed = {"20 MB tokenize": 200, "20 MB parse": 200, "20 MB reasoning": 200, "10x program": 200, "20 MB program": 200}
+    allowed = {"20 MB parse": 200, "20 MB reasoning": 200, "10x program": 200, "20 MB program": 200}
     for name, path, status, _, body in found:
         assert status in (400, 413, allowed.get(name, 400)), (name, status, body[:300])
         assert status == 200 or is_error(path, json.loads(body)), (name, body[:300])
     assert not server.errors(), server.errors()[:5]
     assert settles(server.is_idle, 10), server.open_work()
-    refused = [(seconds, name) for seconds, name, status in slow if status != 200]
-    assert refused[0][0] < 1.0 * PATIENCE, refused[:5]
+    late = [(seconds, name) for seconds, name, _ in slow if seconds > (MANY if name in OF_MANY else 1.0) * PATIENCE]
+    assert not late

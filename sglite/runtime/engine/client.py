@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.engine.core import EngineCore
 from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, PauseMode, RequestOutput
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 TIME_LIMIT_SECONDS = 0.02
 """How often a thread with nothing to compute looks whether a request's time is up."""
@@ -295,7 +297,7 @@ class EngineThread:
         while self._carry_out():
             if self._dead is None:
                 self._guard(self._step)
-                self._note()
+                self._guard(self._note)
         self._finish()
 
     def _carry_out(self) -> bool:
@@ -361,7 +363,7 @@ class EngineThread:
             over = output.finish_reason is not None
             handler = self._handlers.pop(output.request_id, None) if over else self._handlers.get(output.request_id)
             if handler is not None:
-                handler(output)
+                hand(handler, output)
         self._on_outputs()
 
     def _end(self, request_id: str, message: str) -> None:
@@ -376,3 +378,11 @@ class EngineThread:
         for request_id in list(self._handlers):
             self._end(request_id, "the engine was shut down")
         self._core.close()
+
+
+def hand(handler: Handler, output: RequestOutput) -> None:
+    """Give an output to whoever waits for it; one handler's failure is nobody else's."""
+    try:
+        handler(output)
+    except Exception:
+        logger.exception("an output of request %s could not be handed on", output.request_id)

@@ -27,7 +27,7 @@ import msgspec
 
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.engine.child import EngineProcess, Spawn
-from sglite.runtime.engine.client import SHUT_DOWN, Handler, Health, Load
+from sglite.runtime.engine.client import SHUT_DOWN, Handler, Health, Load, hand
 from sglite.runtime.engine.generation import EngineError, RequestRefused
 from sglite.runtime.engine.messages import (
     Abort,
@@ -290,7 +290,7 @@ class RemoteClient:
             name, over = output.request_id, output.finish_reason is not None
             handler = self._handlers.pop(name, None) if over else self._handlers.get(name)
             if handler is not None:
-                _hand(handler, output)
+                hand(handler, output)
 
     def _answer(self, message: Answer) -> None:
         with self._lock:
@@ -316,7 +316,7 @@ class RemoteClient:
             questions, self._questions = self._questions, {}
         for name, handler in handlers.items():
             reason = FinishReason(type="error", code="engine_dead", message=f"{self._reason}; send the request again")
-            _hand(handler, RequestOutput(request_id=name, finish_reason=reason))
+            hand(handler, RequestOutput(request_id=name, finish_reason=reason))
         for future, _ in questions.values():
             future.set_exception(_dead(self._reason))
         return self._starting
@@ -386,11 +386,3 @@ class RemoteClient:
 
 def _dead(reason: str) -> EngineError:
     return EngineError(reason, "engine_dead")
-
-
-def _hand(handler: Handler, output: RequestOutput) -> None:
-    """One handler's failure is nobody else's."""
-    try:
-        handler(output)
-    except Exception:
-        logger.exception("an output of request %s could not be handed on", output.request_id)

@@ -11,17 +11,16 @@ CODE = "context_length_exceeded"
 
 
 def check_characters(serving: Serving, texts: Sequence[str], prompt: str) -> None:
-    """``Refused`` if one of ``texts`` cannot fit however it is encoded: that takes time, and memory many times its size.
-
-    ``prompt``: what the client calls them.
+    """``Refused`` if one of ``texts`` cannot fit however it is encoded; encoding takes time, and memory many times its
+    size. ``prompt``: what the client calls them.
     """
     assert serving.engine.tokenizer is not None
     most = serving.capacity * serving.engine.tokenizer.longest
     longest = max(map(len, texts), default=0)
     if longest > most:
         message = (
-            f"{prompt} has {longest} characters and the context length is {serving.capacity} tokens, which is less than "
-            f"{most} characters; shorten it"
+            f"{prompt} has {longest} characters and the context length is {serving.capacity} tokens, {most} characters "
+            "at the very most; shorten it"
         )
         raise Refused(400, message, param=prompt, code=CODE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -64,8 +65,14 @@ class Merged(AsyncIterator[tuple[int, list[Progress]]]):
         self._due = 0.0
         """When the next news may be told."""
         self._timer: asyncio.TimerHandle | None = None
+        self._bell = bell
         for index, generation in enumerate(generations):
-            generation.subscribe(lambda index=index: bell.call(lambda: self._note(index)))  # type: ignore[misc]
+            generation.subscribe(functools.partial(self._hear, index))
+
+    def _hear(self, index: int) -> None:
+        """Called on any thread. What is noted and not yet read will be read as it is by then."""
+        if index not in self._changed or self._generations[index].finished:
+            self._bell.call(functools.partial(self._note, index))
 
     def _note(self, index: int) -> None:
         self._changed[index] = None

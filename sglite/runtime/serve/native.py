@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from sglite.runtime.engine.admission import pick
 from sglite.runtime.serve.body import read_object
+from sglite.runtime.serve.context_length import check_characters, check_length
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import ignored_header
 from sglite.runtime.serve.generations import Row, Started, start
@@ -165,6 +166,8 @@ class Native:
         for index, prompt in enumerate(prompts):
             where = f"{name}[{index}]" if many else name
             if text is None:
+                if isinstance(prompt, list) and len(prompt) > self._serving.capacity:
+                    check_length(self._serving, len(prompt), None, where)
                 check_ids(where, prompt)
             elif not isinstance(prompt, str):
                 raise Refused(400, f"{where} must be text", param=name)

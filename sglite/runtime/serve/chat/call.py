@@ -16,10 +16,12 @@ from sglite.runtime.parse.base import Tool
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """Which tools a turn may or must call. ``name``: with ``required``, that one only."""
+    """Which tools a turn may or must call. ``name``: with ``required``, that one only, once. ``among``: names of the
+    ones that it may; none: all."""
 
     mode: Literal["none", "auto", "required"] = "auto"
     name: str | None = None
+    among: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.parse.base import Tool, TurnParser
 from sglite.runtime.parse.detect import Formats
 from sglite.runtime.serve.chat.call import ChatCall
-from sglite.runtime.serve.context_length import check_length
+from sglite.runtime.serve.context_length import check_characters, check_length
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.generations import Row
 from sglite.runtime.serve.serving import Serving
@@ -185,16 +185,17 @@ def _turn(formats: Formats, call: ChatCall, tools: tuple[Tool, ...], opened: boo
     if call.choice.mode == "required":
         several = call.parallel and call.choice.name is None
         return formats.calls(wanted_tools(call), several=several, opened=opened)
+    wanted = wanted_tools(call)
     if call.constraint is None:
-        return formats.free(tools, several=call.parallel, opened=opened)
+        return formats.free(wanted, several=call.parallel, opened=opened)
     content = formats.content(_format_of(call.constraint), opened)
-    return {"type": "or", "elements": [content, formats.calls(tools, several=call.parallel, opened=opened)]}
+    return {"type": "or", "elements": [content, formats.calls(wanted, several=call.parallel, opened=opened)]}
 
 
 def wanted_tools(call: ChatCall) -> tuple[Tool, ...]:
     """The tools that a turn may call."""
-    name = call.choice.name
-    return call.tools if name is None else tuple(tool for tool in call.tools if tool.name == name)
+    names = call.choice.among if call.choice.name is None else (call.choice.name,)
+    return tuple(tool for tool in call.tools if tool.name in names) if names else call.tools
 
 
 def _format_of(spec: ConstraintSpec) -> dict[str, Any]:

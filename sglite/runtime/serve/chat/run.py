@@ -30,6 +30,7 @@ class ChatRun:
 
     def __init__(self, call: ChatCall, planned: Plan, started: Started) -> None:
         self.started = started
+        self.prompt_ids = planned.row.input_ids
         self._call = call
         self._turns = [_Reader(planned, index) for index in range(planned.row.width)]
 

@@ -11,7 +11,7 @@ from sglite.runtime.parse.detect import Formats
 from sglite.runtime.serve.chat.call import ChatCall, ToolChoice
 from sglite.runtime.serve.chat.plan import Plan
 from sglite.runtime.serve.chat.run import ChatRun, begin
-from sglite.runtime.serve.context_length import check_length
+from sglite.runtime.serve.context_length import check_characters, check_length
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, spelled
 from sglite.runtime.serve.generations import Row, start

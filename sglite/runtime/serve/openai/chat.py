@@ -218,6 +218,7 @@ class _Answer:
             "choices": [self._choice(index, turn) for index, turn in enumerate(turns)],
             "usage": usage_of(events, [len(events)], reasoning),
             "system_fingerprint": None,
+            **({"prompt_token_ids": self._run.prompt_ids} if self._ask.return_ids else {}),
         }
 
     def _choice(self, index: int, turn: ChatTurn) -> dict[str, Any]:
@@ -314,6 +315,8 @@ class _Answer:
         told = {"reasoning_content": None, "reasoning": None, **delta} if self._thinks else delta
         choice = {"index": index, "delta": told, "logprobs": rows, "finish_reason": finish, **extras}
         chunk = {**self._frame, "choices": [choice]}
+        if self._ask.return_ids and not self._latest:
+            chunk["prompt_token_ids"] = self._run.prompt_ids
         if self._ask.usage_always:
             chunk["usage"] = self._usage() if self._latest else None
         elif self._ask.include_usage:

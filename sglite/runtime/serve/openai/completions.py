@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from sglite.runtime.engine.presenter import Progress
 from sglite.runtime.serve.body import read_object
-from sglite.runtime.serve.context_length import check_length
+from sglite.runtime.serve.context_length import check_characters, check_length
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header, spelled
 from sglite.runtime.serve.generations import Row, Started, start
@@ -200,6 +200,7 @@ class _Answer:
         self._latest: dict[int, Progress] = {}
         self._texts: dict[int, int] = {}
         self._shown_rows: dict[int, int] = {}
+        self._shown_ids: dict[int, int] = {}
         self._offsets: dict[int, int] = {}
 
     def whole(self, outcomes: list[Progress]) -> dict[str, Any]:
@@ -213,7 +214,8 @@ class _Answer:
         async for index, progress in self._started.news():
             self._latest[index] = progress
             choice = self._choice(index, progress)
-            if not choice["text"] and choice["finish_reason"] is None and not choice["logprobs"]:
+            news = choice["text"], choice["finish_reason"], choice["logprobs"], choice.get("token_ids")
+            if not any(news):
                 continue
             chunk: dict[str, Any] = {**self._head, "choices": [choice]}
             if self._ask.usage_always:
@@ -245,9 +247,11 @@ class _Answer:
             "finish_reason": None if reason is None else reason.type,
             "matched_stop": None if reason is None else reason.matched,
         }
-        if self._ask.return_ids and reason is not None:
-            found |= {"token_ids": progress.ids()}
-            found["prompt_token_ids"] = self._ask.rows[index // self._ask.width].input_ids
+        if self._ask.return_ids:
+            found["token_ids"] = progress.ids(self._shown_ids.get(index, 0))
+            self._shown_ids[index] = progress.num_tokens
+            if begun is None:
+                found["prompt_token_ids"] = self._ask.rows[index // self._ask.width].input_ids
         if self._ask.return_meta and reason is not None:
             found["meta_info"] = progress.event()["meta_info"]
         return found

@@ -10,6 +10,7 @@ from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+MAX_MESSAGES = 16_384
 MAX_TOOLS = 1024
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _MEDIA = {
@@ -17,6 +18,8 @@ _MEDIA = {
     "input_audio": "audio", "file": "files", "input_file": "files",
 }  # fmt: skip
 _MAX_NAME = 256
+NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+"""Of a function that is declared without any."""
 
 
 def read_messages(fields: Fields) -> list[dict[str, Any]]:
@@ -24,6 +27,8 @@ def read_messages(fields: Fields) -> list[dict[str, Any]]:
     found = fields.objects("messages")
     if not found:
         raise Refused(400, "messages must be a list of at least one message", param="messages")
+    if len(found) > MAX_MESSAGES:
+        raise Refused(400, f"messages has {len(found)} entries; give at most {MAX_MESSAGES}", param="messages")
     return [checked(message, f"messages[{index}]") for index, message in enumerate(found)]
 
 
@@ -34,11 +39,14 @@ def checked(message: dict[str, Any], where: str) -> dict[str, Any]:
         shown = repr(role[:40]) if isinstance(role, str) else "no text"
         told = f"{where}.role must be one of {', '.join(sorted(ROLES))}, got {shown}"
         raise Refused(400, told, param=f"{where}.role")
-    calls = _calls(message.get("tool_calls"), f"{where}.tool_calls")
+    made = message.get("tool_calls")
+    if made is None and message.get("function_call") is not None:  # as calls were spelled before there were tools
+        made = [{"function": message["function_call"]}]
+    calls = _calls(made, f"{where}.tool_calls")
     content = message.get("content")
     if content is None and not (role == "assistant" and (calls or _thought(message) or message.get("refusal"))):
         raise Refused(400, f"{where}.content is missing", param=f"{where}.content")
-    found = {name: value for name, value in message.items() if value is not None}
+    found = {name: value for name, value in message.items() if value is not None and name != "function_call"}
     found["content"] = "" if content is None else _content(content, f"{where}.content")
     if calls:
         found["tool_calls"] = calls
@@ -137,7 +145,7 @@ def function_tool(function: dict[str, Any], where: str) -> Tool:
             raise Refused(400, f"{where}.{field} has the wrong type", param=f"{where}.{field}")
     return Tool(
         name=name,
-        parameters=parameters or None,
+        parameters=NO_PARAMETERS if parameters is None else parameters or None,
         description=function.get("description") or "",
         strict=bool(function.get("strict")),
     )
@@ -167,11 +175,24 @@ def read_choice(fields: Fields, tools: tuple[Tool, ...]) -> ToolChoice:
 
 
 def named_choice(value: Any, names: list[str], where: str) -> ToolChoice:
-    """``{"type": "function", "function": {"name"}}``, also with the name beside the type."""
+    """``{"type": "function", "function": {"name"}}``, also with the name beside the type; or several, of which the model
+    is to choose: ``{"type": "allowed_tools", "allowed_tools": {"mode", "tools"}}``, also with these beside the type."""
+    if not isinstance(value, dict) or value.get("type") != "allowed_tools":
+        return ToolChoice("required", _name_in(value, names, where))
+    allowed = value.get("allowed_tools", value)
+    fields = Fields(allowed if isinstance(allowed, dict) else {}, f"{where}.")
+    mode, tools = fields.one_of("mode", ("auto", "required")), fields.items("tools")
+    if mode is None or not tools:
+        raise Refused(400, f"{where} must have a mode, auto or required, and tools, at least one", param=where)
+    among = tuple(_name_in(tool, names, f"{where}.tools[{index}]") for index, tool in enumerate(tools))
+    return ToolChoice("required" if mode == "required" else "auto", among=among)
+
+
+def _name_in(value: Any, names: list[str], where: str) -> str:
     function = value.get("function", value) if isinstance(value, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str):
         raise Refused(400, f"{where} must be none, auto, required or name a function", param=where)
     if name not in names:
         raise Refused(400, f"{where} names {name[:80]!r}, which is none of the tools", param=where)
-    return ToolChoice("required", name)
+    return name

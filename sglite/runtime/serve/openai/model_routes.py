@@ -1,7 +1,11 @@
-"""``GET /v1/models`` and ``/v1/models/{id}``: the one model, under each of its names."""
+"""``GET /v1/models`` and ``/v1/models/{id}``: the one model, under each of its names.
+
+Anthropic's clients ask at the same place, with a header of theirs, for another shape.
+"""
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 from starlette.requests import Request
@@ -10,6 +14,8 @@ from starlette.responses import Response
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.responses import json_response
 from sglite.runtime.serve.serving import Route, Serving
+
+_ANTHROPIC = "anthropic-version"
 
 
 class ModelRoutes:
@@ -27,14 +33,28 @@ class ModelRoutes:
 
     async def all(self, request: Request) -> Response:
         """Every name."""
-        return json_response({"object": "list", "data": [self._card(name) for name in self._serving.models.names]})
+        names = self._serving.models.names
+        if _ANTHROPIC in request.headers:
+            ends = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+            return json_response({"data": [self._other_card(name) for name in names], **ends})
+        return json_response({"object": "list", "data": [self._card(name) for name in names]})
 
     async def one(self, request: Request) -> Response:
         """One name; 404 for another."""
         name = request.path_params["name"]
         if name not in self._serving.models.names:
             raise Refused(404, f"the model {name[:200]!r} does not exist here", param="model", code="model_not_found")
-        return json_response(self._card(name))
+        return json_response(self._other_card(name) if _ANTHROPIC in request.headers else self._card(name))
+
+    def _other_card(self, name: str) -> dict[str, Any]:
+        created = datetime.fromtimestamp(self._serving.models.created, timezone.utc)
+        return {
+            "type": "model",
+            "id": name,
+            "display_name": name,
+            "created_at": created.isoformat().replace("+00:00", "Z"),
+            "max_input_tokens": self._serving.capacity,
+        }
 
     def _card(self, name: str) -> dict[str, Any]:
         models = self._serving.models

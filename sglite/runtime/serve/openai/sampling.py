@@ -35,6 +35,9 @@ _REFUSED = {
     "prompt_embeds": "send text or token ids",
     "vllm_xargs": "give the parameters by their own names",
     "custom_params": "code in requests is not run",
+    "prompt_logprobs": "/v1/completions gives those of the prompt with echo=true and logprobs",
+    "return_tokens_as_token_ids": "return_token_ids gives the ids beside the text",
+    "truncate_prompt_tokens": "a prompt that is too long is refused, with its length",
 }
 _NEUTRAL = {"length_penalty": (1, 1.0), "early_stopping": (False,), "best_of": ()}
 IGNORED = (

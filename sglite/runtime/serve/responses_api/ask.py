@@ -12,7 +12,7 @@ from sglite.runtime.serve.chat.call import ChatCall, ToolChoice
 from sglite.runtime.serve.chat.thinking import thinking_kwargs
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields
-from sglite.runtime.serve.openai.messages import function_tool, named_choice
+from sglite.runtime.serve.openai.messages import NO_PARAMETERS, function_tool, named_choice
 from sglite.runtime.serve.openai.sampling import (
     MAX_TOP_LOGPROBS,
     read_constraint,
@@ -87,7 +87,7 @@ def read_ask(serving: Serving, store: Store, body: Mapping[str, Any]) -> Ask:
     keep = fields.flag("store", True)
     if background and (stream or not keep):
         raise fields.wrong("background", "goes with store=true and without stream")
-    given = [one for one in _IGNORED if fields.raw(one) not in (None, {}, "auto", "disabled") and one not in _ECHOED]
+    given = [one for one in _IGNORED if fields.raw(one) not in (None, {}, "disabled") and one not in _ECHOED]
     return Ask(
         call=call,
         items=items,
@@ -178,7 +178,8 @@ def _tools(fields: Fields) -> tuple[tuple[Tool, ...], list[Any]]:
 
 
 def _as_template_reads(tool: Tool) -> dict[str, Any]:
-    parameters = tool.parameters or {"type": "object", "properties": {}}
+    own = None if tool.parameters is NO_PARAMETERS else tool.parameters
+    parameters = own or {"type": "object", "properties": {}}
     function = {"name": tool.name, "description": tool.description, "parameters": parameters}
     return {"type": "function", "function": function}
 
