@@ -5,6 +5,7 @@
 #   make test-slow    the tests that take longer
 #   make test-browser the playground in a headless Chromium, found on the path or named in SGLITE_CHROMIUM
 #   make test-clients agents of the clients people use, in the interpreters that SGLITE_CLIENTS_PYTHON names (a:b)
+#   make test-faults  attacks, and processes that die: ten minutes; SGLITE_FAULTS=full takes the full numbers
 #   make lint         ruff and mypy alone
 #   make bench-constrained   measure constrained generation beside its peers; QUICK=--quick takes a part of it
 #   make reference    docs/reference.md from the docstrings
@@ -30,7 +31,7 @@ READY := $(VENV)/sglite-ready
 PYTEST := OMP_NUM_THREADS=1 timeout --kill-after=10 $(TEST_SECONDS) $(PY) -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-slow test-browser test-clients lint bench-constrained bench-programs reference demo-model clean
+.PHONY: run test test-slow test-browser test-clients test-faults lint bench-constrained bench-programs reference demo-model clean
 
 run: $(READY)
 	$(PY) examples/quickstart.py
@@ -46,6 +47,11 @@ test-browser: $(READY)
 
 test-clients: $(READY)
 	$(PYTEST) -m slow -rs tests/clients
+
+# Its figures are shown at the end; docs/reliability.md says what each is about.
+test-faults: $(READY)
+	OMP_NUM_THREADS=1 SGLITE_FAULTS=$${SGLITE_FAULTS:-quick} timeout --kill-after=10 7200 \
+		$(PY) -m pytest -W ignore -rs tests/faults
 
 lint: $(READY)
 	$(PY) -m ruff check .

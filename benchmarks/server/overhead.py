@@ -1,6 +1,6 @@
 """What a request costs in the server itself, and what of the engine's speed arrives at clients.
 
-    python -m benchmarks.server.overhead [scripted] [model] [--rate 50] [--seconds 20] [--step-ms 0 5] [--route chat]
+    python -m benchmarks.server.overhead [scripted] [model] [--rate 50] [--step-ms 0 5] [--route chat generate]
 
 ``scripted``: streamed answers of 16 tokens from a server whose steps compute nothing, begun at a fixed rate whether or
 not earlier ones have ended. Processor time is that of the processes as the system counts it. ``model``: the bundled
@@ -53,7 +53,6 @@ class Server:
 
     def cpu(self) -> tuple[float, float]:
         """Processor seconds of the server's process and of its engine's."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         tasks = Path(f"/proc/{self.pid}/task").iterdir()
         children = [child for task in tasks for child in (task / "children").read_text().split()]
         return _cpu(self.pid), sum(_cpu(int(child)) for child in children)
@@ -108,9 +107,7 @@ def body_of(route: str, number: int, tokens: int) -> bytes:
     if route == "generate":
         sampling = {"max_new_tokens": tokens, "ignore_eos": True}
         return json.dumps({"text": text, "sampling_params": sampling, "stream": True}).encode()
-    prompt: dict[str, Any] = (
-        {"messages": [{"role": "user", "content": text}]} if route == "chat" else {"prompt": text}
-    )
+    prompt: dict[str, Any] = {"messages": [{"role": "user", "content": text}]} if route == "chat" else {"prompt": text}
     usage = {"include_usage": True}
     fields = {"model": "default", "stream": True, "stream_options": usage, "ignore_eos": True, "temperature": 0}
     return json.dumps({**prompt, **fields, "max_tokens": tokens}).encode()
@@ -145,22 +142,71 @@ def scripted(route: str, rate: float, seconds: float, step_ms: float) -> str:
     costs = f"{1000 * api / len(replies):.2f} ms | {1e6 * api / tokens:.0f} us | {1000 * engine / len(replies):.2f} ms"
     return (
         f"| {route}, {step_ms:g} ms a step | {p50:.2f} ms | {p99:.2f} ms | {whole:.1f} ms | {costs} | "
-        f"{tokens / len(replies):.1f} | {tokens / events:.2f} |"
+        f"{tokens / events:.1f} |"
     )
+
+
+def throughput(route: str, streams: int, tokens: int, rounds: int) -> str:
+    """Tokens a second of the bundled model: so many streams through a server, and one batch in this process."""
+    import sglite
+
+    command = ("sglite", "serve", "--port", "0", "--num-threads", "1")
+    with served(*command) as server, sglite.Engine(num_threads=1, show_progress=False) as engine:
+        template = engine.chat_template
+        assert template is not None
+        sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+
+        async def through(first: int) -> None:
+            bodies = [body_of(route, first + at, tokens) for at in range(streams)]
+            for reply in await asyncio.gather(*(server.ask(_PATHS[route], body) for body in bodies)):
+                assert reply.tokens in (0, tokens), reply
+
+        def here(first: int) -> None:
+            texts = [f"{first + at}: {_TEXT}" for at in range(streams)]
+            if route == "chat":
+                texts = [template.render([{"role": "user", "content": text}]) for text in texts]
+            engine.generate(texts, sampling)
+
+        async def measure() -> list[tuple[float, float]]:
+            found = []
+            for number in range(rounds + 1):
+                begin = time.perf_counter()
+                await through(number * streams)
+                middle = time.perf_counter()
+                here(number * streams)
+                found.append((middle - begin, time.perf_counter() - middle))
+            return found[1:]
+
+        seconds = asyncio.run(measure())
+    server_s, here_s = (statistics.median(column) for column in zip(*seconds, strict=True))
+    ratio = statistics.median(inside / outside for outside, inside in seconds)
+    total = streams * tokens
+    return f"| {route}, {streams} streams | {total / server_s:,.0f} | {total / here_s:,.0f} | {ratio:.2f} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="*", default=["scripted"])
+    parser.add_argument("what", nargs="*", default=["scripted", "model"], choices=["scripted", "model"])
     parser.add_argument("--rate", type=float, default=50.0)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--step-ms", type=float, nargs="+", default=[0.0, 5.0])
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--route", nargs="+", default=["chat"], choices=sorted(_PATHS))
     given = parser.parse_args()
-    print("| | first text p50 | p99 | whole p50 | server CPU a request | a token | engine CPU a request | tokens | tokens an event |")
-    for route in given.route:
-        for step_ms in given.step_ms:
-            print(scripted(route, given.rate, given.seconds, step_ms), flush=True)
+    if "scripted" in given.what:
+        print(
+            "| | first text p50 | p99 | whole p50 | server, a request | a token | engine, a request | tokens an event |"
+        )
+        print("|---|---:|---:|---:|---:|---:|---:|---:|")
+        for route in given.route:
+            for step_ms in given.step_ms:
+                print(scripted(route, given.rate, given.seconds, step_ms), flush=True)
+    if "model" in given.what:
+        print("| | through the server, tokens/s | in this process | ratio |")
+        print("|---|---:|---:|---:|")
+        for route in given.route:
+            print(throughput(route, given.streams, 128, given.rounds), flush=True)
     print("load averages:", ", ".join(f"{load:.1f}" for load in os.getloadavg()))
 
 

@@ -47,6 +47,13 @@ class Found:
     refused: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
+    def failed(self, message: str, body: dict[str, Any]) -> None:
+        """No answer: refused before it began, or broken, which is wrong."""
+        if message.startswith("400 "):
+            self.refused[message] += 1
+        else:
+            self.wrong.append(f"{message}\n        {json.dumps(body)}")
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -152,14 +159,14 @@ async def ask_format(
                 turn = await ask(client, body)
                 found.requests += 1
                 if isinstance(turn, str):
-                    found.refused[turn] += 1
+                    found.failed(turn, body)
                     continue
                 found.tokens += turn.tokens
                 if turn.finish == "length":
                     found.cut.append(f"{turn.calls or turn.content}"[:200])
                     continue
                 found.calls += len(turn.calls)
-                found.wrong += [f"{problem}\n        {json.dumps(body)[:1000]}" for problem in faults(body, turn)]
+                found.wrong += [f"{problem}\n        {json.dumps(body)}" for problem in faults(body, turn)]
 
         start = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(given.at_once)))

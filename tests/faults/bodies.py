@@ -115,7 +115,9 @@ BODIES: dict[str, list[dict[str, Any]]] = {
     ],
     "/program/renew": [{"programs": ["p"]}],
     "/program/close": [{"programs": {"p": ["0"]}}],
-    "/parse_function_call": [{"text": '<tool_call>\n{"name": "look", "arguments": {"a": 1}}\n</tool_call>', "tools": []}],
+    "/parse_function_call": [
+        {"text": '<tool_call>\n{"name": "look", "arguments": {"a": 1}}\n</tool_call>', "tools": []}
+    ],
     "/separate_reasoning": [{"text": "<think>a</think>b", "reasoning_parser": "deepseek-r1"}],
     "/flush_cache": [{}],
     "/abort_request": [{"rid": "r"}],

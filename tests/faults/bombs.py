@@ -46,6 +46,11 @@ def _doubling(levels: int, keyword: str) -> dict[str, Any]:
 
 
 def _schemas() -> Iterator[tuple[str, Any]]:
+    for kinds in (_deep, _wide, _counted, _references, _crossed):
+        yield from kinds()
+
+
+def _deep() -> Iterator[tuple[str, Any]]:
     for levels in (20, 40, 100):
         for keyword in ("properties", "prefixItems", "anyOf", "oneOf", "allOf"):
             yield f"doubling {keyword} {levels}", _doubling(levels, keyword)
@@ -55,8 +60,14 @@ def _schemas() -> Iterator[tuple[str, Any]]:
         yield f"deep anyOf {levels}", _nested(levels, lambda i: {"anyOf": [i, {"type": "null"}]}, {"type": "string"})
         yield f"deep not {levels}", _nested(levels, lambda i: {"not": i}, {"type": "string"})
         yield f"deep allOf {levels}", _nested(levels, lambda i: {"allOf": [i, {"maxLength": 9}]}, {"type": "string"})
-        yield f"deep if {levels}", _nested(levels, lambda i: {"if": i, "then": {"minLength": 1}, "else": True}, {"type": "string"})
+        yield (
+            f"deep if {levels}",
+            _nested(levels, lambda i: {"if": i, "then": {"minLength": 1}, "else": True}, {"type": "string"}),
+        )
         yield f"deep counted {levels}", _nested(levels, lambda i: {"type": "array", "items": i, "maxItems": 9}, {})
+
+
+def _wide() -> Iterator[tuple[str, Any]]:
     for count in (1000, 20_000):
         names = [f"name{i}" for i in range(count)]
         yield f"wide optional {count}", {"properties": {name: {} for name in names}, "additionalProperties": False}
@@ -68,6 +79,9 @@ def _schemas() -> Iterator[tuple[str, Any]]:
         yield f"oneOf {count}", {"oneOf": [{"const": i} for i in range(count)]}
         yield f"prefixItems {count}", {"prefixItems": [{"type": "string"}] * count}
         yield f"wide definitions {count}", {"$defs": {name: {} for name in names}, "$ref": "#/$defs/name7"}
+
+
+def _counted() -> Iterator[tuple[str, Any]]:
     for count in (1000, 10**6, 10**9, 10**18):
         yield f"minItems {count}", {"type": "array", "minItems": count}
         yield f"maxItems {count}", {"type": "array", "items": {"type": "integer"}, "maxItems": count}
@@ -84,6 +98,9 @@ def _schemas() -> Iterator[tuple[str, Any]]:
     yield "multiples", {"type": "integer", "multipleOf": 999_983}
     yield "multiples of little", {"type": "number", "multipleOf": 1e-300}
     yield "many multiples", {"allOf": [{"multipleOf": prime} for prime in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)]}
+
+
+def _references() -> Iterator[tuple[str, Any]]:
     yield "itself", {"$ref": "#"}
     yield "itself in anyOf", {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}
     yield "itself in allOf", {"allOf": [{"$ref": "#"}, {"type": "object"}]}
@@ -95,6 +112,9 @@ def _schemas() -> Iterator[tuple[str, Any]]:
                            "$ref": "#/$defs/0"}  # fmt: skip
     yield "from elsewhere", {"$ref": "http://127.0.0.1:9/schema.json"}
     yield "a file", {"$ref": "file:///etc/passwd"}
+
+
+def _crossed() -> Iterator[tuple[str, Any]]:
     yield "product of alternatives", {"allOf": [{"anyOf": [{"required": [f"a{i}"]}, {"required": [f"b{i}"]}]}
                                                 for i in range(25)]}  # fmt: skip
     yield "product of types", {"allOf": [{"anyOf": [{"type": "object", "properties": {f"p{i}": {"const": j}}}
@@ -164,11 +184,13 @@ def _grammars() -> Iterator[tuple[str, str]]:
         "long text": f'root ::= "{"a" * 100_000}"', "wide": "root ::= " + " | ".join(f'"w{i}"' for i in range(10_000)),
         "wide rules": "\n".join(["root ::= " + " | ".join(f"r{i}" for i in range(2000)),
                                  *(f'r{i} ::= "x{i}" root?' for i in range(2000))]),
-        "deep": "root ::= " + "(" * 500 + '"a"' + ")" * 500, "deeper": "root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000,
+        "deep": "root ::= " + "(" * 500 + '"a"' + ")" * 500,
+        "deeper": "root ::= " + "(" * 30_000 + '"a"' + ")" * 30_000,
         "deep stars": "root ::= " + "(" * 40 + '"a"' + ")*" * 40, "unknown rule": "root ::= nowhere", "empty": "",
         "no root": 'a ::= "b"', "endless": 'root ::= "a" root', "endless two": 'root ::= a\na ::= "x" b\nb ::= "y" a',
         "unfinished": 'root ::= "a', "bad class": "root ::= [z-a]", "not": "root ::= [^a-z]{3000}",
-        "all": "root ::= .*", "unicode": "root ::= [\\u4e00-\\u9fff]{500}", "alternated": 'root ::= ("a" | "aa" | "aaa")*',
+        "all": "root ::= .*", "unicode": "root ::= [\\u4e00-\\u9fff]{500}",
+        "alternated": 'root ::= ("a" | "aa" | "aaa")*',
         "suffixes": 'root ::= .* "a" ' + ". " * 25, "nothing": 'root ::= ""', "newlines": "root ::= " + "\n" * 5000,
         "comments": "# x\n" * 20_000 + 'root ::= "a"', "two roots": 'root ::= "a"\nroot ::= "b"',
         "intersecting": "root ::= " + " | ".join(f'"{"a" * i}" root' for i in range(1, 150)) + ' | ""',

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from faults.scale import FULL, WANTED, figures
 from faults.servers import Server, tiny_folder
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from faults.watched_server import MARK
 from tiny_models import make_checkpoint
 
 import sglite
-from faults.watched_server import MARK
 
 READY = "sglite is ready at "
 _WATCHED = Path(__file__).with_name("watched_server.py")

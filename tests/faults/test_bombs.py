@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
-
 from faults.bombs import Bomb, bombs
 from faults.probe import Probe
-from faults.scale import PATIENCE, figure, sized
+from faults.scale import PATIENCE, figure
 from faults.servers import Server, resident, settles
 from faults.shapes import wrong_with
 from faults.wire import JSON, Connection, Reply, part_of
@@ -21,6 +20,7 @@ from faults.wire import JSON, Connection, Reply, part_of
 ATTACK = "grammar bombs"
 _BYSTANDERS = 2
 _GRAMMAR_SECONDS = 5
+_LONG = 0.5
 MAX_GROWTH = 1 << 30
 """Bytes that the engine's memory may grow by."""
 
@@ -39,6 +39,8 @@ class Waits:
 
     first: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
+    blamed: list[tuple[float, list[str]]] = field(default_factory=list)
+    """Long gaps, and which bombs were there meanwhile."""
 
     def __str__(self) -> str:
         first = [round(1000 * part_of(self.first, share)) for share in (0.5, 0.99, 1)]
@@ -46,8 +48,8 @@ class Waits:
         return f"first token {first}, gaps {gaps} ms (p50, p99, worst) of {len(self.first)}, {len(self.gaps)}"
 
 
-async def bystander(port: int, stop: asyncio.Event, waits: Waits) -> None:
-    """Streams short answers, one after another."""
+async def bystander(port: int, stop: asyncio.Event, waits: Waits, beside: list[str]) -> None:
+    """Streams short answers, one after another. ``beside``: the bombs that are being dealt with."""
     connection = Connection(port)
     number = 0
     while not stop.is_set():
@@ -55,55 +57,55 @@ async def bystander(port: int, stop: asyncio.Event, waits: Waits) -> None:
         sampling = {"max_new_tokens": 24, "ignore_eos": True, "temperature": 1, "sampling_seed": number}
         began = time.perf_counter()
         body = {"text": f"Number {number}:", "sampling_params": sampling, "stream": True}
-        await connection.send("POST", "/generate", _json(body))
+        await connection.send("POST", "/generate", json.dumps(body).encode())
         status, headers = await connection.begin()
         assert status == 200
         last = None
         async for _ in connection.parts(headers):
             now = time.perf_counter()
             (waits.first.append(now - began) if last is None else waits.gaps.append(now - last))
+            if last is not None and now - last > _LONG:
+                waits.blamed.append((round(now - last, 1), list(beside)))
             last = now
     connection.close()
 
 
-def _json(body: Any) -> bytes:
-    import json
-
-    return json.dumps(body).encode()
-
-
-async def throw(port: int, work: list[Bomb], spent: list[tuple[float, str, Reply]]) -> None:
+async def throw(port: int, work: list[Bomb], spent: list[tuple[float, str, Reply]], thrown: list[str]) -> None:
     """Sends bombs, one after another."""
     connection = Connection(port)
     while work:
         name, kind, value = work.pop()
+        thrown.append(name)
         body = {"text": "x", "sampling_params": {"max_new_tokens": 6, kind: value}}
         reply = await connection.call("POST", "/generate", body, headers=JSON, timeout=120)
         spent.append((reply.seconds, name, reply))
+        thrown.remove(name)
     connection.close()
 
 
-async def attack(server: Server, work: list[Bomb], idle_s: float) -> tuple[Waits, Waits, list[tuple[float, str, Reply]]]:
+async def attack(
+    server: Server, work: list[Bomb], idle_s: float
+) -> tuple[Waits, Waits, list[tuple[float, str, Reply]]]:
     """Others' waits before and during the attack, and what became of each bomb."""
     before, during = Waits(), Waits()
+    thrown: list[str] = []
     for waits, seconds in ((Waits(), 2.0), (before, idle_s)):
         stop = asyncio.Event()
-        streams = [asyncio.ensure_future(bystander(server.port, stop, waits)) for _ in range(_BYSTANDERS)]
+        streams = [asyncio.ensure_future(bystander(server.port, stop, waits, [])) for _ in range(_BYSTANDERS)]
         await asyncio.sleep(seconds)
         stop.set()
         await asyncio.gather(*streams)
     stop = asyncio.Event()
-    streams = [asyncio.ensure_future(bystander(server.port, stop, during)) for _ in range(_BYSTANDERS)]
+    streams = [asyncio.ensure_future(bystander(server.port, stop, during, thrown)) for _ in range(_BYSTANDERS)]
     spent: list[tuple[float, str, Reply]] = []
-    await asyncio.gather(*(throw(server.port, work, spent) for _ in range(2)))
+    await asyncio.gather(*(throw(server.port, work, spent, thrown) for _ in range(2)))
     stop.set()
     await asyncio.gather(*streams)
     return before, during, spent
 
 
 def test_bombs_hurt_nobody(server: Server) -> None:
-    work = bombs()
-    work = work[:: sized(1, 1)][::-1]
+    work = bombs()[::-1]
     assert len(work) >= 200
     memory = resident(server.engine_pid)
     server.costliest()
@@ -115,6 +117,7 @@ def test_bombs_hurt_nobody(server: Server) -> None:
     figure(ATTACK, "slowest answers", [(name, status, round(seconds, 1)) for seconds, name, status in late[:12]])
     figure(ATTACK, "others, before", before)
     figure(ATTACK, "others, during", during)
+    figure(ATTACK, "longest gaps, and the bombs beside them", sorted(during.blamed, reverse=True)[:6])
     figure(ATTACK, "engine's memory grew by, MB", grown >> 20)
     figure(ATTACK, "/health meanwhile", probe.seen)
     figure(ATTACK, "costliest on the loop, ms of processor", [(round(1000 * s), n) for s, n in server.costliest()])

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from faults.probe import Probe
 from faults.scale import PATIENCE, figure, sized
 from faults.servers import Server, resident, settles, settling
@@ -142,7 +141,9 @@ async def is_out(connection: Connection) -> bool:
         return True
 
 
-async def slow_heads(server: Server, count: int, seconds: float) -> tuple[list[float], list[float], int, dict[str, int]]:
+async def slow_heads(
+    server: Server, count: int, seconds: float
+) -> tuple[list[float], list[float], int, dict[str, int]]:
     """Others' times before and beside loiterers; how many of those were shown out; what the server holds with them."""
     before = await customers(server.port, seconds)
     async with loiterers(server.port, count) as found:
@@ -200,7 +201,9 @@ def test_readers_that_do_not_read_hold_nothing_but_their_answer(server: Server) 
     count = sized(16, 64)
     times, computed, held = asyncio.run(slow_readers(server, count))
     back = settling(server.is_idle, 10)
-    figure(SLOW, "readers that do not read: others (p50, p99 ms)", [round(1000 * part_of(times, q)) for q in (0.5, 0.99)])
+    figure(
+        SLOW, "readers that do not read: others (p50, p99 ms)", [round(1000 * part_of(times, q)) for q in (0.5, 0.99)]
+    )
     figure(SLOW, f"at rest, with {count} of them", f"{before}, {held}")
     figure(SLOW, "given back after, s", round(back, 2))
     assert computed, server.open_work()

@@ -1,4 +1,4 @@
-"""Bodies that nobody should send: each is answered, with a reason where it is refused, and none takes anything along."""
+"""Bodies that nobody should send: each is answered, with a reason where it is refused, and none does any harm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from faults.bodies import BODIES, spoiled
 from faults.probe import Probe
 from faults.scale import FULL, PATIENCE, figure, sized

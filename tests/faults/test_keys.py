@@ -24,9 +24,11 @@ def wrong_keys() -> dict[str, Headers]:
     basic = base64.b64encode(f"user:{KEY}".encode()).decode()
     return {
         "none": [], "wrong": [("Authorization", "Bearer wrong")], "basic": [("Authorization", f"Basic {basic}")],
-        "empty": [("Authorization", "")], "empty bearer": [("Authorization", "Bearer ")], "bare": [("Authorization", KEY)],
+        "empty": [("Authorization", "")], "empty bearer": [("Authorization", "Bearer ")],
+        "bare": [("Authorization", KEY)],
         "non-ASCII": [("Authorization", "Bearer schlüssel-ключ")], "raw bytes": [("x-api-key", "\udcff\udcfe\udc80")],
-        "100 kB": [("Authorization", "Bearer " + "k" * 100_000)], "30 kB": [("Authorization", "Bearer " + "k" * 30_000)],
+        "100 kB": [("Authorization", "Bearer " + "k" * 100_000)],
+        "30 kB": [("Authorization", "Bearer " + "k" * 30_000)],
         "prefix": [("Authorization", f"Bearer {KEY[:-1]}")], "longer": [("Authorization", f"Bearer {KEY}x")],
         "case": [("Authorization", f"Bearer {KEY.upper()}")], "nul": [("x-api-key", KEY + " x")],
         "two": [("Authorization", "Bearer a"), ("Authorization", "Bearer b")], "other header": [("api-key", KEY)],
@@ -39,7 +41,11 @@ def routes(server: Server, key: str | None) -> list[tuple[str, str, str]]:
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     paths = server.http.get("/openapi.json", headers=headers).json()["paths"]
     found = [
-        (method.upper(), path.replace("{name}", "x").replace("{digest}", "x").replace("{request_id}", "x"), route["x-access"])
+        (
+            method.upper(),
+            path.replace("{name}", "x").replace("{digest}", "x").replace("{request_id}", "x"),
+            route["x-access"],
+        )
         for path, methods in paths.items()
         for method, route in methods.items()
     ]
@@ -68,7 +74,9 @@ def test_no_route_opens_to_a_wrong_key(folder: Path) -> None:
                 for method, path in closed:
                     answers.append((name, method, path, await ask(server.port, method, path, headers)))
             for method, path in closed:
-                answers.append(("in the query", method, path, await ask(server.port, method, path, [], f"?api_key={quote(KEY)}")))
+                answers.append(
+                    ("in the query", method, path, await ask(server.port, method, path, [], f"?api_key={quote(KEY)}"))
+                )
             return answers
 
         answers = asyncio.run(attack())
@@ -100,7 +108,12 @@ def test_admin_routes_are_closed_without_an_admin_key(folder: Path) -> None:
             for more in ([], [("Authorization", "Bearer None")], [("x-api-key", "")]):
                 for method, path in admin:
                     reply = asyncio.run(ask(server.port, method, path, [*given, *more]))
-                    assert reply.status == 403 and is_error(path, reply.json()), (method, path, reply.status, reply.body)
+                    assert reply.status == 403 and is_error(path, reply.json()), (
+                        method,
+                        path,
+                        reply.status,
+                        reply.body,
+                    )
             figure(ATTACK, f"admin routes, {'a key' if key else 'no key'} and no admin key", f"{len(admin)} are 403")
         finally:
             server.close()

@@ -1,4 +1,4 @@
-"""Processes that are killed or told to stop while they work: whoever waits is told, once, and nothing is left behind."""
+"""Processes that are killed or told to stop while they work: whoever waits is told, once, and nothing stays behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from faults.bodies import TALK
 from faults.scale import PATIENCE, figure, sized
 from faults.servers import Server, children, is_alive, settles, settling

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from faults.bodies import TALK, TOOL
 from faults.probe import Probe
 from faults.scale import PATIENCE, figure, sized

@@ -1,4 +1,4 @@
-"""What the server itself costs: an engine whose steps take no time, and requests that come whether or not it keeps up."""
+"""What the server itself costs: an engine whose steps take no time, requests that come whether it keeps up or not."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_server import Started
-from sequence_engines import text_folder
-
 from faults.probe import Probe
 from faults.scale import PATIENCE, figure, sized
 from faults.servers import cpu_seconds
 from faults.wire import Connection, part_of
+from scripted_server import Started
+from sequence_engines import text_folder
 
 ATTACK = "overhead"
 _RATE = 50.0
@@ -80,7 +79,9 @@ def test_the_server_adds_little(server: Started, kind: str) -> None:
         before = [cpu_seconds(pid) for pid in (server.process.pid, server.engine_pid)]
         with Probe(port) as probe:
             times = asyncio.run(open_loop(port, kind, seconds, tokens))
-        spent = [cpu_seconds(pid) - old for pid, old in zip((server.process.pid, server.engine_pid), before, strict=True)]
+        spent = [
+            cpu_seconds(pid) - old for pid, old in zip((server.process.pid, server.engine_pid), before, strict=True)
+        ]
         costs[tokens] = [1000 * one / len(times) for one in spent]
         shown = [round(1000 * part_of(times, share), 1) for share in (0.5, 0.9, 0.99, 1)]
         figure(ATTACK, f"{kind}, {tokens} tokens: first byte p50, p90, p99, worst ms", f"{shown} of {len(times)}")

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import sglite
 from faults.scale import figure
 from faults.servers import Server
 from faults.wire import Connection
+
+import sglite
 
 ATTACK = "pickles"
 _MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
@@ -59,7 +59,7 @@ def _is_true(node: ast.expr) -> bool:
 
 
 def test_the_search_finds_what_it_is_for() -> None:
-    bad = ("import pickle", "from marshal import loads", "eval('1')", "torch.load(f)", "yaml.load(f)", "np.load(f, allow_pickle=True)")  # fmt: skip
+    bad = ("import pickle", "from marshal import loads", "eval('1')", "torch.load(f)", "yaml.load(f)", "os.system(f)")
     assert all(dangerous(line) for line in bad)
     assert not dangerous("re.compile('a'); model.eval(); yaml.safe_load(f); safetensors.torch.load_file(f)")
 
@@ -99,7 +99,9 @@ def payloads(trace: Path, folder: Path) -> dict[str, bytes]:
         made.writestr("archive/data.pkl", pickle.dumps(call))
         made.writestr("archive/version", "3")
     found["torch"] = archive.getvalue()
-    found["numpy"] = b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,)}" + pickle.dumps([call])
+    found["numpy"] = b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,)}" + pickle.dumps(
+        [call]
+    )
     found["template"] = b"{{ ''.__class__.__mro__[1].__subclasses__() }}"
     return found
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from faults.probe import Probe
 from faults.scale import PATIENCE, figure
 from faults.servers import Server, resident, settles
@@ -33,10 +32,10 @@ def server(folder: Path) -> Iterator[Server]:
 
 def _prompts(text: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """The text, as a prompt of each route."""
-    talk = [{"role": "user", "content": text}]
+    talk, turn = [{"role": "user", "content": text}], [{"role": "user", "content": text[:100]}]
     return {
         "chat": ("/v1/chat/completions", {"messages": talk}),
-        "many turns": ("/v1/chat/completions", {"messages": [{"role": "user", "content": text[:100]}] * (len(text) // 100)}),
+        "many turns": ("/v1/chat/completions", {"messages": turn * (len(text) // 100)}),
         "completions": ("/v1/completions", {"prompt": text}),
         "responses": ("/v1/responses", {"input": text}),
         "messages": ("/v1/messages", {"model": "default", "max_tokens": 9, "messages": talk}),
@@ -76,7 +75,9 @@ def _bodies() -> dict[str, tuple[str, bytes]]:
 async def attack(port: int) -> list[tuple[str, str, int, float, bytes]]:
     """What became of each: name, path, status, seconds, answer."""
     work = [(f"10x {name}", path, json.dumps(body).encode()) for name, (path, body) in _prompts("word " * 5120).items()]
-    work += [(f"20 MB {name}", path, json.dumps(body).encode()) for name, (path, body) in _prompts("word " * 4 * _MB).items()]
+    work += [
+        (f"20 MB {name}", path, json.dumps(body).encode()) for name, (path, body) in _prompts("word " * 4 * _MB).items()
+    ]
     work += [(f"20 MB {name}", path, body) for name, (path, body) in _bodies().items()]
     found = []
     for name, path, body in work:

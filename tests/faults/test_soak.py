@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from faults.bodies import BODIES, spoiled
 from faults.probe import Probe
 from faults.scale import PATIENCE, figure, sized
@@ -25,8 +24,8 @@ _AT_ONCE = 6
 _WARM_SECONDS = 20
 _BETWEEN = 2.0
 _GENERATING = (
-    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/generate",
-    "/program",
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate",
+    "/generate", "/program",
 )  # fmt: skip
 
 

@@ -18,9 +18,9 @@ from sglite.runtime.serve.openai.chat import read_chat
 from sglite.runtime.serve.openai.completions import read_completion
 from sglite.runtime.serve.options import ServeOptions
 from sglite.runtime.serve.programs import Programs
-from sglite.runtime.serve.responses_api.routes import Responses
 from sglite.runtime.serve.responses_api import store
 from sglite.runtime.serve.responses_api.ask import read_ask
+from sglite.runtime.serve.responses_api.routes import Responses
 from sglite.runtime.serve.security import MAX_HEADER_BYTES
 from sglite.runtime.serve.serving import Route, Serving
 

@@ -214,8 +214,7 @@ class _Answer:
         async for index, progress in self._started.news():
             self._latest[index] = progress
             choice = self._choice(index, progress)
-            news = choice["text"], choice["finish_reason"], choice["logprobs"], choice.get("token_ids")
-            if not any(news):
+            if not any(value for name, value in choice.items() if name != "index"):
                 continue
             chunk: dict[str, Any] = {**self._head, "choices": [choice]}
             if self._ask.usage_always:

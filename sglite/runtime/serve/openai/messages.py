@@ -175,8 +175,8 @@ def read_choice(fields: Fields, tools: tuple[Tool, ...]) -> ToolChoice:
 
 
 def named_choice(value: Any, names: list[str], where: str) -> ToolChoice:
-    """``{"type": "function", "function": {"name"}}``, also with the name beside the type; or several, of which the model
-    is to choose: ``{"type": "allowed_tools", "allowed_tools": {"mode", "tools"}}``, also with these beside the type."""
+    """``{"type": "function", "function": {"name"}}``, also with the name beside the type; or several to choose from:
+    ``{"type": "allowed_tools", "allowed_tools": {"mode", "tools"}}``, also with these beside the type."""
     if not isinstance(value, dict) or value.get("type") != "allowed_tools":
         return ToolChoice("required", _name_in(value, names, where))
     allowed = value.get("allowed_tools", value)

@@ -1,0 +1,58 @@
+"""What is taken of a request's outputs at a moment stays what it was, and news are parts of the whole event."""
+
+from __future__ import annotations
+
+import random
+
+from sglite.runtime.engine.presenter import LogprobLayout, Presenter, Progress
+from sglite.runtime.protocol import Accounting, FinishReason, RequestOutput, TokenLogprob
+from sglite.runtime.sample.params import SamplingParams
+
+
+def outputs(rng: random.Random, count: int) -> list[RequestOutput]:
+    """Some steps' worth of tokens with their logprobs; the last one ends it."""
+    made: list[RequestOutput] = []
+    for at in range(count):
+        ids = [rng.randrange(50) for _ in range(rng.randint(1, 3))]
+        rows = [TokenLogprob(one, -one / 10, [(one, -one / 10), (one + 1, -9.0)], [(7, -7.0)]) for one in ids]
+        made.append(
+            RequestOutput(
+                request_id="r",
+                new_token_ids=ids,
+                logprobs=rows,
+                prompt_logprobs=[] if at else [TokenLogprob(1, None), TokenLogprob(2, -0.5, [(2, -0.5)], [(7, -7.0)])],
+                finish_reason=FinishReason(type="length") if at == count - 1 else None,
+                accounting=Accounting(prompt_tokens=2, forward_passes=at + 1, e2e_ms=at),
+            )
+        )
+    return made
+
+
+def test_progress_stays_what_it_was_while_its_presenter_goes_on() -> None:
+    layout = LogprobLayout(top_n=2, given=True)
+    presenter = Presenter("r", SamplingParams(), None, layout)
+    taken: list[Progress] = []
+    events = []
+    for output in outputs(random.Random(5), 12):
+        presenter.add(output)
+        taken.append(presenter.progress())
+        events.append(presenter.progress().event())
+    assert [one.event() for one in taken] == events
+    assert [len(event["output_ids"]) for event in events] == [one.num_tokens for one in taken]
+    assert events[0]["meta_info"]["finish_reason"] is None
+    assert events[-1]["meta_info"]["finish_reason"] == {"type": "length", "length": taken[-1].num_tokens}
+    assert len(events[0]["meta_info"]["input_token_logprobs"]) == 2
+
+
+def test_news_put_together_are_the_whole() -> None:
+    presenter = Presenter("r", SamplingParams(), None, LogprobLayout(top_n=2))
+    ids, rows, tops = [], [], []
+    for output in outputs(random.Random(6), 9):
+        presenter.add(output)
+        progress = presenter.progress()
+        ids += progress.ids(len(ids))
+        more = progress.logprobs(len(rows))
+        rows, tops = rows + more[0], tops + more[1]
+    whole = presenter.progress().event()
+    assert whole["output_ids"] == ids
+    assert whole["meta_info"]["output_token_logprobs"] == rows and whole["meta_info"]["output_top_logprobs"] == tops
