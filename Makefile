@@ -20,7 +20,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
-TEST_SECONDS ?= 1200
+TEST_SECONDS ?= 2400
 
 VENV := .venv
 PY := $(VENV)/bin/python

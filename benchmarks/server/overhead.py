@@ -147,7 +147,8 @@ def scripted(route: str, rate: float, seconds: float, step_ms: float) -> str:
 
 
 def throughput(route: str, streams: int, tokens: int, rounds: int) -> str:
-    """Tokens a second of the bundled model: so many streams through a server, and one batch in this process."""
+    """Tokens a second of the bundled model, and processor time a token: so many streams through a server, and one
+    batch in this process."""
     import sglite
 
     command = ("sglite", "serve", "--port", "0", "--num-threads", "1")
@@ -167,21 +168,25 @@ def throughput(route: str, streams: int, tokens: int, rounds: int) -> str:
                 texts = [template.render([{"role": "user", "content": text}]) for text in texts]
             engine.generate(texts, sampling)
 
-        async def measure() -> list[tuple[float, float]]:
-            found = []
+        async def measure() -> list[tuple[float, ...]]:
+            found: list[tuple[float, ...]] = []
             for number in range(rounds + 1):
-                begin = time.perf_counter()
+                begin, api, apart = time.perf_counter(), *server.cpu()
                 await through(number * streams)
-                middle = time.perf_counter()
+                middle, api_after, apart_after = time.perf_counter(), *server.cpu()
+                own = time.process_time()
                 here(number * streams)
-                found.append((middle - begin, time.perf_counter() - middle))
+                costs = (api_after - api, apart_after - apart, time.process_time() - own)
+                found.append((middle - begin, time.perf_counter() - middle, *costs))
             return found[1:]
 
-        seconds = asyncio.run(measure())
-    server_s, here_s = (statistics.median(column) for column in zip(*seconds, strict=True))
-    ratio = statistics.median(inside / outside for outside, inside in seconds)
+        turns = asyncio.run(measure())
+    medians = [statistics.median(column) for column in zip(*turns, strict=True)]
+    ratio = statistics.median(turn[1] / turn[0] for turn in turns)
     total = streams * tokens
-    return f"| {route}, {streams} streams | {total / server_s:,.0f} | {total / here_s:,.0f} | {ratio:.2f} |"
+    costs = " | ".join(f"{1e6 * cost / total:.0f} us" for cost in medians[2:])
+    rates = f"{total / medians[0]:,.0f} | {total / medians[1]:,.0f} | {ratio:.2f}"
+    return f"| {route}, {streams} streams | {rates} | {costs} |"
 
 
 def main() -> None:
@@ -203,8 +208,8 @@ def main() -> None:
             for step_ms in given.step_ms:
                 print(scripted(route, given.rate, given.seconds, step_ms), flush=True)
     if "model" in given.what:
-        print("| | through the server, tokens/s | in this process | ratio |")
-        print("|---|---:|---:|---:|")
+        print("| | tokens/s through the server | here | ratio | server, a token | its engine | engine here |")
+        print("|---|---:|---:|---:|---:|---:|---:|")
         for route in given.route:
             print(throughput(route, given.streams, 128, given.rounds), flush=True)
     print("load averages:", ", ".join(f"{load:.1f}" for load in os.getloadavg()))

@@ -55,7 +55,7 @@ class Worker:
 def _build(step_s: float, args: EngineArgs, _: Path) -> Any:
     """In place of ``executor.build.build``."""
     facts = Facts(max_context=2048, vocab_size=_VOCAB, bytes_per_token=1, free_memory=None, dtype="-", device="-")
-    executor = ThreadExecutor(Worker(step_s))  # type: ignore[arg-type]
+    executor = ThreadExecutor(Worker(step_s))
     return types.SimpleNamespace(executor=executor, config=resolve(args, facts), eos_ids=(_EOS,), weight_bytes=0)
 
 

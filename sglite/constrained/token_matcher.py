@@ -65,6 +65,7 @@ class TokenMatcher:
         self._close_at = close_at
         self._closed: tuple[int, int] | None = None  # tokens and bytes where the budget first forbade a token
         self._row: tuple[bool, NDArray[np.int32]] | None = None  # the mask here, while it is not the engine's own
+        self._last_row: tuple[bool, NDArray[np.int32]] | None = None  # the one before the last token
         self._failed: str | None = None
         if close_at is not None and (needed := closing.shortest_tokens(raw, self._tokens)) > close_at:
             raise ValueError(f"a text of at most {close_at} tokens cannot be complete; the shortest has {needed}")
@@ -140,7 +141,7 @@ class TokenMatcher:
         self._ids.append(token_id)
         self._run = run[1:] or None
         self._written = self._written[1:] if self._written and self._written[0] == token_id else None
-        self._row = None
+        self._row, self._last_row = None, self._row
         return True
 
     def accept_run(self, ids: Sequence[int]) -> int:
@@ -161,9 +162,10 @@ class TokenMatcher:
         if not self.stuck or not self._raw.held():
             return 0
         taken = self._ruled.retreat(self._raw, self._ids)
+        self._last_row = None  # filled before the value was ruled out
         if taken:
             self._undo(taken)
-            self._run = None  # found before the value was ruled out
+            self._run = None  # found before, too
         else:
             self._failed = self._ruled.why()
         return taken
@@ -181,7 +183,7 @@ class TokenMatcher:
         other._run, other._written = self._run, self._written
         other._ruled = self._ruled.copy()
         other._close_at, other._closed = self._close_at, self._closed
-        other._row, other._failed = self._row, self._failed
+        other._row, other._last_row, other._failed = self._row, self._last_row, self._failed
         return other
 
     def _undo(self, n: int) -> None:
@@ -191,7 +193,10 @@ class TokenMatcher:
         del self._ids[left:], self._past[left:]
         if self._closed is not None and self._closed[0] > left:
             self._closed = None
-        self._row = self._failed = None
+        # What was allowed before a token was tried stays so: the engine, asked again, may have no more tries to spend
+        # on the search for a completion.
+        self._row = self._last_row if n == 1 else None
+        self._last_row = self._failed = None
 
     # --- the tokens that are forced ----------------------------------------------------------------------------
 

@@ -198,7 +198,7 @@ async def slow_readers(server: Server, count: int) -> tuple[list[float], bool, d
 
 def test_readers_that_do_not_read_hold_nothing_but_their_answer(server: Server) -> None:
     before = server.resources()
-    count = sized(16, 64)
+    count = 16
     times, computed, held = asyncio.run(slow_readers(server, count))
     back = settling(server.is_idle, 10)
     figure(

@@ -113,7 +113,12 @@ def _kill_once(server: Server, rng: random.Random) -> None:
         if reply.status == 200 and reply.streamed:
             assert ends_of(path, reply) == 1, (path, reply.body[-600:])
         else:
-            assert reply.status == 503 or (reply.status == 200 and came < at), (path, reply.status, reply.body[-300:])
+            # What was computed before may be on its way yet.
+            assert reply.status == 503 or (reply.status == 200 and came - at < 0.2), (
+                path,
+                reply.status,
+                reply.body[-300:],
+            )
     again = server.http.post("/generate", json={"text": "x", "sampling_params": {"max_new_tokens": 2}})
     assert again.status_code == 200 and server.engine_pid != pid
     assert settles(server.is_idle, 5), server.open_work()

@@ -100,6 +100,7 @@ def test_everything_comes_back(server: Server) -> None:
     asyncio.run(attack(server.port, sized(300, 500), seed=1))  # threads, pools and caches that stay
     settling(server.is_idle, 60)
     before = server.resources()
+    server.costliest()
     count = sized(2000, 10_000)
     began = time.monotonic()
     with Probe(server.port) as probe:
@@ -114,6 +115,7 @@ def test_everything_comes_back(server: Server) -> None:
     figure(ATTACK, "descriptors back after, s", round(settled, 2))
     figure(ATTACK, "before, after", f"{before}, {after}")
     figure(ATTACK, "/health meanwhile", probe.seen)
+    figure(ATTACK, "costliest on the loop, ms of processor", [(round(1000 * s), n) for s, n in server.costliest()])
     figure(ATTACK, "programs", leases)
     assert server.is_idle(), server.open_work()
     assert back < _BACK_SECONDS * PATIENCE

@@ -1,6 +1,7 @@
 """An HTTP/1.1 connection that nobody can hold open by saying nothing, or fill memory with headers.
 
-uvicorn's own, with a limit on the time that the head of a request may take, and errors in the JSON shape of all others.
+uvicorn's own, with limits on the time that the head of a request may take and its body may pause, and errors in the
+JSON shape of all others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from sglite.runtime.serve.errors import Refused
 
 HEAD_SECONDS = 10.0
 """How long the head of a request may take, from the beginning of the connection or from its first byte."""
+BODY_SECONDS = 60.0
+"""How long nothing may come of a body that is not complete."""
 MAX_HEAD_BYTES = 64 * 1024
 """Of request line and headers."""
 
@@ -28,6 +31,7 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_timer: asyncio.TimerHandle | None = None
+        self._body_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first request must come soon."""
@@ -41,10 +45,14 @@ class Connection(H11Protocol):
             self._forget_head()
         elif self._head_timer is None:
             self._expect_head()
+        self._forget_body()
+        if self.conn.their_state is h11.SEND_BODY:
+            self._expect_body()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
         self._forget_head()
+        self._forget_body()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -66,6 +74,21 @@ class Connection(H11Protocol):
 
     def _expect_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _expect_body(self) -> None:
+        self._body_timer = self.loop.call_later(BODY_SECONDS, self._no_body)
+
+    def _no_body(self) -> None:
+        """Closes the connection, unless it is this side that does not read."""
+        if self.flow.read_paused:
+            self._expect_body()
+        else:
+            self.transport.close()
+
+    def _forget_body(self) -> None:
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
 
     def _forget_head(self) -> None:
         if self._head_timer is not None:

@@ -8,6 +8,7 @@ so that nobody waits in a queue that nobody serves. SIGTERM or SIGINT let what i
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -91,6 +92,9 @@ class _Server(uvicorn.Server):
         """See uvicorn."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        # What is there by now stays: no collection need look at it, which stops the loop for a tenth of a second.
+        gc.collect()
+        gc.freeze()
         if self.started and not self._signalled:
             print(self._banner(), flush=True)
 

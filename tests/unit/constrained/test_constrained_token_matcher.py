@@ -137,3 +137,30 @@ def test_a_wrong_mask_is_named() -> None:
     matcher = TokenMatcher(RawBytes(VOCAB, Texts([b"name"])), VOCAB)
     with pytest.raises(ValueError, match="the mask is int32"):
         matcher.fill(np.zeros(VOCAB.words + 1, np.int32))
+
+
+def test_what_fits_a_budget_still_fits_after_a_token_was_tried() -> None:
+    class Tired(RawBytes):
+        """Finds completions until it is told to rest: an engine's search has a limit, which tries use up."""
+
+        rests = False
+
+        def shortest(self) -> bytes | None:
+            return None if self.rests else super().shortest()
+
+    words = [b"userName = userName", b"userName = itemName"]
+    raw = Tired(VOCAB, Texts(words))
+    least = max(len(VOCAB.encode(word.decode())) for word in words)
+    matcher = TokenMatcher(raw, VOCAB, jump_forward=False, close_at=least)
+    while not matcher.accepting:
+        raw.rests = False
+        mask = row(matcher)
+        raw.rests = True
+        for token in allowed(matcher):
+            assert matcher.accept(token)
+            matcher.rollback(1)
+        assert row(matcher) == mask
+        token = allowed(matcher)[0]
+        raw.rests = False
+        assert matcher.accept(token)
+    assert len(matcher._ids) <= least
