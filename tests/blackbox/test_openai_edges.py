@@ -130,6 +130,33 @@ def test_streamed_ids_add_up_and_the_prompts_come_first(server: Served, path: st
     assert given == [expected] * (1 if path == CHAT else 2) and expected
 
 
+def test_the_items_of_a_response_come_in_pages(server: Served) -> None:
+    said = [{"role": "user" if i % 2 == 0 else "assistant", "content": f"word {i}"} for i in range(5)]
+    made = server.post("/v1/responses", {"input": said, "max_output_tokens": 2})
+    items = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none").responses.input_items
+    texts = [f"word {i}" for i in range(5)]
+    for order in ("asc", "desc"):
+        found = [item.content for item in items.list(made["id"], limit=2, order=order)]  # type: ignore[arg-type]
+        assert found == (texts if order == "asc" else texts[::-1])
+    assert [item.content for item in items.list(made["id"])] == texts[::-1]
+    for query in ("limit=0", "limit=x", "order=up", "after=nothing"):
+        path = f"/v1/responses/{made['id']}/input_items?{query}"
+        assert server.http.get(path).json()["error"]["param"] == query.partition("=")[0]
+    assert server.http.get(f"/v1/responses/{made['id']}?stream=true").status_code == 400
+
+
+def test_what_a_response_does_not_heed_is_said(server: Served) -> None:
+    body = {
+        "input": "x", "max_output_tokens": 1, "truncation": "auto", "text": {"verbosity": "low"},
+        "reasoning": {"effort": "low", "summary": "auto"},
+    }  # fmt: skip
+    answer = server.http.post("/v1/responses", json=body)
+    named = set(answer.headers["X-Sglite-Ignored"].split(", "))
+    assert answer.status_code == 200 and named == {"truncation", "text.verbosity", "reasoning.summary"}
+    for name, value in (("truncation", "middle"), ("metadata", "x")):
+        assert server.post("/v1/responses", {**body, name: value}, 400)["error"]["param"] == name
+
+
 def test_models_are_listed_in_the_shape_of_who_asks(server: Served) -> None:
     ours = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none").models.list().data
     client = anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)

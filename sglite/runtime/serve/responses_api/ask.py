@@ -31,6 +31,7 @@ _IGNORED = (
     "metadata", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier",
     "max_tool_calls", "truncation", "stream_options", "context_management",
 )  # fmt: skip
+_IGNORED_INSIDE = ("reasoning", "summary"), ("text", "verbosity")
 _ECHOED = frozenset({"metadata", "user", "safety_identifier", "prompt_cache_key", "service_tier"})
 _REFUSED = {
     "conversation": "continue with previous_response_id, or send the items",
@@ -87,7 +88,12 @@ def read_ask(serving: Serving, store: Store, body: Mapping[str, Any]) -> Ask:
     keep = fields.flag("store", True)
     if background and (stream or not keep):
         raise fields.wrong("background", "goes with store=true and without stream")
+    fields.object("metadata")
+    fields.one_of("truncation", ("auto", "disabled"))
     given = [one for one in _IGNORED if fields.raw(one) not in (None, {}, "disabled") and one not in _ECHOED]
+    given += [
+        f"{outer}.{name}" for outer, name in _IGNORED_INSIDE if (fields.object(outer) or {}).get(name) is not None
+    ]
     return Ask(
         call=call,
         items=items,

@@ -22,6 +22,7 @@ from sglite.runtime.serve.openai.logprobs import chat_rows
 from sglite.runtime.serve.openai.usage import usage_of
 from sglite.runtime.serve.responses import SSE, json_response, unless_gone
 from sglite.runtime.serve.responses_api.ask import Ask, read_ask
+from sglite.runtime.serve.responses_api.listing import page
 from sglite.runtime.serve.responses_api.output import Output, new_id
 from sglite.runtime.serve.responses_api.store import Kept, Store
 from sglite.runtime.serve.serving import Route, Serving
@@ -82,6 +83,8 @@ class Responses:
 
     async def get(self, request: Request) -> Response:
         """A response that was kept."""
+        if request.query_params.get("stream", "false") != "false":
+            raise Refused(400, "stream: a response that was kept is given whole; ask without it", param="stream")
         return json_response(self._kept(request).response)
 
     async def delete(self, request: Request) -> Response:
@@ -108,8 +111,7 @@ class Responses:
         made = len(kept.response["output"])
         items = kept.items[: len(kept.items) - made] if kept.response["status"] != "in_progress" else kept.items
         listed = [{"id": f"item_{index}", **item} for index, item in enumerate(items)]
-        ends = {"first_id": listed[0]["id"] if listed else None, "last_id": listed[-1]["id"] if listed else None}
-        return json_response({"object": "list", "data": listed, **ends, "has_more": False})
+        return json_response(page(listed, request.query_params))
 
     def _kept(self, request: Request) -> Kept:
         name = str(request.path_params["name"])
