@@ -84,7 +84,9 @@ class ToolFormat(ABC):
     def shown(self, text: str) -> str:
         """What may be shown of the beginning of a turn: content that stays content whatever follows. White space
         at its end waits for what follows it."""
-        content = self.read(text).content
+        return self._sure(self.read(text).content)
+
+    def _sure(self, content: str) -> str:
         marks = (*self.triggers, *(THINK if self.thinks != "no" else ()))
         longest = max(map(len, marks), default=0)
         for length in range(min(longest, len(content)), 0, -1):
@@ -112,11 +114,23 @@ class Hermes(ToolFormat):
 
     def split(self, text: str) -> tuple[str, tuple[Call, ...]]:
         """See ToolFormat. A tag that does not close ends with the text."""
+        return self._split(text)
+
+    def shown(self, text: str) -> str:
+        """See ToolFormat. A closing tag in a call that is not whole yet may stand in a string of its arguments: what
+        follows it waits for the end."""
+        return self._sure(self._split(self._thought(text)[1], growing=True)[0])
+
+    def _split(self, text: str, growing: bool = False) -> tuple[str, tuple[Call, ...]]:
         said, calls, at = [], [], 0
         while (start := text.find(CALL[0], at)) >= 0:
             said.append(text[at:start].rstrip())
             inside = start + len(CALL[0])
             found = call_at(text, inside)
+            if found is None and growing:
+                calls.append(_call(cut_call(text, inside, len(text))))
+                at = len(text)
+                break
             close = text.find(CALL[1], inside if found is None else found.end)
             end = len(text) if close < 0 else close
             if found is None or text[found.end : end].strip():

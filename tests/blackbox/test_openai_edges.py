@@ -89,6 +89,14 @@ def test_a_function_without_parameters_gets_none(server: Served) -> None:
         assert all(given == {} for _, given in calls(server.post(CHAT, {**body, "temperature": 2.0})))
 
 
+def test_stop_strings_do_not_break_calls_off(server: Served) -> None:
+    body = {"messages": MESSAGES, "tools": TOOLS, "max_tokens": 120, "stop": ["}", "name", "<tool", "\n"]}
+    answer = server.http.post(CHAT, json={**body, "tool_choice": "required"})
+    found = answer.json()
+    assert found["choices"][0]["finish_reason"] == "tool_calls" and all(given == {} for _, given in calls(found))
+    assert answer.headers["X-Sglite-Ignored"] == "stop"
+
+
 def test_calls_of_the_time_before_tools_are_read(server: Served) -> None:
     function = {"name": "north", "arguments": '{"far": true}'}
     before = {"role": "assistant", "content": None, "function_call": function}

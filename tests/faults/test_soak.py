@@ -125,6 +125,8 @@ def test_an_hour_like_any_other(server: Server) -> None:
     figure(ATTACK, "what became of them", dict(seen.most_common()))
     figure(ATTACK, "answers p50, p99, s", [round(part_of(times, share), 3) for share in (0.5, 0.99)])
     figure(ATTACK, "memory, MB: first, last; growth a minute", f"{sizes}, {growth}")
+    tenths = {name: [round(samples[len(samples) * i // 10][1]) for i in range(10)] for name, samples in memory.items()}
+    figure(ATTACK, "memory at each tenth", tenths)
     figure(ATTACK, "held afterwards", work)
     figure(ATTACK, "/health meanwhile", probe.seen)
     figure(ATTACK, "costliest on the loop, ms of processor", [(round(1000 * s), n) for s, n in server.costliest()])

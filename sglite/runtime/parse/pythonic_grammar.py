@@ -36,6 +36,12 @@ _TOGETHER = (
 )
 _SHARED = ("$defs", "definitions", "$schema")
 _ANNOTATIONS = ("title", "description", "default", "examples", "$comment")
+_TYPES: dict[type, tuple[str, ...]] = {
+    bool: ("boolean",),
+    int: ("integer", "number"),
+    str: ("string",),
+    type(None): ("null",),
+}
 _SPELLED = {True: "True", False: "False", None: "None"}
 
 
@@ -87,7 +93,8 @@ def _value(schema: Any, shared: dict[str, Any]) -> grammar.Format:
     said = {key: value for key, value in schema.items() if key not in _ANNOTATIONS}
     chosen = [said["const"]] if "const" in said else said.get("enum")
     if isinstance(chosen, list) and chosen and not any(isinstance(value, list | dict | float) for value in chosen):
-        return grammar.either(*(grammar.text(_spelled(value)) for value in chosen))
+        possible = [value for value in chosen if _is_of(value, said.get("type"))]
+        return grammar.either(*(grammar.text(_spelled(value)) for value in possible)) if possible else _json(False)
     kind, options = said.get("type"), said.get("anyOf")
     if isinstance(options, list) and options and len(said) == 1:
         return grammar.either(*(_value(option, shared) for option in options))
@@ -98,6 +105,13 @@ def _value(schema: Any, shared: dict[str, Any]) -> grammar.Format:
     if kind == "boolean":
         return grammar.either(grammar.text("True"), grammar.text("False"))
     return grammar.text("None") if kind == "null" else _json({**shared, **schema})
+
+
+def _is_of(value: str | int | None, kind: Any) -> bool:
+    """Whether a word or a whole number has the type that a schema says, one or several; where it says none, it has."""
+    if not isinstance(kind, str | list):
+        return True
+    return any(name in _TYPES[type(value)] for name in ([kind] if isinstance(kind, str) else kind))
 
 
 def _json(schema: Any) -> grammar.Format:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from unit.text import templates
 
@@ -66,6 +66,8 @@ def test_nothing_crashes_a_reader(form: ToolFormat, text: str) -> None:
 
 @pytest.mark.parametrize("form", FORMATS[:2], ids=lambda form: type(form).__name__)
 @given(calls=st.lists(CALLS, min_size=1, max_size=2), content=st.sampled_from(["", "Let me see."]))
+@example([Call("a", '{"</tool_call>": "<tool_call>"}')], "")
+@example([Call("</tool_call>", '{"a": "</tool_call> b"}')] * 2, "Let me see.")
 @settings(max_examples=40, deadline=None)
 def test_what_was_shown_stays(form: ToolFormat, calls: list[Call], content: str) -> None:
     """Text that grows shows text that grows, and never a part of a call."""

@@ -18,7 +18,7 @@ from sglite.constrained.compiler import ConstraintCompiler
 from sglite.constrained.spec import ConstraintRefused, ConstraintSpec
 from sglite.constrained.vocab import Vocabulary
 from sglite.runtime.parse.base import Call, Tool, ToolFormat
-from sglite.runtime.parse.registry import REASONING_FORMATS, reasoning_format, tool_format
+from sglite.runtime.parse.registry import REASONING_FORMATS, TOOL_FORMATS, reasoning_format, tool_format
 from sglite.runtime.parse.schemas import argument_schema
 
 FORMATS = [
@@ -211,3 +211,12 @@ def test_what_keyword_arguments_cannot_say_is_refused() -> None:
     tool = Tool("f", {"properties": {"a": {}, "b": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]})
     with pytest.raises(ConstraintRefused, match="/anyOf: the parameters of 'f' cannot be enforced as keyword"):
         tool_format("pythonic").calls([tool], several=False)
+
+
+@pytest.mark.parametrize("form", TOOL_FORMATS, ids=lambda form: form.name)
+def test_an_enum_that_contradicts_its_type_leaves_what_fits_both(judge: Judge, form: ToolFormat) -> None:
+    mixed = {"type": ["string", "boolean"], "enum": ["a", 1, None, True]}
+    tool = Tool("pick", {"properties": {"x": mixed}, "required": ["x"]})
+    calls = form.calls([tool], several=False)
+    for value, right in (("a", True), (True, True), (1, False), (None, False), ("b", False)):
+        assert judge.accepts(calls, form.write("", [Call("pick", {"x": value})])) == right, value

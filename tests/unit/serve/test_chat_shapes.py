@@ -13,9 +13,11 @@ from tiny_engines import tiny_engine
 from tiny_models import make_checkpoint
 
 from sglite import Engine
+from sglite.runtime.engine.presenter import Progress
+from sglite.runtime.protocol import FinishReason
 from sglite.runtime.serve.chat.call import ChatTurn
-from sglite.runtime.serve.chat.plan import render
-from sglite.runtime.serve.chat.run import begin
+from sglite.runtime.serve.chat.plan import Plan, plan, render
+from sglite.runtime.serve.chat.run import TurnReader, begin
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.openai.chat import read_chat
 from sglite.runtime.serve.options import ServeOptions
@@ -112,6 +114,19 @@ def test_forced_calls_come_back_as_history(engine: Engine, name: str, choice: An
         assert str(json.loads(call.arguments)["n"]) in prompt
     after = ask(serving, [USER, back, *results, {"role": "user", "content": "And now?"}], max_tokens=8)
     assert after.finish in ("stop", "length")
+
+
+@pytest.mark.parametrize("end", ["", "1}}\n</tool_call>"], ids=["broken off", "whole"])
+def test_a_call_that_a_stop_string_broke_off_is_none_to_make(engine: Engine, end: str) -> None:
+    serving = served(engine, SHAPES["thinking"])
+
+    async def planned() -> Plan:
+        return await plan(serving, read_chat(serving, {"messages": [USER], "tools": TOOLS, "stop": ["x"]}).call)
+
+    reader = TurnReader(asyncio.run(planned()), 0)
+    text = '<tool_call>\n{"name": "add", "arguments": {"n": ' + end
+    delta = reader.read(Progress(text=text, finish_reason=FinishReason(type="stop")))
+    assert delta.calls and delta.finish == ("tool_calls" if end else "stop")
 
 
 LAST = ["It is", "i", "e", "<", "It is  \n", "  It"]

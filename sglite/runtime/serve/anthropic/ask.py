@@ -68,7 +68,7 @@ def read_ask(serving: Serving, body: Mapping[str, Any], counting: bool = False) 
         cut_to_room=True,
     )
     stream = fields.flag("stream")
-    own = [f"output_config.{field}" for field in config.unread()]
+    own = [f"output_config.{field}" for field in config.unread()] + ["stop_sequences"] * bool(call.idle_stops)
     return Ask(call=call, name=name, stream=stream, ignored=[*ignored, *own, *fields.unread()])
 
 

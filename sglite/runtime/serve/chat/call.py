@@ -54,6 +54,14 @@ class ChatCall:
     cut_to_room: bool = False
     rid: str | None = None
 
+    @property
+    def idle_stops(self) -> tuple[str, ...]:
+        """Parameters of the sampling without effect: stop strings end texts, and a turn of calls has none. They would
+        break a call off."""
+        if not self.tools or self.choice.mode != "required":
+            return ()
+        return tuple(name for name in ("stop", "stop_regex") if self.sampling.get(name))
+
 
 @dataclass(frozen=True)
 class CallDelta:

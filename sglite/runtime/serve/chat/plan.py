@@ -70,6 +70,7 @@ async def plan(serving: Serving, call: ChatCall) -> Plan:
     options = {**call.options, "constraint": constraint}
     if call.constraint is not None or (tools and call.choice.mode == "required"):
         sampling.setdefault("on_limit", "try_close")
+    sampling = {name: value for name, value in sampling.items() if name not in call.idle_stops}
     if sampling.get("skip_special_tokens", True):
         options["shown_special"] = formats.shown_special(tokenizer)
     row = Row(input_ids=ids, sampling=sampling, options=options, rid=call.rid)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterable
 
 from sglite.runtime.engine.generation import RequestRefused
 from sglite.runtime.engine.presenter import Progress
-from sglite.runtime.parse.base import CallArguments, CallStart, Content, Event, Reasoning
+from sglite.runtime.parse.base import CallArguments, CallEnd, CallStart, Content, Event, Reasoning
 from sglite.runtime.protocol import FinishReason
 from sglite.runtime.serve.chat.blame import blamed
 from sglite.runtime.serve.chat.call import CallDelta, CalledTool, ChatCall, ChatDelta, ChatTurn
@@ -32,7 +32,7 @@ class ChatRun:
         self.started = started
         self.prompt_ids = planned.row.input_ids
         self._call = call
-        self._turns = [_Reader(planned, index) for index in range(planned.row.width)]
+        self._turns = [TurnReader(planned, index) for index in range(planned.row.width)]
 
     async def deltas(self) -> AsyncGenerator[ChatDelta, None]:
         """News as it happens, of every turn; the last of each has ``finish``. Raises what went wrong."""
@@ -59,14 +59,14 @@ class ChatRun:
         self.started.end()
 
 
-class _Reader:
+class TurnReader:
     """Reads one turn from the engine's progress, whose text is cumulative."""
 
     def __init__(self, planned: Plan, index: int) -> None:
         self._parser = planned.parser()
         self._index = index
         self._length = 0
-        self._called = False
+        self._called = self._calling = False
         self._tokenizer = planned.tokenizer
         self._reasoning = ""
         self._counted = (0, 0)
@@ -102,13 +102,16 @@ class _Reader:
     def _calls(self, found: list[Event]) -> Iterable[CallDelta]:
         for one in found:
             if isinstance(one, CallStart):
-                self._called = True
+                self._called = self._calling = True
                 yield CallDelta(one.index, id=one.id or f"call_{uuid.uuid4().hex[:24]}", name=one.name)
             elif isinstance(one, CallArguments):
                 yield CallDelta(one.index, one.text)
+            elif isinstance(one, CallEnd):
+                self._calling = False
 
     def _finish(self, reason: FinishReason) -> str:
-        return "tool_calls" if self._called and reason.type == "stop" else reason.type
+        """``tool_calls`` where there are calls and all are whole: one that a stop string broke off is none to make."""
+        return "tool_calls" if self._called and not self._calling and reason.type == "stop" else reason.type
 
 
 def _joined(deltas: Iterable[CallDelta]) -> Iterable[CallDelta]:
@@ -125,7 +128,7 @@ def _joined(deltas: Iterable[CallDelta]) -> Iterable[CallDelta]:
         yield last
 
 
-def _folded(deltas: Iterable[ChatDelta], reader: _Reader) -> ChatTurn:
+def _folded(deltas: Iterable[ChatDelta], reader: TurnReader) -> ChatTurn:
     turn = ChatTurn()
     for delta in deltas:
         turn.content += delta.content

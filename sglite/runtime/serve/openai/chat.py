@@ -142,7 +142,7 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
         return_meta=fields.flag("return_meta_info"),
         return_ids=fields.flag("return_token_ids"),
         stream_reasoning=fields.flag("stream_reasoning", True),
-        ignored=[*given, *fields.unread()],
+        ignored=[*given, *call.idle_stops, *fields.unread()],
     )
 
 

@@ -102,7 +102,7 @@ def read_ask(serving: Serving, store: Store, body: Mapping[str, Any]) -> Ask:
         background=background,
         store=keep,
         logprobs=_INCLUDES["message.output_text.logprobs"] and "message.output_text.logprobs" in includes,
-        ignored=[*given, *fields.unread()],
+        ignored=[*given, *call.idle_stops, *fields.unread()],
     )
 
 
