@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal
 
 Origin = Literal["default", "argument", "model", "hardware"]
@@ -17,6 +17,8 @@ DEFAULT_POOL_TOKENS = 65_536
 """Tokens the cache holds unless memory or the caller say otherwise."""
 MEMORY_SHARE = 0.5
 """Share of the memory left after loading that the default pool may take, unless ``mem_fraction_static`` says more."""
+STATES_PER_REQUEST = 3
+"""Recurrent states a running request: its own, and room for as many saved ones twice."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 GRAMMAR_BACKENDS = ("auto", "native", "xgrammar", "reference")
 ONE_DEVICE = ("tp_size", "dp_size", "pp_size", "ep_size")
@@ -51,6 +53,9 @@ class EngineArgs:
     """Tokens the KV cache holds."""
     mem_fraction_static: float | None = None
     """Share of the memory left after loading that the KV cache takes; ``None``: a fixed size, at most half of it."""
+    max_mamba_cache_size: int | None = None
+    """Recurrent states of hybrid models, of running requests and saved ones; ``None``: as many as memory allows, at
+    most three a running request."""
     page_size: int = 16
     max_running_requests: int = 64
     max_queued_requests: int = 100_000
@@ -99,7 +104,13 @@ class EngineArgs:
     def __post_init__(self) -> None:
         for name in ("page_size", "max_running_requests", "max_prefill_tokens", "max_queued_requests"):
             self._positive(name)
-        for name in ("context_length", "max_total_tokens", "chunked_prefill_size", "num_threads"):
+        for name in (
+            "context_length",
+            "max_total_tokens",
+            "chunked_prefill_size",
+            "num_threads",
+            "max_mamba_cache_size",
+        ):
             if getattr(self, name) is not None:
                 self._positive(name)
         if self.device not in ("auto", "cpu"):
@@ -151,6 +162,10 @@ class Facts:
     free_memory: int | None
     dtype: str
     device: str
+    bytes_per_state: int = 0
+    """Of one sequence's recurrent state; 0: the model has none."""
+    state_groups: tuple[str, ...] = ()
+    """Names of the cache groups of recurrent layers."""
     hidden_size: int = 0
     generates: bool = True
     """The model has an output head."""
@@ -178,6 +193,9 @@ class EngineConfig:
     """Length of the vectors that pooling gives."""
     generates: bool = True
     """The model has an output head; without, it makes vectors only."""
+    num_states: int = 0
+    """Recurrent states that fit, of running requests and saved ones."""
+    state_groups: tuple[str, ...] = ()
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """Where each value comes from, by field name."""
 
@@ -200,6 +218,9 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
         return "default" if getattr(args, name) == defaults[name] else "argument"
 
     context, context_origin = _context(args, facts)
+    states, states_origin = _states(args, facts)
+    if facts.free_memory is not None:
+        facts = replace(facts, free_memory=facts.free_memory - states * facts.bytes_per_state)
     pages, pages_origin = _pages(args, facts, context)
     return EngineConfig(
         args=args,
@@ -218,6 +239,8 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
         vocab_size=facts.vocab_size,
         hidden_size=facts.hidden_size,
         generates=facts.generates,
+        num_states=states,
+        state_groups=facts.state_groups,
         origins={
             "context_length": context_origin,
             "num_pages": pages_origin,
@@ -234,6 +257,8 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
             "vocab_size": "model",
             "hidden_size": "model",
             "generates": "model",
+            "num_states": states_origin,
+            "state_groups": "model",
         },
     )
 
@@ -247,6 +272,31 @@ def _context(args: EngineArgs, facts: Facts) -> tuple[int, Origin]:
             f"give context_length<={facts.max_context}"
         )
     return args.context_length, "argument"
+
+
+def _states(args: EngineArgs, facts: Facts) -> tuple[int, Origin]:
+    """Recurrent states: as asked, else three a running request, in at most half of the cache's share of memory."""
+    if not facts.bytes_per_state:
+        if args.max_mamba_cache_size is not None:
+            raise ConfigError(
+                f"max_mamba_cache_size={args.max_mamba_cache_size}: this model has no recurrent layers; leave it out"
+            )
+        return 0, "model"
+    share = MEMORY_SHARE if args.mem_fraction_static is None else args.mem_fraction_static
+    free = facts.free_memory
+    if args.max_mamba_cache_size is not None:
+        if free is not None and args.max_mamba_cache_size * facts.bytes_per_state > free:
+            raise ConfigError(
+                f"max_mamba_cache_size={args.max_mamba_cache_size} needs "
+                f"{args.max_mamba_cache_size * facts.bytes_per_state:,} bytes and {free:,} are free; "
+                f"give max_mamba_cache_size<={free // facts.bytes_per_state}"
+            )
+        return args.max_mamba_cache_size, "argument"
+    wanted = STATES_PER_REQUEST * args.max_running_requests
+    affordable = wanted if free is None else int(free * share / 2) // facts.bytes_per_state
+    if affordable < 1:
+        raise ConfigError(f"{free:,} bytes are free, too few for one recurrent state; free some memory")
+    return (affordable, "hardware") if affordable < wanted else (wanted, "default")
 
 
 def _pages(args: EngineArgs, facts: Facts, context: int) -> tuple[int, Origin]:

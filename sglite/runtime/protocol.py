@@ -25,11 +25,21 @@ UNKNOWN_TOKEN = -1
 """A token id that an earlier step, still in flight, is about to sample; the executor knows it in time."""
 
 
+class StateTensor(msgspec.Struct, frozen=True):
+    """One tensor that a layer keeps per sequence."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
 class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What one group of layers keeps per sequence.
 
     ``paged`` groups keep one entry per position (attention keys and values), in pages. ``state`` groups keep one
     entry per sequence (recurrent state); a prefix of theirs can be restored only where a checkpoint was saved.
+
+    ``mha``: keys and values of every KV head. ``mla``: one latent of ``head_dim`` for all heads, whose first
+    ``v_head_dim`` numbers are the values.
     """
 
     name: str
@@ -44,6 +54,8 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Paged groups: bytes of one position over all layers."""
     bytes_per_state: int = 0
     """State groups: bytes of one sequence's state over all layers."""
+    state_tensors: tuple[StateTensor, ...] = ()
+    """State groups: what a layer keeps."""
 
 
 class LogprobOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -165,8 +165,18 @@ def test_what_the_engine_imports_at_once_brings_no_torch() -> None:
 
 
 def test_models_see_the_protocol_of_the_backend_only() -> None:
-    allowed = ("sglite.runtime.backend.base", "sglite.runtime.protocol", "sglite.runtime.config")
+    allowed = (
+        "sglite.runtime.backend.base",
+        "sglite.runtime.protocol",
+        "sglite.runtime.config",
+        "sglite.runtime.quant",
+    )
     assert offences("sglite.runtime.model", allowed) == []
+
+
+def test_quantisation_knows_tensors_and_nothing_of_models_or_devices() -> None:
+    allowed = tuple(f"sglite.runtime.model.{name}" for name in ("checkpoint", "errors", "fields", "names"))
+    assert offences("sglite.runtime.quant", allowed) == []
 
 
 def test_the_backend_sees_nothing_above_it() -> None:
@@ -186,7 +196,7 @@ def test_only_the_worker_and_who_builds_it_meet_model_and_backend() -> None:
         i.module
         for i in IMPORTS
         if inside(i.target, "sglite.runtime.model", "sglite.runtime.backend")
-        and not inside(i.module, "sglite.runtime.model", "sglite.runtime.backend")
+        and not inside(i.module, "sglite.runtime.model", "sglite.runtime.quant", "sglite.runtime.backend")
     }
     executors = {"sglite.runtime.executor.worker", "sglite.runtime.executor.build"}
     assert meeting <= executors | {"sglite.runtime.engine.engine", "sglite.runtime.cache.pool"}

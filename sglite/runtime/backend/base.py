@@ -18,15 +18,17 @@ How a row's tokens, KV slots and pages relate (page size 4, a row at start 5 tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from sglite.runtime.cache.pool import KVPool
-from sglite.runtime.protocol import CopyPages, GroupSpec
+from sglite.runtime.protocol import CopyPages, CopyState, GroupSpec
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "swiglu_oai"]
 
 
 class BackendError(ValueError):
@@ -64,6 +66,8 @@ class BatchLayout:
     page_size: int
     parents: Sequence[Sequence[int] | None] | None = None
     """[R] draft trees: the last ``len(parents[r])`` tokens are drafts, see ``RowStep.parents``."""
+    state_slots: Sequence[Mapping[str, int]] | None = None
+    """[R] state slot of each row by state group; ``None`` for models without recurrent state."""
 
     def __post_init__(self) -> None:
         rows, tokens = len(self.starts), len(self.positions)
@@ -79,6 +83,8 @@ class BatchLayout:
             )
         if self.parents is not None and len(self.parents) != rows:
             raise BackendError(f"batch layout: {len(self.parents)} parents for {rows} rows; give one entry a row")
+        if self.state_slots is not None and len(self.state_slots) != rows:
+            raise BackendError(f"batch layout: {len(self.state_slots)} state_slots for {rows} rows; give one a row")
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,20 @@ class AttentionMetadata:
     """A planned batch. Each backend returns its own subclass and accepts no other's."""
 
     num_tokens: int
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """All experts of a layer."""
+
+    gate_up: Tensor
+    """[E, 2 * intermediate, hidden], gates first."""
+    down: Tensor
+    """[E, hidden, intermediate]"""
+    gate_up_bias: Tensor | None = None
+    """[E, 2 * intermediate]"""
+    down_bias: Tensor | None = None
+    """[E, hidden]"""
 
 
 @dataclass(frozen=True)
@@ -115,8 +135,10 @@ class Backend(Protocol):
     def available_memory(self) -> int | None:
         """Bytes that can be allocated now without swapping or being killed; ``None`` when the system does not say."""
 
-    def allocate_pool(self, groups: Sequence[GroupSpec], *, num_pages: int, page_size: int) -> KVPool:
-        """Make zeroed storage for ``num_pages`` pages of every group.
+    def allocate_pool(
+        self, groups: Sequence[GroupSpec], *, num_pages: int, page_size: int, num_states: int = 0
+    ) -> KVPool:
+        """Make zeroed storage for ``num_pages`` pages of every paged group and ``num_states`` states of the others.
 
         Raises BackendError for a group kind, layout, dtype or page size that the backend does not serve.
         """
@@ -124,22 +146,57 @@ class Backend(Protocol):
     def plan(self, layout: BatchLayout) -> AttentionMetadata:
         """Turn a layout into device metadata, once a step. Reads the layout, keeps none of its lists."""
 
-    def store_kv(self, pool: KVPool, layer: int, k: Tensor, v: Tensor, meta: AttentionMetadata) -> None:
+    def store_kv(self, pool: KVPool, layer: int, k: Tensor, v: Tensor | None, meta: AttentionMetadata) -> None:
         """Write this step's keys and values of one layer to the slots of the layout; tokens with slot -1 are skipped.
 
         ``k`` [T, num_kv_heads, head_dim] and ``v`` [T, num_kv_heads, v_head_dim] in the pool's dtype; any strides.
+        ``v`` is ``None`` for an ``mla`` group, whose values are part of its keys: ``k`` is [T, 1, head_dim] there.
         Distinct tokens have distinct slots. All rows are written before ``attention`` of the layer is called, so rows
         that share pages see what each other stored in this step.
         """
 
-    def attention(self, q: Tensor, pool: KVPool, layer: int, meta: AttentionMetadata, *, scale: float) -> Tensor:
+    def attention(
+        self,
+        q: Tensor,
+        pool: KVPool,
+        layer: int,
+        meta: AttentionMetadata,
+        *,
+        scale: float,
+        window: int | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         """Attend with every query token to the slots it may see: softmax(scale * q k^T) v, without dropout.
 
         ``q`` [T, num_heads, head_dim], any strides; returns [T, num_heads, v_head_dim]. Query head h reads KV head
         ``h // (num_heads // num_kv_heads)``. Query j of a row sees slots 0 .. start + j; a draft sees the slots before
         the drafts, its ancestors and itself. Values in slots that a query does not see do not reach its result, not
         even as NaN, unless they belong to the same row.
+
+        ``window``: of those, a query sees the last ``window`` positions, its own included. ``sinks`` [num_heads]: one
+        more logit a head, unscaled, which takes its share of the softmax and gives nothing.
         """
+
+    def mla_attention(self, q: Tensor, pool: KVPool, layer: int, meta: AttentionMetadata, *, scale: float) -> Tensor:
+        """``attention`` over the latents of an ``mla`` group, the same for all heads: ``q`` [T, num_heads, head_dim] in
+        the latents' space; returns [T, num_heads, v_head_dim], weighted latents."""
+
+    def gated(self, x: Tensor, activation: Activation) -> Tensor:
+        """``x`` [..., 2 n], gates first, to [..., n]: activation(gate) * up.
+
+        ``silu``, ``gelu`` (exact), ``gelu_tanh``; ``swiglu_oai`` is gpt-oss's: gate at most 7, up within 7 either way,
+        gate * sigmoid(1.702 gate) * (up + 1).
+        """
+
+    def moe(self, x: Tensor, experts: ExpertWeights, ids: Tensor, weights: Tensor, activation: Activation) -> Tensor:
+        """What the chosen experts make of each token, weighted and added up: [T, hidden] in x's dtype.
+
+        ``x`` [T, hidden]; ``ids`` [T, k] int64, distinct in a row; ``weights`` [T, k] float32. Tokens are grouped by
+        expert; a token's result depends on its own row only, but for rounding.
+        """
+
+    def copy_states(self, pool: KVPool, copies: Sequence[CopyState]) -> None:
+        """Copy states from slot to slot, or clear them, in all layers of their group, in the order given."""
 
     def copy_pages(self, pool: KVPool, copies: Sequence[CopyPages]) -> None:
         """Copy the first ``num_tokens`` slots of page ``src`` to ``dst`` in all layers, in the order given."""

@@ -109,6 +109,7 @@ def _core(
         max_context=config.context_length,
         vocab_size=config.vocab_size,
         eos_ids=eos_ids,
+        state_slots=dict.fromkeys(config.state_groups, config.num_states),
         limits=SchedulerLimits(
             max_step_tokens=config.max_step_tokens,
             max_running=config.max_running,

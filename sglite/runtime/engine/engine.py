@@ -332,7 +332,7 @@ def _find_model(args: EngineArgs) -> Path:
     """The folder of the model asked for, or of the bundled one."""
     if args.model_path is None:
         return Path(str(resources.files("sglite") / "bundled" / BUNDLED_MODEL))
-    from sglite.runtime.model.config import read_config
+    from sglite.runtime.model.architectures import read_config
     from sglite.runtime.model.hub import resolve
 
     folder = resolve(args.model_path, args.revision, args.download_dir, args.offline)
@@ -341,7 +341,7 @@ def _find_model(args: EngineArgs) -> Path:
 
 
 def _recommended(folder: Path) -> dict[str, float]:
-    from sglite.runtime.model.config import read_config
+    from sglite.runtime.model.architectures import read_config
     from sglite.runtime.model.generation import read_generation_defaults
 
     return read_generation_defaults(folder, read_config(folder)).sampling()

@@ -45,9 +45,13 @@ def build(args: EngineArgs, folder: Path) -> Built:
         device=backend.name,
         hidden_size=loaded.config.hidden_size,
         generates=loaded.config.has_head,
+        bytes_per_state=sum(group.bytes_per_state for group in loaded.groups),
+        state_groups=tuple(group.name for group in loaded.groups if group.kind == "state"),
     )
     config = resolve(args, facts)
-    pool = backend.allocate_pool(loaded.groups, num_pages=config.num_pages, page_size=config.page_size)
+    pool = backend.allocate_pool(
+        loaded.groups, num_pages=config.num_pages, page_size=config.page_size, num_states=config.num_states
+    )
     worker = ModelWorker(loaded.model, backend, pool)
     return Built(ThreadExecutor(worker), config, loaded.eos_token_ids, loaded.weight_bytes)
 

@@ -65,7 +65,7 @@ class ModelWorker:
     Args:
         model: the network.
         backend: the device.
-        pool: keys and values; its page numbers are the scheduler's.
+        pool: keys, values and states; its page and slot numbers are the scheduler's.
     """
 
     def __init__(self, model: Model, backend: Backend, pool: KVPool) -> None:
@@ -85,6 +85,7 @@ class ModelWorker:
         output.pools = self._pooled(step, hidden, first)
         output.scores = [self._score(task, logits, index) for task in step.scores]
         output.samples = self._sample(step, logits, index, masks())
+        self._backend.copy_states(self._pool, step.checkpoints)
         return output
 
     def _prepare(self, step: SchedulerOutput) -> None:
@@ -100,9 +101,8 @@ class ModelWorker:
             counts = self._rows[slot].counts
             if counts is not None:
                 counts.add(tokens)
-        if step.state_copies or step.checkpoints:
-            raise ValueError("this model has no recurrent state, and the step copies some")
         self._backend.copy_pages(self._pool, step.copies)
+        self._backend.copy_states(self._pool, step.state_copies)
 
     def _forward(self, step: SchedulerOutput) -> tuple[Tensor, list[int]]:
         """Run the model; hidden states [T, hidden] after the final norm, and the index of each row's first token."""
@@ -172,6 +172,7 @@ class ModelWorker:
             page_tables=[self._rows[row.slot].pages for row in rows],
             page_size=size,
             parents=[row.parents for row in rows],
+            state_slots=[row.state_slots for row in rows] if self._pool.states else None,
         )
         return layout, token_ids, starts
 

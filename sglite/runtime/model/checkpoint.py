@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sglite.runtime.model.errors import ModelError
 from sglite.runtime.model.fields import Fields, read_json
+from sglite.runtime.model.names import NameTable
 
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 INDEX = "model.safetensors.index.json"
@@ -37,6 +38,21 @@ class TensorInfo:
     """What the file calls it."""
 
 
+class TensorSource(Protocol):
+    """Somewhere tensors can be read from: files, or what is made of them on the way."""
+
+    @property
+    def folder(self) -> Path:
+        """For messages."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """What there is, by name."""
+
+    def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+        """The named tensors in any order, to be copied at once; none of them is to be written to."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Names, shapes and files of all tensors of a folder."""
@@ -51,6 +67,11 @@ class Checkpoint:
                 opened = _open(self.folder / file, stack)
                 for name in sorted(n for n in names if self.tensors[n].file == file):
                     yield name, opened.get_tensor(self.tensors[name].name)
+
+    def renamed(self, table: NameTable) -> Checkpoint:
+        """By the names of the family, without what it has no use for."""
+        ours = ((table.of(name), info) for name, info in self.tensors.items())
+        return Checkpoint(self.folder, {name: info for name, info in ours if name is not None})
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

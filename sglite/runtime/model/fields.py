@@ -28,6 +28,10 @@ class Fields:
         """The raw value; ``None`` when absent."""
         return self.values.get(name)
 
+    def named(self, *names: str) -> str:
+        """The first of several names of one field that is there; the first at all where none is."""
+        return next((name for name in names if self.get(name) is not None), names[0])
+
     def mapping(self, name: str) -> Mapping[str, Any]:
         """A nested object; empty when absent."""
         value = self.get(name)

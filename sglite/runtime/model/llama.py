@@ -12,8 +12,10 @@ class LlamaForCausalLM(CausalLM):
     """``attention_bias`` adds biases to all four projections, ``mlp_bias`` to the three of the feed-forward part."""
 
     def attention(self, weights: WeightTable, name: str, layer: int) -> Attention:
+        """See CausalLM."""
         bias = self.config.attention_bias
-        return Attention(weights, name, self.config, layer, qkv_bias=bias, out_bias=bias)
+        return Attention(weights, name, self.config, self.pool_layers[layer], qkv_bias=bias, out_bias=bias)
 
     def mlp(self, weights: WeightTable, name: str, layer: int) -> GatedMLP:
+        """See CausalLM."""
         return GatedMLP(weights, name, self.config, bias=self.config.mlp_bias)

@@ -8,18 +8,19 @@ will not do, tensors that are missing, too many or of another shape. Weights are
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from sglite.runtime.backend.base import Backend
-from sglite.runtime.model.checkpoint import FLOAT_TYPES, Checkpoint, open_checkpoint
-from sglite.runtime.model.config import ModelConfig, read_config
+from sglite.runtime.model.architectures import read_config
+from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorSource, open_checkpoint
+from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.errors import CheckpointMismatch, ModelError
 from sglite.runtime.model.generation import GenerationDefaults, read_generation_defaults
 from sglite.runtime.model.layers.decoder import CausalLM
@@ -27,6 +28,7 @@ from sglite.runtime.model.layers.weights import WeightTable
 from sglite.runtime.model.progress import progress
 from sglite.runtime.model.registry import model_class
 from sglite.runtime.protocol import GroupSpec
+from sglite.runtime.quant.dequantise import dequantised
 
 LoadFormat = Literal["auto", "dummy"]
 NAMES_SHOWN = 8
@@ -75,17 +77,18 @@ def load_model(
         raise ModelError(f"load_format={load_format!r} is unknown; use 'auto' or 'dummy'")
     config = read_config(folder)
     torch_dtype = resolve_dtype(dtype, config, backend)
-    if headless and load_format == "auto" and not config.tie_word_embeddings:
-        config = replace(config, has_head="lm_head.weight" in open_checkpoint(folder).tensors)
-    needed = weight_bytes(config, torch_dtype, backend)
+    source = open_source(folder, config) if load_format == "auto" else None
+    if headless and source is not None and not config.tie_word_embeddings:
+        config = replace(config, has_head="lm_head.weight" in source.tensors)
+    found = None if source is None else {name: info.shape for name, info in source.tensors.items()}
+    needed = weight_bytes(config, torch_dtype, backend, found)
     _check_memory(folder, needed, backend)
-    checkpoint = open_checkpoint(folder) if load_format == "auto" else None
-    weights = WeightTable(torch_dtype, backend.device)
+    weights = WeightTable(torch_dtype, backend.device, found)
     model = model_class(config)(config, weights, backend)
-    if checkpoint is None:
+    if source is None:
         fill_randomly(weights, seed)
     else:
-        fill_from(checkpoint, weights, config, progress)
+        fill_from(source, weights, config, progress)
     return LoadedModel(
         model=model,
         config=config,
@@ -98,6 +101,12 @@ def load_model(
     )
 
 
+def open_source(folder: Path, config: ModelConfig) -> TensorSource:
+    """The tensors of a folder by the names of their family, unquantised."""
+    checkpoint = open_checkpoint(folder).renamed(model_class(config).names)
+    return checkpoint if config.quantization is None else dequantised(checkpoint, config.quantization)
+
+
 def resolve_dtype(name: str, config: ModelConfig, backend: Backend) -> torch.dtype:
     """The torch type to load in; ModelError lists what the backend computes with."""
     served = {str(d).removeprefix("torch."): d for d in backend.guarantees.dtypes}
@@ -108,9 +117,11 @@ def resolve_dtype(name: str, config: ModelConfig, backend: Backend) -> torch.dty
     return served[name]
 
 
-def weight_bytes(config: ModelConfig, dtype: torch.dtype, backend: Backend) -> int:
-    """Memory of the weights, without allocating any."""
-    weights = WeightTable(dtype, torch.device("meta"))
+def weight_bytes(
+    config: ModelConfig, dtype: torch.dtype, backend: Backend, found: Mapping[str, tuple[int, ...]] | None = None
+) -> int:
+    """Memory of the weights, without allocating any. ``found``: see ``WeightTable``."""
+    weights = WeightTable(dtype, torch.device("meta"), found)
     model_class(config)(config, weights, backend)
     return weights.num_bytes
 
@@ -125,15 +136,17 @@ def fill_randomly(weights: WeightTable, seed: int) -> None:
         part.copy_(torch.empty(part.shape).normal_(0.0, DUMMY_STD, generator=generator))
 
 
-def fill_from(checkpoint: Checkpoint, weights: WeightTable, config: ModelConfig, shown: bool | None) -> None:
+def fill_from(checkpoint: TensorSource, weights: WeightTable, config: ModelConfig, shown: bool | None) -> None:
     """Copy every tensor of the checkpoint to its place, after all names, shapes and types were compared."""
     _compare(checkpoint, weights, config)
     repeated = [name for name in weights.tied if name in checkpoint.tensors]
     total = sum(part.nbytes for part in weights.parts.values())
     with progress("loading weights", total, shown) as advance:
         for name, tensor in checkpoint.read(set(weights.parts)):
+            weights.fill(name, tensor)
             part = weights.parts[name]
-            part.copy_(tensor)
+            if not math.isfinite(part.sum(dtype=torch.float32).item()):
+                raise ModelError(f"{checkpoint.folder}: {name} holds NaN or infinity; the checkpoint is damaged")
             advance(part.nbytes)
     for name, tensor in checkpoint.read(set(repeated)):
         if not torch.equal(weights.parts[weights.tied[name]], tensor.to(weights.dtype).to(weights.device)):
@@ -143,19 +156,20 @@ def fill_from(checkpoint: Checkpoint, weights: WeightTable, config: ModelConfig,
             )
 
 
-def _compare(checkpoint: Checkpoint, weights: WeightTable, config: ModelConfig) -> None:
+def _compare(checkpoint: TensorSource, weights: WeightTable, config: ModelConfig) -> None:
     found, wanted = checkpoint.tensors, weights.parts
     _check_vocabulary(checkpoint, config)
-    missing = [f"{name} {list(part.shape)}" for name, part in wanted.items() if name not in found]
+    known = [name for name in (*wanted, *weights.tied) if name in found]
+    missing = [f"{name} {list(weights.shape(name))}" for name in wanted if name not in found]
     unexpected = [
-        f"{name} {list(info.shape)}"
+        f"{info.name} {list(info.shape)}"
         for name, info in found.items()
-        if name not in wanted and name not in weights.tied and not name.endswith("rotary_emb.inv_freq")
+        if name not in wanted and name not in weights.tied
     ]
     wrong = [
-        f"{name} {list(found[name].shape)} instead of {list(part.shape)}"
-        for name, part in _both(checkpoint, weights)
-        if found[name].shape != tuple(part.shape)
+        f"{found[name].name} {list(found[name].shape)} instead of {list(weights.shape(name))}"
+        for name in known
+        if found[name].shape != weights.shape(name)
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "of the wrong shape": wrong}
     if any(kinds.values()):
@@ -167,25 +181,15 @@ def _compare(checkpoint: Checkpoint, weights: WeightTable, config: ModelConfig) 
             unexpected=tuple(unexpected),
             wrong_shape=tuple(wrong),
         )
-    for name, _ in _both(checkpoint, weights):
+    for name in known:
         if found[name].dtype not in FLOAT_TYPES:
             raise ModelError(
-                f"{checkpoint.folder}: {name} has type {found[name].dtype}; quantized checkpoints are not supported, "
-                "use the unquantized one"
+                f"{checkpoint.folder}: {name} has type {found[name].dtype}, but config.json has no quantization_config "
+                "that says what it stands for; check that it belongs to these weights"
             )
 
 
-def _both(checkpoint: Checkpoint, weights: WeightTable) -> Iterator[tuple[str, Tensor]]:
-    """Names that are in the checkpoint and wanted, tied ones included, with the tensor they must look like."""
-    for name, part in weights.parts.items():
-        if name in checkpoint.tensors:
-            yield name, part
-    for name, target in weights.tied.items():
-        if name in checkpoint.tensors:
-            yield name, weights.parts[target]
-
-
-def _check_vocabulary(checkpoint: Checkpoint, config: ModelConfig) -> None:
+def _check_vocabulary(checkpoint: TensorSource, config: ModelConfig) -> None:
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         info = checkpoint.tensors.get(name)
         if info is not None and info.shape and info.shape[0] != config.vocab_size:

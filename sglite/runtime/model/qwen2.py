@@ -11,4 +11,5 @@ class Qwen2ForCausalLM(CausalLM):
     """The biases belong to the architecture; the config has no switch for them."""
 
     def attention(self, weights: WeightTable, name: str, layer: int) -> Attention:
-        return Attention(weights, name, self.config, layer, qkv_bias=True)
+        """See CausalLM."""
+        return Attention(weights, name, self.config, self.pool_layers[layer], qkv_bias=True)

@@ -11,5 +11,8 @@ class Qwen3ForCausalLM(CausalLM):
     """``attention_bias`` adds biases to all four projections."""
 
     def attention(self, weights: WeightTable, name: str, layer: int) -> Attention:
+        """See CausalLM."""
         bias = self.config.attention_bias
-        return Attention(weights, name, self.config, layer, qkv_bias=bias, out_bias=bias, qk_norm=True)
+        return Attention(
+            weights, name, self.config, self.pool_layers[layer], qkv_bias=bias, out_bias=bias, qk_norm=True
+        )

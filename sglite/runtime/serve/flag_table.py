@@ -62,6 +62,7 @@ HELP: dict[str, tuple[str, str]] = {
     "ep_size": ("device", "expert parallelism: 1 so far"),
     "max_total_tokens": ("memory", "tokens that the KV cache holds"),
     "mem_fraction_static": ("memory", "share of the memory left after loading that the KV cache takes"),
+    "max_mamba_cache_size": ("memory", "recurrent states of hybrid models, of running requests and saved ones"),
     "page_size": ("memory", "tokens of a page of the KV cache"),
     "kv_cache_dtype": ("memory", "of the KV cache: auto, the model's"),
     "disable_radix_cache": ("memory", "forget prefixes at once"),

@@ -162,9 +162,9 @@ def test_rows_of_similar_length_share_a_segment_and_contiguous_ones_need_no_gath
         return CPUBackend().plan(make_layout(rows, 16, pages))
 
     decode = segments([(100, 1, None), (90, 1, None), (1000, 1, None)], list(range(100)))
-    assert sorted(segment.rows for segment in decode.segments) == [1, 2]
-    assert len(segments([(0, 20, None), (0, 20, None)], list(range(10))).segments) == 2
-    prefill = segments([(0, 40, None)], [3, 2, 1]).segments[0]
+    assert sorted(segment.rows for segment in decode.segments()) == [1, 2]
+    assert len(segments([(0, 20, None), (0, 20, None)], list(range(10))).segments()) == 2
+    prefill = segments([(0, 40, None)], [3, 2, 1]).segments()[0]
     assert prefill.slots == slice(16, 56) and prefill.causal and prefill.mask is None
 
 

@@ -35,8 +35,9 @@ def test_a_pool_has_a_zeroed_tensor_a_layer_of_every_group_in_order() -> None:
 @pytest.mark.parametrize(
     ("group", "pages", "words"),
     [
-        (GroupSpec(name="s", kind="state", layout="recurrent"), 4, "'s': state/recurrent is not served"),
-        (GroupSpec(name="m", layout="mla"), 4, "'m': paged/mla is not served"),
+        (GroupSpec(name="s", kind="state"), 4, "'s': state/mha is not served"),
+        (GroupSpec(name="r", kind="state", layout="recurrent"), 4, "'r' needs states, num_states=0; give 1 or more"),
+        (GroupSpec(name="m", layout="recurrent"), 4, "'m': paged/recurrent is not served"),
         (GroupSpec(name="h", dtype="float16"), 4, "dtype 'float16' is not served"),
         (GROUP, 0, "pool of 0 pages"),
     ],

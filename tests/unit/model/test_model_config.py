@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny_models import tiny_config
 
-from sglite.runtime.model.config import parse_config, read_config
+from sglite.runtime.model.architectures import READERS, parse_config, read_config
 from sglite.runtime.model.errors import ModelError
 from sglite.runtime.model.fields import MAX_JSON_BYTES, read_json
 from sglite.runtime.model.generation import GenerationDefaults, read_generation_defaults
 from sglite.runtime.model.layers.rotary import attention_scale, inverse_frequencies
-from sglite.runtime.model.registry import ARCHITECTURES, model_class
+from sglite.runtime.model.registry import ARCHITECTURES
 from sglite.runtime.model.rope_config import RopeConfig
 
 
@@ -90,8 +90,7 @@ def test_context_includes_what_rope_scaling_adds(rope: dict[str, Any], context: 
         ({"num_key_value_heads": 3}, "num_attention_heads=4 is not a multiple of num_key_value_heads=3"),
         ({"head_dim": None, "num_attention_heads": 6}, "hidden_size=64 is not a multiple of num_attention_heads=6"),
         ({"head_dim": 15}, "head_dim=15 is odd"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config (awq) is not supported"),
+        ({"hidden_act": "relu"}, "hidden_act='relu' is not supported"),
         ({"use_sliding_window": True, "sliding_window": 64}, "sliding_window=64 with use_sliding_window=true"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "is not supported; only full_attention"),
         ({"layer_types": "all"}, "field 'layer_types' is 'all'; it must be a list"),
@@ -134,11 +133,16 @@ def test_a_folder_without_config_or_with_a_broken_one_is_refused(tmp_path: Path)
 
 
 def test_an_unknown_architecture_lists_the_known_ones() -> None:
-    config = parse_config(tiny_config(architectures=["MambaForCausalLM"]))
     with pytest.raises(ModelError) as error:
-        model_class(config)
+        parse_config(tiny_config(architectures=["MambaForCausalLM"]))
     assert "'MambaForCausalLM' is not supported" in str(error.value)
     assert all(name in str(error.value) for name in ARCHITECTURES)
+    with pytest.raises(ModelError, match="is not supported; the nearest that is: Qwen3MoeForCausalLM"):
+        parse_config(tiny_config(architectures=["Qwen3MoeForCausalLMEagle"]))
+
+
+def test_every_config_that_is_read_has_a_class_that_serves_it() -> None:
+    assert ARCHITECTURES.keys() == READERS.keys()
 
 
 def test_generation_defaults_join_end_ids_of_both_files(tmp_path: Path) -> None:

@@ -197,11 +197,15 @@ def test_damaged_files_and_lfs_pointers_are_refused(folder: Path) -> None:
 
 def test_quantized_tensors_are_refused(folder: Path) -> None:
     change_weights(folder, model__norm__weight=torch.ones(64, dtype=torch.int8))
-    assert "model.norm.weight has type I8; quantized checkpoints are not supported" in refusal(folder)
+    assert "model.norm.weight has type I8, but config.json has no quantization_config" in refusal(folder)
+
+
+def test_weights_that_are_not_numbers_are_refused(folder: Path) -> None:
+    change_weights(folder, model__norm__weight=torch.full((64,), torch.nan))
+    assert "model.norm.weight holds NaN or infinity; the checkpoint is damaged" in refusal(folder)
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"the weights need 0\.0 GiB, but 0\.0 GiB are available"):
         load_model(folder, backend=SmallBackend())
 

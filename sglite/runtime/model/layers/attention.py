@@ -16,7 +16,8 @@ from sglite.runtime.model.layers.weights import WeightTable
 class Attention:
     """Project, rotate, store this step's keys and values, attend, project back.
 
-    ``layer``: index into the pool. ``qk_norm``: normalise each head of q and k before rotating (Qwen3).
+    ``layer``: index into the pool. ``qk_norm``: normalise each head of q and k before rotating (Qwen3). ``window``:
+    positions it sees, see ``Backend.attention``.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class Attention:
         qkv_bias: bool = False,
         out_bias: bool = False,
         qk_norm: bool = False,
+        window: int | None = None,
     ) -> None:
         self.layer = layer
+        self.window = window
         self.head_dim = config.head_dim
         self.heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         self.scale = config.head_dim**-0.5
@@ -49,5 +52,5 @@ class Attention:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = angles.rotate(q), angles.rotate(k)
         backend.store_kv(context.pool, self.layer, k, v, context.meta)
-        attended = backend.attention(q, context.pool, self.layer, context.meta, scale=self.scale)
+        attended = backend.attention(q, context.pool, self.layer, context.meta, scale=self.scale, window=self.window)
         return self.out(attended.flatten(1), backend)

@@ -1,11 +1,13 @@
-"""The decoder that dense families share: embedding, pre-norm layers, final norm, head.
+"""The decoder that all families share: embedding, layers, final norm, head.
 
-A family says how its attention and feed-forward layers are built; the flow of a step is the same for all.
+A family says how its layers are built; the flow of a step is the same for all.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,81 +15,111 @@ from torch import Tensor
 
 from sglite.runtime.backend.base import Backend, ForwardContext
 from sglite.runtime.model.config import ModelConfig
-from sglite.runtime.model.layers.attention import Attention
-from sglite.runtime.model.layers.mlp import GatedMLP
-from sglite.runtime.model.layers.norm import RMSNorm
+from sglite.runtime.model.layers.cache_layout import cache_groups, pool_layers
+from sglite.runtime.model.layers.mlp import FeedForward, GatedMLP
+from sglite.runtime.model.layers.norm import Norm, RMSNorm
 from sglite.runtime.model.layers.rotary import Rotary, RotaryAngles
 from sglite.runtime.model.layers.weights import WeightTable
+from sglite.runtime.model.names import NameTable
 from sglite.runtime.protocol import GroupSpec
 
 
-class DecoderLayer:
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(
-        self, weights: WeightTable, name: str, config: ModelConfig, attention: Attention, mlp: GatedMLP
-    ) -> None:
-        size, eps = config.hidden_size, config.rms_norm_eps
-        self.attention_norm = RMSNorm(weights, f"{name}.input_layernorm", size, eps)
-        self.attention = attention
-        self.mlp_norm = RMSNorm(weights, f"{name}.post_attention_layernorm", size, eps)
-        self.mlp = mlp
+class Mixer(Protocol):
+    """What lets a layer's positions see each other."""
 
     def __call__(self, x: Tensor, angles: RotaryAngles, context: ForwardContext) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
-        x = x + self.attention(self.attention_norm(x), angles, context)
+        ...
+
+
+class Layer(Protocol):
+    """One layer of the decoder."""
+
+    def __call__(self, x: Tensor, angles: Sequence[RotaryAngles], context: ForwardContext) -> Tensor:
+        """x [T, hidden] -> [T, hidden]; ``angles`` of each of the model's rotary embeddings."""
+        ...
+
+
+class DecoderLayer:
+    """x + mixer(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, attention_norm: Norm, attention: Mixer, mlp_norm: Norm, mlp: FeedForward) -> None:
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+
+    def __call__(self, x: Tensor, angles: Sequence[RotaryAngles], context: ForwardContext) -> Tensor:
+        """x [T, hidden] -> [T, hidden]."""
+        x = x + self.attention(self.attention_norm(x), angles[0], context)
         return x + self.mlp(self.mlp_norm(x), context.backend)
 
 
 class CausalLM(ABC):
-    """A decoder-only language model over flat token batches. Weights come from ``weights``, filled by the loader."""
+    """A decoder-only language model over flat token batches. Weights come from ``weights``, filled by the loader.
+
+    A family says how ``attention`` is built and overrides what else differs: ``mlp``, ``layer``, ``norm_of`` ...
+    """
+
+    names: ClassVar[NameTable] = NameTable()
+    """How the family's checkpoints name what is called otherwise here."""
 
     def __init__(self, config: ModelConfig, weights: WeightTable, backend: Backend) -> None:
         self.config = config
         self.backend = backend
         self.dtype = weights.dtype
+        self.pool_layers = pool_layers(config.layer_kinds)
         self.embedding = weights.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
-        self.layers = [self._layer(weights, i) for i in range(config.num_layers)]
-        self.norm = RMSNorm(weights, "model.norm", config.hidden_size, config.rms_norm_eps)
+        self.layers = [self.layer(weights, f"model.layers.{i}", i) for i in range(config.num_layers)]
+        self.norm = self.norm_of(weights, "model.norm")
         self.head: Tensor | None = None
         if config.has_head and config.tie_word_embeddings:
             self.head = weights.tie("lm_head.weight", to="model.embed_tokens.weight")
         elif config.has_head:
             self.head = weights.tensor("lm_head.weight", config.vocab_size, config.hidden_size)
-        self.rotary = Rotary(config.rope, config.head_dim, weights.device)
+        self.rotary = self.rotaries(weights.device)
 
     @abstractmethod
-    def attention(self, weights: WeightTable, name: str, layer: int) -> Attention:
-        """The attention of a layer, its weights named from ``name``."""
+    def attention(self, weights: WeightTable, name: str, layer: int) -> Mixer:
+        """The attention of a layer, its weights named from ``name``; ``layer``: its number in the model."""
 
-    def mlp(self, weights: WeightTable, name: str, layer: int) -> GatedMLP:
+    def mlp(self, weights: WeightTable, name: str, layer: int) -> FeedForward:
         """The feed-forward part of a layer, its weights named from ``name``."""
         return GatedMLP(weights, name, self.config)
 
+    def layer(self, weights: WeightTable, name: str, layer: int) -> Layer:
+        """A layer, its weights named from ``name``."""
+        return DecoderLayer(
+            self.norm_of(weights, f"{name}.input_layernorm"),
+            self.attention(weights, f"{name}.self_attn", layer),
+            self.norm_of(weights, f"{name}.post_attention_layernorm"),
+            self.mlp(weights, f"{name}.mlp", layer),
+        )
+
+    def norm_of(self, weights: WeightTable, name: str) -> Norm:
+        """A norm over hidden states."""
+        return RMSNorm(weights, name, self.config.hidden_size, self.config.rms_norm_eps)
+
+    def rotaries(self, device: torch.device) -> list[Rotary]:
+        """The model's rotary embeddings; layers of most families use the first."""
+        return [Rotary(self.config.rope, self.config.rotary_dim, device)]
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """[T] ids to the first layer's input, [T, hidden]."""
+        return F.embedding(input_ids, self.embedding)
+
     def cache_groups(self) -> list[GroupSpec]:
-        """What the layers keep per position: one group of keys and values."""
-        config = self.config
-        per_layer = 2 * config.num_kv_heads * config.head_dim * self.dtype.itemsize
-        return [
-            GroupSpec(
-                name="attention",
-                num_layers=config.num_layers,
-                num_kv_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
-                v_head_dim=config.head_dim,
-                dtype=str(self.dtype).removeprefix("torch."),
-                bytes_per_token=config.num_layers * per_layer,
-            )
-        ]
+        """What the layers keep per position and per sequence."""
+        return cache_groups(self.config, self.dtype)
 
     @torch.inference_mode()
     def forward(self, input_ids: Tensor, positions: Tensor, context: ForwardContext) -> Tensor:
         """Hidden states [T, hidden] after the final norm, of ``input_ids`` [T] at ``positions`` [T].
 
-        Stores keys and values of the batch in ``context.pool`` as a side effect.
+        Stores what the layers keep of the batch in ``context.pool`` as a side effect.
         """
-        x = F.embedding(input_ids, self.embedding)
-        angles = self.rotary.angles(positions, self.dtype)
+        x = self.embed(input_ids)
+        angles = [rotary.angles(positions, self.dtype) for rotary in self.rotary]
         for layer in self.layers:
             x = layer(x, angles, context)
         return self.norm(x)
@@ -98,8 +130,3 @@ class CausalLM(ABC):
         if self.head is None:
             raise RuntimeError("the checkpoint has no output head (lm_head)")
         return self.backend.matmul(hidden, self.head).float()
-
-    def _layer(self, weights: WeightTable, index: int) -> DecoderLayer:
-        name = f"model.layers.{index}"
-        attention = self.attention(weights, f"{name}.self_attn", index)
-        return DecoderLayer(weights, name, self.config, attention, self.mlp(weights, f"{name}.mlp", index))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglite.runtime.model.layers.weights import WeightTable
+from sglite.runtime.model.layers.weights import Conversion, WeightTable
 
 
 class RMSNorm:
@@ -17,3 +18,18 @@ class RMSNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class CentredRMSNorm:
+    """As ``RMSNorm``, for checkpoints that store how far the weight is from 1 (Gemma, Qwen3.5); in float32."""
+
+    def __init__(self, weights: WeightTable, name: str, size: int, eps: float) -> None:
+        plus_one = Conversion((size,), lambda stored: stored.float() + 1)
+        self.weight = weights.tensor(f"{name}.weight", size, dtype=torch.float32, source=plus_one)
+        self.eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+Norm = RMSNorm | CentredRMSNorm

@@ -18,15 +18,21 @@ from sglite.runtime.model.rope_config import RopeConfig
 
 
 class RotaryAngles(NamedTuple):
-    """cos and sin of every token of a step, [T, 1, head_dim / 2], in the activations' dtype."""
+    """cos and sin of every token of a step, [T, 1, rotary_dim / 2], in the activations' dtype."""
 
     cos: Tensor
     sin: Tensor
 
     def rotate(self, x: Tensor) -> Tensor:
-        """Turn x [T, heads, head_dim]."""
-        a, b = x.chunk(2, dim=-1)
-        return torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin), dim=-1)
+        """Turn the first rotary_dim dimensions of x [T, heads, head_dim]."""
+        turned, kept = x[..., : 2 * self.cos.shape[-1]], x[..., 2 * self.cos.shape[-1] :]
+        a, b = turned.chunk(2, dim=-1)
+        return torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin, kept), dim=-1)
+
+    def rotate_pairs(self, x: Tensor) -> Tensor:
+        """Turn x [T, heads, rotary_dim] where dimension 2 i turns together with 2 i + 1 (DeepSeek)."""
+        a, b = x[..., ::2], x[..., 1::2]
+        return torch.stack((a * self.cos - b * self.sin, b * self.cos + a * self.sin), dim=-1).flatten(-2)
 
 
 class Rotary:

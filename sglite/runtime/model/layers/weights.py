@@ -5,27 +5,48 @@ set the layers asked for, and nothing else is written down twice. Fused weights 
 are bound to several names:
 
     qkv [q + k + v, hidden]     rows 0..q <- "...q_proj.weight",  q..q+k <- "...k_proj.weight",  then v_proj
+
+Where a checkpoint's tensor has another form than the layer's, a ``Conversion`` says which, and what makes one of the
+other. Where checkpoints of a family differ, a layer may ask what this one has (``found``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """How a tensor of the checkpoint becomes the layer's: its ``shape`` there, and ``convert`` to ours."""
+
+    shape: tuple[int, ...]
+    convert: Callable[[Tensor], Tensor]
+
+
 class WeightTable:
-    """Allocates uninitialised tensors of one dtype on one device and remembers which name fills which part.
+    """Allocates uninitialised tensors on one device and remembers which name fills which part.
 
     On the ``meta`` device nothing is allocated, which is how a model's size is known before it is loaded.
+
+    Args:
+        dtype: of every tensor that does not ask for another.
+        device: where they are.
+        found: shapes of the checkpoint's tensors by name; ``None``: there is no checkpoint.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device, found: Mapping[str, tuple[int, ...]] | None = None
+    ) -> None:
         self.dtype = dtype
         self.device = device
+        self._found = found
         self._parts: dict[str, Tensor] = {}
         self._tied: dict[str, str] = {}
+        self._conversions: dict[str, Conversion] = {}
         self._num_bytes = 0
 
     @property
@@ -43,26 +64,57 @@ class WeightTable:
         """Memory of everything allocated."""
         return self._num_bytes
 
-    def tensor(self, name: str, *shape: int) -> Tensor:
+    def found(self, name: str) -> tuple[int, ...] | None:
+        """Shape of the checkpoint's tensor of that name; ``None``: it has none, or there is no checkpoint."""
+        return None if self._found is None else self._found.get(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """What the checkpoint's tensor ``name`` must look like."""
+        if name in self._conversions:
+            return self._conversions[name].shape
+        return tuple(self._parts[self._tied.get(name, name)].shape)
+
+    def fill(self, name: str, tensor: Tensor) -> None:
+        """Copy the checkpoint's tensor to its place, in the layer's form and type."""
+        conversion = self._conversions.get(name)
+        self._parts[name].copy_(tensor if conversion is None else conversion.convert(tensor))
+
+    def tensor(
+        self, name: str, *shape: int, dtype: torch.dtype | None = None, source: Conversion | None = None
+    ) -> Tensor:
         """A tensor that the checkpoint tensor ``name`` fills."""
-        return self._allocate({name: shape[0]}, shape[1:])
+        whole = self.empty(*shape, dtype=dtype)
+        self.bind(name, whole, source)
+        return whole
 
     def stacked(self, rows: Mapping[str, int], *rest: int) -> Tensor:
         """[sum of rows, *rest], filled from several checkpoint tensors, one under the other in the given order."""
-        return self._allocate(rows, rest)
+        whole = self.empty(sum(rows.values()), *rest)
+        self.bind_rows(rows, whole)
+        return whole
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor whose parts are still to be bound."""
+        whole = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+        self._num_bytes += whole.numel() * whole.element_size()
+        return whole
+
+    def bind(self, name: str, part: Tensor, source: Conversion | None = None) -> None:
+        """``name`` fills ``part`` of a tensor of this table."""
+        if name in self._parts:
+            raise KeyError(f"{name} is already bound; a name fills one tensor")
+        self._parts[name] = part
+        if source is not None:
+            self._conversions[name] = source
+
+    def bind_rows(self, rows: Mapping[str, int], part: Tensor) -> None:
+        """Several names fill the rows of ``part``, one under the other in the given order."""
+        first = 0
+        for name, count in rows.items():
+            self.bind(name, part[first : first + count])
+            first += count
 
     def tie(self, name: str, to: str) -> Tensor:
         """The tensor of ``to``, which ``name`` shares; a checkpoint may hold ``name`` too, if it is equal."""
         self._tied[name] = to
         return self._parts[to]
-
-    def _allocate(self, rows: Mapping[str, int], rest: Sequence[int]) -> Tensor:
-        whole = torch.empty((sum(rows.values()), *rest), dtype=self.dtype, device=self.device)
-        self._num_bytes += whole.numel() * whole.element_size()
-        first = 0
-        for name, count in rows.items():
-            if name in self._parts:
-                raise KeyError(f"{name} is already bound; a name fills one tensor")
-            self._parts[name] = whole[first : first + count]
-            first += count
-        return whole

@@ -1,0 +1,115 @@
+"""Mixtures of experts: a router picks a few experts for every token, the backend runs them grouped by expert.
+
+    scores = softmax or sigmoid of (x W_router)          [T, E] float32
+    choice = the top_k best, of the best groups only where there are groups; a bias may take part in the choice
+    out    = sum of weight_e * expert_e(x)  (+ shared expert)
+
+Routing of one token does not depend on the others. ``counts`` says how many tokens each expert has had.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sglite.runtime.backend.base import Backend, ExpertWeights
+from sglite.runtime.model.config import ModelConfig, MoEConfig
+from sglite.runtime.model.layers.linear import Linear
+from sglite.runtime.model.layers.mlp import GatedMLP
+from sglite.runtime.model.layers.weights import Conversion, WeightTable
+
+
+class Router:
+    """Chooses experts. ``name``: of its weight, without ``.weight``."""
+
+    def __init__(self, weights: WeightTable, name: str, config: ModelConfig, moe: MoEConfig) -> None:
+        self.moe = moe
+        self.weight = weights.tensor(f"{name}.weight", moe.num_experts, config.hidden_size)
+        bias = f"{name}.e_score_correction_bias"
+        self.bias = weights.tensor(bias, moe.num_experts, dtype=torch.float32) if moe.choice_bias else None
+
+    def __call__(self, x: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
+        """x [T, hidden] -> ids [T, k] int64 and their weights [T, k] float32."""
+        moe = self.moe
+        logits = backend.matmul(x.float(), self.weight.float())
+        scores = logits.softmax(-1) if moe.scoring == "softmax" else logits.sigmoid()
+        choice = scores if self.bias is None else scores + self.bias
+        if moe.num_groups > 1:
+            choice = self._in_best_groups(choice)
+        ids = choice.topk(moe.top_k, dim=-1, sorted=False).indices
+        weights = scores.gather(1, ids)
+        if moe.renormalize:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return ids, weights * moe.scaling
+
+    def _in_best_groups(self, choice: Tensor) -> Tensor:
+        moe = self.moe
+        grouped = choice.view(len(choice), moe.num_groups, -1)
+        best = grouped.amax(-1) if moe.group_score == "max" else grouped.topk(2, dim=-1).values.sum(-1)
+        kept = torch.zeros_like(best).scatter_(1, best.topk(moe.top_groups, dim=-1, sorted=False).indices, 1.0)
+        return grouped.masked_fill(kept[..., None] == 0, -torch.inf).flatten(1)
+
+
+class MoE:
+    """Routed experts, and shared ones where the model has them.
+
+    ``name``: of the layer's part, such as ``model.layers.3.mlp``; ``shared``: of its shared experts.
+    """
+
+    def __init__(
+        self,
+        weights: WeightTable,
+        name: str,
+        config: ModelConfig,
+        *,
+        router: str = "gate",
+        shared: str = "shared_expert",
+    ) -> None:
+        assert config.moe is not None
+        moe = config.moe
+        self.activation = config.activation
+        self.router = Router(weights, f"{name}.{router}", config, moe)
+        self.experts = bind_experts(weights, f"{name}.experts", config.hidden_size, moe)
+        self.shared = GatedMLP(weights, f"{name}.{shared}", config, size=moe.shared_size) if moe.shared_size else None
+        gate = f"{name}.{shared}_gate"
+        self.shared_gate = Linear(weights, {gate: 1}, config.hidden_size) if moe.shared_gate else None
+        self.counts = torch.zeros(moe.num_experts, dtype=torch.int64, device=weights.device)
+
+    def __call__(self, x: Tensor, backend: Backend) -> Tensor:
+        """x [T, hidden] -> [T, hidden]."""
+        ids, weights = self.router(x, backend)
+        self.counts += ids.flatten().bincount(minlength=len(self.counts))
+        out = backend.moe(x, self.experts, ids, weights, self.activation)
+        if self.shared is None:
+            return out
+        shared = self.shared(x, backend)
+        if self.shared_gate is not None:
+            shared = shared * torch.sigmoid(self.shared_gate(x, backend))
+        return out + shared
+
+
+def bind_experts(weights: WeightTable, name: str, hidden: int, moe: MoEConfig) -> ExpertWeights:
+    """All experts of a layer in two tensors, filled from whichever of the layouts in use the checkpoint has:
+
+    ``experts.N.{gate,up,down}_proj.weight`` one by one; ``experts.gate_up_proj`` and ``experts.down_proj`` for all,
+    each expert's matrix as a layer has it or transposed. Which of the two is told by the shape.
+    """
+    count, size = moe.num_experts, moe.intermediate_size
+    gate_up, down = weights.empty(count, 2 * size, hidden), weights.empty(count, hidden, size)
+    if weights.found(f"{name}.gate_up_proj") is None:
+        for expert in range(count):
+            rows = {f"{name}.{expert}.gate_proj.weight": size, f"{name}.{expert}.up_proj.weight": size}
+            weights.bind_rows(rows, gate_up[expert])
+            weights.bind(f"{name}.{expert}.down_proj.weight", down[expert])
+    else:
+        for key, whole in ((f"{name}.gate_up_proj", gate_up), (f"{name}.down_proj", down)):
+            weights.bind(key, whole, _transposed(weights.found(key), whole))
+    return ExpertWeights(gate_up, down)
+
+
+def _transposed(found: tuple[int, ...] | None, whole: Tensor) -> Conversion | None:
+    """``None`` where the checkpoint's matrices are as ours; a square one is taken for ours."""
+    count, out, inner = whole.shape
+    if found != (count, inner, out) or inner == out:
+        return None
+    return Conversion((count, inner, out), lambda stored: stored.transpose(1, 2))

@@ -1,0 +1,30 @@
+"""What a family's checkpoints call their tensors, and which of them nobody needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+_NEVER_NEEDED = ("*rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True)
+class NameTable:
+    """From the names of a checkpoint to ours.
+
+    Args:
+        prefixes: theirs -> ours; the longest that fits a name is replaced.
+        unused: patterns (``*`` is anything) of tensors that are left in the file: towers for images, parts that help
+            to train or to draft.
+    """
+
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+
+    def of(self, name: str) -> str | None:
+        """Our name of the checkpoint's tensor ``name``; ``None``: it is not used."""
+        if any(fnmatchcase(name, pattern) for pattern in (*_NEVER_NEEDED, *self.unused)):
+            return None
+        theirs = max((prefix for prefix in self.prefixes if name.startswith(prefix)), key=len, default=None)
+        return name if theirs is None else self.prefixes[theirs] + name.removeprefix(theirs)

@@ -1,0 +1,1 @@
+"""Quantised checkpoints: what their tensors stand for."""
