@@ -18,6 +18,9 @@ from torch import Tensor
 from sglite.runtime.backend.base import Backend, BatchLayout, ForwardContext
 from sglite.runtime.model.loader import LoadedModel
 
+MAX_ROWS = 16
+"""Of models with recurrent state: each row has a slot of its own."""
+
 
 @dataclass
 class Extend:
@@ -44,7 +47,9 @@ class PagedRunner:
     ) -> None:
         self.loaded = loaded
         self.backend = backend
-        self.pool = backend.allocate_pool(loaded.groups, num_pages=num_pages, page_size=page_size)
+        self.states = [group.name for group in loaded.groups if group.kind == "state"]
+        states = MAX_ROWS if self.states else 0
+        self.pool = backend.allocate_pool(loaded.groups, num_pages=num_pages, page_size=page_size, num_states=states)
         self.free = list(range(num_pages))
         random.Random(seed).shuffle(self.free)
         self.rows: dict[str, Sequences] = {}
@@ -84,6 +89,7 @@ class PagedRunner:
             page_tables=tables,
             page_size=size,
             parents=[extend.parents for extend in extends],
+            state_slots=[dict.fromkeys(self.states, list(self.rows).index(extend.row)) for extend in extends],
         )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from sglite.runtime.quant.methods import REQUESTS
+
 Origin = Literal["default", "argument", "model", "hardware"]
 
 DEFAULT_POOL_TOKENS = 65_536
@@ -24,6 +26,7 @@ GRAMMAR_BACKENDS = ("auto", "native", "xgrammar", "reference")
 ONE_DEVICE = ("tp_size", "dp_size", "pp_size", "ep_size")
 """Degrees of parallelism that SGLang's callers spell out; there is one device so far."""
 CPU_STEP_TOKENS = 2048
+CACHE_DTYPES = ("auto", "bfloat16", "bf16", "float32")
 POLICIES = ("program", "fcfs", "lpm", "dfs-weight")
 """Names of the scheduling policies, see ``engine/policy.py``."""
 
@@ -81,7 +84,9 @@ class EngineArgs:
     """Where the checkpoint declares no pooling, its vectors are the normalised hidden states of last tokens."""
     trust_remote_code: bool = False
     kv_cache_dtype: str = "auto"
+    """``auto``: the model's; ``bfloat16`` (or ``bf16``), ``float32``."""
     quantization: str | None = None
+    """``None`` or ``auto``: what the checkpoint says; a name must agree with it."""
     tp_size: int = 1
     dp_size: int = 1
     pp_size: int = 1
@@ -118,10 +123,7 @@ class EngineArgs:
         for name in ONE_DEVICE:
             if getattr(self, name) != 1:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: sglite runs on one device so far; leave it out")
-        if self.kv_cache_dtype != "auto":
-            raise ConfigError(f"kv_cache_dtype={self.kv_cache_dtype!r}: the cache has the model's dtype; use 'auto'")
-        if self.quantization is not None:
-            raise ConfigError(f"quantization={self.quantization!r} is not supported; give an unquantised checkpoint")
+        self._check_quantization()
         if self.log_level is not None and self.log_level not in LOG_LEVELS:
             raise ConfigError(f"log_level must be one of {', '.join(LOG_LEVELS)}, got {self.log_level!r}")
         budget = self.pin_budget
@@ -146,6 +148,18 @@ class EngineArgs:
         if self.grammar_timeout_s <= 0:
             raise ConfigError(f"grammar_timeout_s must be positive, got {self.grammar_timeout_s}")
 
+    def _check_quantization(self) -> None:
+        if self.kv_cache_dtype not in CACHE_DTYPES:
+            raise ConfigError(
+                f"kv_cache_dtype={self.kv_cache_dtype!r}: the cache is kept in floating point of 16 or 32 bits so far; "
+                f"use {', '.join(CACHE_DTYPES)}"
+            )
+        if self.quantization not in (None, "auto", *REQUESTS):
+            raise ConfigError(
+                f"quantization={self.quantization!r}: models are not quantised while they are loaded; leave it out, or "
+                f"name what the checkpoint has: {', '.join(REQUESTS)}"
+            )
+
     def _positive(self, name: str) -> None:
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -167,8 +181,15 @@ class Facts:
     state_groups: tuple[str, ...] = ()
     """Names of the cache groups of recurrent layers."""
     hidden_size: int = 0
+    """Length of the vectors that pooling gives."""
+    labels: tuple[str, ...] = ()
+    """Of a classifier."""
     generates: bool = True
     """The model has an output head."""
+    quantization: str | None = None
+    """How the checkpoint is quantised, for people."""
+    cache_dtype: str | None = None
+    """Of keys and values; ``None``: the model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +212,14 @@ class EngineConfig:
     vocab_size: int
     hidden_size: int = 0
     """Length of the vectors that pooling gives."""
+    labels: tuple[str, ...] = ()
+    """Of a classifier: what the numbers of those vectors are scores of."""
     generates: bool = True
     """The model has an output head; without, it makes vectors only."""
+    quantization: str | None = None
+    """How the checkpoint is quantised, such as ``gptq, 4 bits``; it is computed in ``dtype``."""
+    cache_dtype: str = "auto"
+    """Of keys and values."""
     num_states: int = 0
     """Recurrent states that fit, of running requests and saved ones."""
     state_groups: tuple[str, ...] = ()
@@ -238,7 +265,10 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
         device=facts.device,
         vocab_size=facts.vocab_size,
         hidden_size=facts.hidden_size,
+        labels=facts.labels,
         generates=facts.generates,
+        quantization=facts.quantization,
+        cache_dtype=facts.cache_dtype or facts.dtype,
         num_states=states,
         state_groups=facts.state_groups,
         origins={
@@ -256,7 +286,10 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
             "device": "hardware" if args.device == "auto" else "argument",
             "vocab_size": "model",
             "hidden_size": "model",
+            "labels": "model",
             "generates": "model",
+            "quantization": "model",
+            "cache_dtype": "model" if args.kv_cache_dtype == "auto" else "argument",
             "num_states": states_origin,
             "state_groups": "model",
         },

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sglite.runtime.config import ConfigError
+from sglite.runtime.gguf import GGUFError, is_gguf, open_gguf
 
 MAX_FILE_BYTES = 2**20
 MAX_PROMPT_CHARS = 10_000
@@ -31,6 +32,7 @@ _MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_GGUF_POOLING = {1: "mean", 2: "cls", 4: "rank"}
 _NOTHING_SAID = "the checkpoint declares no pooling; if it was trained for that of the last token, use --is-embedding"
 
 
@@ -57,6 +59,8 @@ def read_pooling(folder: Path, asked: bool = False) -> Pooling:
 
     Raises ``Undeclared`` when it declares none and none is asked for, or one that cannot be honoured.
     """
+    if is_gguf(folder):
+        return _of_gguf(folder, asked)
     modules = read_modules(folder)
     if not modules and not asked:
         raise Undeclared(_NOTHING_SAID)
@@ -85,6 +89,21 @@ def read_pooling(folder: Path, asked: bool = False) -> Pooling:
         default_prompt=default,
         max_tokens=longest if type(longest) is int and longest > 0 else None,
     )
+
+
+def _of_gguf(path: Path, asked: bool) -> Pooling:
+    """GGUF says it by a number; vectors are of length 1 by custom."""
+    try:
+        file = open_gguf(path)
+        kind = file.integer(f"{file.text('general.architecture')}.pooling_type") or 0
+    except GGUFError as error:
+        raise Undeclared(str(error)) from None
+    if kind == 0 and not asked:
+        raise Undeclared(_NOTHING_SAID)
+    if kind not in (0, 3):
+        said = _GGUF_POOLING.get(kind, str(kind))
+        raise Undeclared(f"{path}: pooling_type says {said}; only last-token pooling is supported")
+    return Pooling()
 
 
 def read_modules(folder: Path) -> list[tuple[str, str]]:

@@ -149,7 +149,7 @@ class Backend(Protocol):
     def store_kv(self, pool: KVPool, layer: int, k: Tensor, v: Tensor | None, meta: AttentionMetadata) -> None:
         """Write this step's keys and values of one layer to the slots of the layout; tokens with slot -1 are skipped.
 
-        ``k`` [T, num_kv_heads, head_dim] and ``v`` [T, num_kv_heads, v_head_dim] in the pool's dtype; any strides.
+        ``k`` [T, num_kv_heads, head_dim], ``v`` [T, num_kv_heads, v_head_dim], any strides; cast to the pool's dtype.
         ``v`` is ``None`` for an ``mla`` group, whose values are part of its keys: ``k`` is [T, 1, head_dim] there.
         Distinct tokens have distinct slots. All rows are written before ``attention`` of the layer is called, so rows
         that share pages see what each other stored in this step.
@@ -168,18 +168,76 @@ class Backend(Protocol):
     ) -> Tensor:
         """Attend with every query token to the slots it may see: softmax(scale * q k^T) v, without dropout.
 
-        ``q`` [T, num_heads, head_dim], any strides; returns [T, num_heads, v_head_dim]. Query head h reads KV head
-        ``h // (num_heads // num_kv_heads)``. Query j of a row sees slots 0 .. start + j; a draft sees the slots before
-        the drafts, its ancestors and itself. Values in slots that a query does not see do not reach its result, not
-        even as NaN, unless they belong to the same row.
+        ``q`` [T, num_heads, head_dim], any strides; returns [T, num_heads, v_head_dim], computed in q's dtype, to which
+        the pool's numbers are cast. Query head h reads KV head ``h // (num_heads // num_kv_heads)``. Query j of a row
+        sees slots 0 .. start + j; a draft sees the slots before the drafts, its ancestors and itself. Values in slots
+        that a query does not see do not reach its result, not even as NaN, unless they belong to the same row.
 
         ``window``: of those, a query sees the last ``window`` positions, its own included. ``sinks`` [num_heads]: one
         more logit a head, unscaled, which takes its share of the softmax and gives nothing.
         """
 
-    def mla_attention(self, q: Tensor, pool: KVPool, layer: int, meta: AttentionMetadata, *, scale: float) -> Tensor:
+    def mla_attention(
+        self,
+        q: Tensor,
+        pool: KVPool,
+        layer: int,
+        meta: AttentionMetadata,
+        *,
+        scale: float,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
         """``attention`` over the latents of an ``mla`` group, the same for all heads: ``q`` [T, num_heads, head_dim] in
-        the latents' space; returns [T, num_heads, v_head_dim], weighted latents."""
+        the latents' space; returns [T, num_heads, v_head_dim], weighted latents.
+
+        ``chosen``: what ``choose_slots`` gave; a query sees those slots alone.
+        """
+
+    def choose_slots(
+        self, q: Tensor, weights: Tensor, pool: KVPool, layer: int, meta: AttentionMetadata, *, top_k: int
+    ) -> Tensor | None:
+        """The slots that count most for each query, by the keys of an indexer in ``layer``, an ``mla`` group's.
+
+        A slot that the query sees counts sum over heads of weight * relu(q k): ``q`` [T, heads, head_dim], ``weights``
+        [T, heads] float32. Returns the pool rows of the ``top_k`` that count most, [T, top_k] int64 in the sequence's
+        order with -1 behind them where a query sees fewer; of equals the earlier slots are taken. ``None``: no query
+        sees more than ``top_k``, there is nothing to choose.
+        """
+
+    def causal_conv(
+        self, x: Tensor, weight: Tensor, pool: KVPool, group: str, layer: int, meta: AttentionMetadata
+    ) -> Tensor:
+        """silu of every channel's convolution over the row's last ``width`` inputs, its own the last: [T, channels].
+
+        ``x`` [T, channels], any strides; ``weight`` [channels, width], the oldest input's first. What came before the
+        row is in its state slot, ``pool.states[group][layer][0]`` [slots, channels, width - 1] (zeros at the start of a
+        sequence), which is left with the row's last inputs. Tokens that store no keys count like others. Rows have
+        different slots; each gets what it would get alone, but for rounding. BackendError: a row has drafts or no slot.
+        """
+
+    def gated_delta_rule(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        pool: KVPool,
+        group: str,
+        layer: int,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        """What every token reads from its row's memory after writing to it: [T, v_heads, v_dim] in v's dtype.
+
+        Token by token, for each value head and its memory S [k_dim, v_dim], with q and k of key head
+        ``h // (v_heads // k_heads)``, both scaled to length 1 and q then by k_dim^-0.5:
+
+            S = exp(decay) S;   S += k (beta (v - S^T k))^T;   out = S^T q
+
+        ``q``, ``k`` [T, k_heads, k_dim]; ``v`` [T, v_heads, v_dim]; ``decay`` (0 or below) and ``beta`` [T, v_heads]
+        float32. S is ``pool.states[group][layer][1]`` [slots, v_heads, k_dim, v_dim] float32 at the row's slot, read
+        and written; computed in float32. Else as ``causal_conv``.
+        """
 
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
         """``x`` [..., 2 n], gates first, to [..., n]: activation(gate) * up.

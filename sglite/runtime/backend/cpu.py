@@ -22,7 +22,9 @@ from sglite.runtime.backend.base import (
     ExpertWeights,
     Guarantees,
 )
-from sglite.runtime.backend.cpu_plan import CPUMetadata, Segment, own, plan
+from sglite.runtime.backend.cpu_delta import causal_conv, gated_delta_rule
+from sglite.runtime.backend.cpu_mla import attend_chosen, attend_latents, choose_slots
+from sglite.runtime.backend.cpu_plan import CPUMetadata, Segment, own, plan, read_slots
 from sglite.runtime.backend.mask import CPUMasks
 from sglite.runtime.cache.pool import KVPool, make_pool
 from sglite.runtime.protocol import CopyPages, CopyState, GroupSpec
@@ -80,7 +82,7 @@ class CPUBackend:
         for cache, new in ((pool.k[layer], k), (pool.v[layer], v)):
             if new is not None:
                 new = new if batch.store_tokens is None else new.index_select(0, batch.store_tokens)
-                cache.index_copy_(0, batch.store_slots, new)
+                cache.index_copy_(0, batch.store_slots, new.to(cache.dtype))
 
     def attention(
         self,
@@ -98,15 +100,51 @@ class CPUBackend:
         for segment in own(meta).segments(window):
             parts = (
                 _heads_first(q[segment.tokens], segment.rows),
-                _heads_first(_read(keys, segment.slots), segment.rows),
-                _heads_first(_read(values, segment.slots), segment.rows),
+                _heads_first(read_slots(keys, segment.slots).to(q.dtype), segment.rows),
+                _heads_first(read_slots(values, segment.slots).to(q.dtype), segment.rows),
             )
             result = _attend(*parts, segment, scale) if sinks is None else _with_sinks(*parts, segment, scale, sinks)
             out[segment.tokens] = result.transpose(1, 2).flatten(0, 1)
         return out
 
-    def mla_attention(self, q: Tensor, pool: KVPool, layer: int, meta: AttentionMetadata, *, scale: float) -> Tensor:
-        return self.attention(q, pool, layer, meta, scale=scale)
+    def mla_attention(
+        self,
+        q: Tensor,
+        pool: KVPool,
+        layer: int,
+        meta: AttentionMetadata,
+        *,
+        scale: float,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
+        latents, size = pool.k[layer].flatten(1), pool.v[layer].shape[2]
+        if chosen is not None:
+            return attend_chosen(q, latents, size, chosen, scale)
+        return attend_latents(q, latents, size, own(meta).segments(), scale)
+
+    def choose_slots(
+        self, q: Tensor, weights: Tensor, pool: KVPool, layer: int, meta: AttentionMetadata, *, top_k: int
+    ) -> Tensor | None:
+        return choose_slots(q, weights, pool.k[layer].flatten(1), own(meta), top_k)
+
+    def causal_conv(
+        self, x: Tensor, weight: Tensor, pool: KVPool, group: str, layer: int, meta: AttentionMetadata
+    ) -> Tensor:
+        return causal_conv(x, weight, pool.states[group][layer][0], own(meta).runs(group))
+
+    def gated_delta_rule(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        pool: KVPool,
+        group: str,
+        layer: int,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        return gated_delta_rule(q, k, v, decay, beta, pool.states[group][layer][1], own(meta).runs(group))
 
     def copy_pages(self, pool: KVPool, copies: Sequence[CopyPages]) -> None:
         for copy in copies:
@@ -161,10 +199,6 @@ class CPUBackend:
 
     def apply_mask(self, logits: Tensor, bitmask: Tensor) -> None:
         self._masks.apply(logits, bitmask)
-
-
-def _read(cache: Tensor, slots: slice | Tensor) -> Tensor:
-    return cache[slots] if isinstance(slots, slice) else cache.index_select(0, slots)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, segment: Segment, scale: float) -> Tensor:

@@ -7,7 +7,7 @@ when the first of them asks, which leave out the slots that no query of a row se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from sglite.runtime.backend.base import AttentionMetadata, BackendError, BatchLayout
 
+MAX_BATCHED_RUN = 64
+"""Rows with more tokens than this are computed one by one in recurrent layers; shorter ones are padded to less than
+twice their length."""
 MAX_BATCHED_QUERIES = 16
 """Rows with more tokens than this fill the cores on their own; padding them together would only add work."""
 PADDING_SLOTS = 32
@@ -49,6 +52,8 @@ class Row:
     """Index of the first token's slot among ``slots``."""
     slots: Ints
     parents: Sequence[int] | None
+    states: Mapping[str, int] = field(default_factory=dict)
+    """Its state slot in every group."""
 
     @property
     def num_tokens(self) -> int:
@@ -77,6 +82,20 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Run:
+    """Rows that recurrent layers compute together: B rows, padded to n tokens by repeating the last."""
+
+    tokens: Tensor
+    """[B, n] which of the T tokens."""
+    lengths: Tensor
+    """[B] tokens that are the row's own."""
+    own: Tensor | None
+    """[B, n], false where padding is; ``None``: nowhere."""
+    slots: Tensor
+    """[B] state slots."""
+
+
+@dataclass(frozen=True)
 class CPUMetadata(AttentionMetadata):
     """A batch as the CPU runs it."""
 
@@ -86,6 +105,7 @@ class CPUMetadata(AttentionMetadata):
     """[stored] which tokens they come from; ``None``: all, in order."""
     rows: tuple[Row, ...]
     _segments: dict[int | None, tuple[Segment, ...]] = field(default_factory=dict)
+    _runs: dict[str, tuple[Run, ...]] = field(default_factory=dict)
 
     def segments(self, window: int | None = None) -> tuple[Segment, ...]:
         """The kernel calls of layers with that window, or of those without; planned once."""
@@ -94,6 +114,12 @@ class CPUMetadata(AttentionMetadata):
             groups = _group_rows(rows)
             self._segments[window] = tuple(_plan_segment(group, window) for group in groups)
         return self._segments[window]
+
+    def runs(self, group: str) -> tuple[Run, ...]:
+        """How recurrent layers of a group compute the batch; planned once."""
+        if group not in self._runs:
+            self._runs[group] = tuple(_plan_run(rows, group) for rows in _rows_of_a_length(self.rows))
+        return self._runs[group]
 
 
 def plan(layout: BatchLayout) -> CPUMetadata:
@@ -118,6 +144,11 @@ def own(meta: AttentionMetadata) -> CPUMetadata:
     return meta
 
 
+def read_slots(cache: Tensor, slots: slice | Tensor) -> Tensor:
+    """The pool rows that a segment reads."""
+    return cache[slots] if isinstance(slots, slice) else cache.index_select(0, slots)
+
+
 def _layout_rows(layout: BatchLayout) -> Iterator[Row]:
     size = layout.page_size
     for r, (start, seq_len) in enumerate(zip(layout.starts, layout.seq_lens, strict=True)):
@@ -132,7 +163,8 @@ def _layout_rows(layout: BatchLayout) -> Iterator[Row]:
                 f"batch layout: row {r} has {len(pages)} pages of {size} for {seq_len} positions; allocate first"
             )
         slots = (pages[:, None] * size + np.arange(size)).reshape(-1)[:seq_len]
-        yield Row(first, start, slots, layout.parents[r] if layout.parents is not None else None)
+        parents = layout.parents[r] if layout.parents is not None else None
+        yield Row(first, start, slots, parents, layout.state_slots[r] if layout.state_slots is not None else {})
 
 
 def _group_rows(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -176,3 +208,29 @@ def _plan_slots(rows: list[Row], width: int) -> slice | Tensor:
         slots[i, : len(row.slots)] = row.slots
         slots[i, len(row.slots) :] = row.slots[-1]
     return torch.from_numpy(slots.reshape(-1))
+
+
+def _rows_of_a_length(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that are worth padding together in recurrent layers."""
+    groups: dict[tuple[int, int], list[Row]] = {}
+    for row in rows:
+        alone = row.first_token if row.num_tokens > MAX_BATCHED_RUN else -1
+        groups.setdefault(((row.num_tokens - 1).bit_length(), alone), []).append(row)
+    return list(groups.values())
+
+
+def _plan_run(rows: Sequence[Row], group: str) -> Run:
+    for row in rows:
+        if row.parents:
+            raise BackendError(f"recurrent state cannot follow the branches of {len(row.parents)} drafts; send none")
+        if group not in row.states:
+            raise BackendError(f"batch layout: a row has no state slot of group {group!r}, only {sorted(row.states)}")
+    lengths = np.asarray([row.num_tokens for row in rows], dtype=np.int64)
+    firsts = np.asarray([row.first_token for row in rows], dtype=np.int64)
+    steps = np.arange(lengths.max())
+    return Run(
+        tokens=torch.from_numpy(firsts[:, None] + np.minimum(steps, lengths[:, None] - 1)),
+        lengths=torch.from_numpy(lengths),
+        own=None if (lengths == lengths[0]).all() else torch.from_numpy(steps < lengths[:, None]),
+        slots=torch.tensor([row.states[group] for row in rows]),
+    )

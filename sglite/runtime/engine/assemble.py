@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from sglite.runtime.config import EngineArgs, EngineConfig
+from sglite.runtime.config import ConfigError, EngineArgs, EngineConfig
 from sglite.runtime.engine.client import EngineClient, EngineThread
 from sglite.runtime.engine.core import CoreConfig, EngineCore
 from sglite.runtime.engine.step_plan import SchedulerLimits
@@ -20,6 +20,7 @@ from sglite.runtime.executor.base import Executor
 
 if TYPE_CHECKING:
     from sglite.constrained.compiler import ConstraintCompiler
+    from sglite.runtime.executor.build import Built
     from sglite.runtime.text.tokenizer import Tokenizer
 
 
@@ -84,14 +85,45 @@ def assemble(
     from sglite.runtime.executor.build import build
 
     built = build(args, folder)
+    try:
+        return _around(built, args, folder, tokenizer, on_outputs, on_death)
+    except BaseException:
+        built.executor.shutdown()
+        raise
+
+
+def _around(
+    built: Built,
+    args: EngineArgs,
+    folder: Path,
+    tokenizer: Tokenizer | None,
+    on_outputs: Callable[[], None],
+    on_death: Callable[[str], None],
+) -> Launched:
     config = built.config
     eos = built.eos_ids if tokenizer is None else (*built.eos_ids, *tokenizer.eos_token_ids)
     eos_ids = tuple(dict.fromkeys(i for i in eos if i < config.vocab_size))
-    token_bytes = None if tokenizer is None else list(tokenizer.token_bytes()[: config.vocab_size])
+    token_bytes = None if tokenizer is None else _token_bytes(folder, tokenizer, config.vocab_size)
     compiler = None if tokenizer is None else _compiler(args, config, tokenizer, token_bytes or [], eos_ids)
     make_core = functools.partial(_core, built.executor, args, config, eos_ids, token_bytes, compiler)
     client = EngineThread(make_core, on_outputs, on_death)
     return Launched(client, config, eos_ids, built.weight_bytes, compiler)
+
+
+def _token_bytes(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> list[bytes | None]:
+    """What every row of the embedding stands for. ConfigError: the tokenizer has ordinary tokens beyond its end.
+
+    Special tokens may lie there, as some text models keep those of their siblings for images: requests with them are
+    refused.
+    """
+    known = tokenizer.token_bytes()
+    beyond = [i for i in range(vocab_size, len(known)) if known[i] is not None]
+    if beyond:
+        raise ConfigError(
+            f"{folder}: the tokenizer has {len(beyond)} tokens from id {beyond[0]} on, beyond the model's {vocab_size} "
+            "embeddings; they do not belong together: give the model's own with tokenizer_path"
+        )
+    return list(known[:vocab_size])
 
 
 def _core(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
+import torch
 
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.config import EngineArgs, EngineConfig, Facts, resolve
 from sglite.runtime.executor.base import ThreadExecutor
 from sglite.runtime.executor.worker import ModelWorker
+from sglite.runtime.gguf import is_gguf
+from sglite.runtime.model.architectures import read_config
 from sglite.runtime.model.loader import load_model
 from sglite.runtime.pooling import Undeclared, read_pooling
+from sglite.runtime.protocol import GroupSpec
+from sglite.runtime.quant.methods import check_request, summary
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,8 @@ def build(args: EngineArgs, folder: Path) -> Built:
     """Load the model in ``folder`` and start a worker for it. Raises ModelError or ConfigError, in one line."""
     backend = CPUBackend(args.num_threads)
     pools = _pools(args, folder)
+    quantization = {"quant_method": "gguf"} if is_gguf(folder) else read_config(folder).quantization
+    check_request(args.quantization, quantization, folder)
     loaded = load_model(
         folder,
         backend=backend,
@@ -36,24 +46,41 @@ def build(args: EngineArgs, folder: Path) -> Built:
         seed=args.random_seed,
         headless=pools,
     )
+    groups = in_cache_dtype(loaded.groups, args.kv_cache_dtype)
     facts = Facts(
         max_context=loaded.max_context,
         vocab_size=loaded.vocab_size,
-        bytes_per_token=sum(group.bytes_per_token for group in loaded.groups),
+        bytes_per_token=sum(group.bytes_per_token for group in groups),
         free_memory=backend.available_memory(),
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=backend.name,
-        hidden_size=loaded.config.hidden_size,
+        hidden_size=len(loaded.config.labels) or loaded.config.hidden_size,
+        labels=loaded.config.labels,
         generates=loaded.config.has_head,
+        quantization=None if quantization is None else summary(quantization),
+        cache_dtype=next((group.dtype for group in groups if group.kind == "paged"), None),
         bytes_per_state=sum(group.bytes_per_state for group in loaded.groups),
         state_groups=tuple(group.name for group in loaded.groups if group.kind == "state"),
     )
     config = resolve(args, facts)
     pool = backend.allocate_pool(
-        loaded.groups, num_pages=config.num_pages, page_size=config.page_size, num_states=config.num_states
+        groups, num_pages=config.num_pages, page_size=config.page_size, num_states=config.num_states
     )
     worker = ModelWorker(loaded.model, backend, pool)
     return Built(ThreadExecutor(worker), config, loaded.eos_token_ids, loaded.weight_bytes)
+
+
+def in_cache_dtype(groups: Sequence[GroupSpec], name: str) -> list[GroupSpec]:
+    """The groups with keys and values in the dtype that ``kv_cache_dtype`` names; states keep theirs."""
+    if name == "auto":
+        return list(groups)
+    dtype = torch.bfloat16 if name == "bf16" else getattr(torch, name)
+    return [group if group.kind == "state" else _cast(group, dtype) for group in groups]
+
+
+def _cast(group: GroupSpec, dtype: torch.dtype) -> GroupSpec:
+    size = group.bytes_per_token // getattr(torch, group.dtype).itemsize * dtype.itemsize
+    return msgspec.structs.replace(group, dtype=str(dtype).removeprefix("torch."), bytes_per_token=size)
 
 
 def _pools(args: EngineArgs, folder: Path) -> bool:

@@ -48,6 +48,10 @@ class Model(Protocol):
         """[n, hidden] to [n, vocab] in float32."""
         ...
 
+    def pooled(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] to [n, size]: what stands for the texts that end there."""
+        ...
+
 
 @dataclass
 class RowState:
@@ -135,7 +139,8 @@ class ModelWorker:
         if not step.pools:
             return []
         picked = [first[task.row] + task.position - step.rows[task.row].start for task in step.pools]
-        vectors = hidden[torch.tensor(picked, device=hidden.device)].float().cpu().numpy().astype("<f4")
+        last = hidden[torch.tensor(picked, device=hidden.device)]
+        vectors = self._model.pooled(last).float().cpu().numpy().astype("<f4")
         return [
             PooledState(slot=task.slot, hidden=vector.tobytes())
             if np.isfinite(vector).all()

@@ -37,6 +37,8 @@ class MoEConfig:
     """Weights are multiplied by this."""
     choice_bias: bool = False
     """A bias per expert (``e_score_correction_bias``) takes part in the choice, not in the weights."""
+    router_bias: bool = False
+    """The router's logits have a bias."""
     num_groups: int = 1
     top_groups: int = 1
     """Experts are chosen among those of the best groups."""
@@ -58,6 +60,18 @@ class MLAConfig:
     """Per head: the part of q and k without positions."""
     rope_dim: int
     v_dim: int
+    pairs: bool = True
+    """Neighbours are rotated together, not halves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexerConfig:
+    """What chooses the positions that sparse attention looks at (DeepSeek V3.2)."""
+
+    num_heads: int
+    head_dim: int
+    top_k: int
+    """Positions a query attends to, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +106,10 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     has_head: bool = True
     """Hidden states can be turned into scores of tokens."""
+    labels: tuple[str, ...] = ()
+    """Of a classifier or reward model: what its scores are called, in their order."""
+    score_layers: int = 1
+    """Linear layers of its head."""
     attention_bias: bool = False
     mlp_bias: bool = False
     activation: Activation = "silu"
@@ -99,8 +117,17 @@ class ModelConfig:
     """By layer."""
     sliding_window: int | None = None
     """Positions that sliding layers see, their own included."""
+    local_rope: RopeConfig | None = None
+    """Of sliding layers, where theirs differs."""
+    attention_scale: float | None = None
+    """What scores of queries and keys are multiplied by; ``None``: head_dim^-1/2."""
     moe: MoEConfig | None = None
     mla: MLAConfig | None = None
+    indexer: IndexerConfig | None = None
+    draft_layers: int = 0
+    """Layers behind the others that predict one token further each (multi-token prediction)."""
+    drafts: bool = False
+    """They are loaded too."""
     delta: DeltaConfig | None = None
     quantization: Mapping[str, Any] | None = None
     """The checkpoint's ``quantization_config`` as it stands."""
@@ -108,3 +135,13 @@ class ModelConfig:
     """The checkpoint's own, as torch names it."""
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
+
+    @property
+    def cached_kinds(self) -> tuple[LayerKind, ...]:
+        """Of all layers that keep something: the model's, and behind them those that draft, where they are loaded."""
+        drafting: tuple[LayerKind, ...] = ("full_attention",) * self.draft_layers
+        return (*self.layer_kinds, *drafting) if self.drafts else self.layer_kinds
+
+    def window(self, layer: int) -> int | None:
+        """Positions that the attention of ``layer`` sees, its own included; ``None``: all before it."""
+        return self.sliding_window if self.layer_kinds[layer] == "sliding_attention" else None

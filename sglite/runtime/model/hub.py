@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from sglite.runtime.gguf import GGUFError, find_gguf, first_part, is_gguf
 from sglite.runtime.model.errors import ModelError
 
 ALLOWED = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
@@ -25,7 +26,9 @@ def resolve(
     endpoint: str | None = None,
     token: str | None = None,
 ) -> Path:
-    """The folder of a model: an existing folder itself, or the snapshot of a hub repository ``org/name``.
+    """Where a model is: an existing folder or GGUF file itself, or the snapshot of a hub repository ``org/name``.
+
+    A folder without safetensors that holds one GGUF model stands for that file, the first part of a split one.
 
     ``revision``: branch, tag or commit. ``cache_dir``: instead of the hub's own (``HF_HOME``). ``offline``: use the
     cache only. ``endpoint``: another hub (default ``HF_ENDPOINT`` or the public one). ``token``: for gated and private
@@ -37,14 +40,23 @@ def resolve(
             raise ModelError(
                 f"revision={revision!r} was given for the folder {folder}; revisions exist on the hub only"
             )
-        return folder
+        return _gguf_in(folder) or folder
+    if is_gguf(folder):
+        return first_part(folder)
     if folder.is_file():
-        raise ModelError(f"{name} is a file; give the folder that holds config.json and the weights")
+        raise ModelError(f"{name} is a file; give the folder that holds config.json and the weights, or a GGUF file")
     if not REPOSITORY.fullmatch(name):
         raise ModelError(f"{name!r:.200} is neither an existing folder nor a hub name such as Qwen/Qwen3-0.6B")
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         raise ModelError(f"endpoint={endpoint!r:.200} is not a URL; it must start with https:// or http://")
     return _download(name, revision, cache_dir, offline, endpoint, token)
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    try:
+        return find_gguf(folder)
+    except GGUFError as error:
+        raise ModelError(str(error)) from None
 
 
 def _download(

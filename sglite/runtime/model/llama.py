@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sglite.runtime.model.layers.attention import Attention
 from sglite.runtime.model.layers.decoder import CausalLM
-from sglite.runtime.model.layers.mlp import GatedMLP
+from sglite.runtime.model.layers.mlp import FeedForward, GatedMLP
 from sglite.runtime.model.layers.weights import WeightTable
 
 
@@ -13,9 +13,10 @@ class LlamaForCausalLM(CausalLM):
 
     def attention(self, weights: WeightTable, name: str, layer: int) -> Attention:
         """See CausalLM."""
-        bias = self.config.attention_bias
-        return Attention(weights, name, self.config, self.pool_layers[layer], qkv_bias=bias, out_bias=bias)
+        bias, window = self.config.attention_bias, self.config.window(layer)
+        pool_layer = self.pool_layers[layer]
+        return Attention(weights, name, self.config, pool_layer, qkv_bias=bias, out_bias=bias, window=window)
 
-    def mlp(self, weights: WeightTable, name: str, layer: int) -> GatedMLP:
+    def mlp(self, weights: WeightTable, name: str, layer: int) -> FeedForward:
         """See CausalLM."""
         return GatedMLP(weights, name, self.config, bias=self.config.mlp_bias)

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from sglite.runtime.backend.base import Backend
+from sglite.runtime.gguf import is_gguf
 from sglite.runtime.model.architectures import read_config
 from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorSource, open_checkpoint
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.errors import CheckpointMismatch, ModelError
 from sglite.runtime.model.generation import GenerationDefaults, read_generation_defaults
+from sglite.runtime.model.gguf_tensors import open_gguf_source
 from sglite.runtime.model.layers.decoder import CausalLM
 from sglite.runtime.model.layers.weights import WeightTable
 from sglite.runtime.model.progress import progress
@@ -64,25 +67,27 @@ def load_model(
     progress: bool | None = None,
     seed: int = 0,
     headless: bool = False,
+    drafts: bool = False,
 ) -> LoadedModel:
     """Load a folder in Hugging Face layout onto a backend.
 
     ``dtype``: ``auto`` (the checkpoint's where the backend has it, else bfloat16) or a name such as ``float32``.
     ``load_format="dummy"``: random weights from ``seed``, only config.json is needed. ``progress``: see
-    ``progress.progress``. ``headless``: the checkpoint may lack its output head. Raises ModelError, in one line,
+    ``progress.progress``. ``headless``: the checkpoint may lack its output head. ``drafts``: load
+    the layers for multi-token prediction too, which otherwise stay in the file. Raises ModelError, in one line,
     for whatever cannot be used.
     """
     folder = Path(folder)
     if load_format not in ("auto", "dummy"):
         raise ModelError(f"load_format={load_format!r} is unknown; use 'auto' or 'dummy'")
-    config = read_config(folder)
+    config = with_drafts(folder, read_config(folder)) if drafts else read_config(folder)
     torch_dtype = resolve_dtype(dtype, config, backend)
     source = open_source(folder, config) if load_format == "auto" else None
     if headless and source is not None and not config.tie_word_embeddings:
         config = replace(config, has_head="lm_head.weight" in source.tensors)
     found = None if source is None else {name: info.shape for name, info in source.tensors.items()}
     needed = weight_bytes(config, torch_dtype, backend, found)
-    _check_memory(folder, needed, backend)
+    _check_memory(folder, config, torch_dtype, needed, backend, found)
     weights = WeightTable(torch_dtype, backend.device, found)
     model = model_class(config)(config, weights, backend)
     if source is None:
@@ -101,9 +106,20 @@ def load_model(
     )
 
 
+def with_drafts(folder: Path, config: ModelConfig) -> ModelConfig:
+    """``config`` with its drafting layers; ModelError where there are none."""
+    if not config.draft_layers:
+        raise ModelError(
+            f"{folder}: {config.architecture} with num_nextn_predict_layers={config.draft_layers} has no layers that draft"
+        )
+    return replace(config, drafts=True)
+
+
 def open_source(folder: Path, config: ModelConfig) -> TensorSource:
-    """The tensors of a folder by the names of their family, unquantised."""
-    checkpoint = open_checkpoint(folder).renamed(model_class(config).names)
+    """The tensors of a folder, or of a GGUF file, by the names of their family, unquantised."""
+    if is_gguf(folder):
+        return open_gguf_source(folder, config)
+    checkpoint = open_checkpoint(folder).renamed(model_class(config).name_table(config))
     return checkpoint if config.quantization is None else dequantised(checkpoint, config.quantization)
 
 
@@ -145,15 +161,22 @@ def fill_from(checkpoint: TensorSource, weights: WeightTable, config: ModelConfi
         for name, tensor in checkpoint.read(set(weights.parts)):
             weights.fill(name, tensor)
             part = weights.parts[name]
-            if not math.isfinite(part.sum(dtype=torch.float32).item()):
-                raise ModelError(f"{checkpoint.folder}: {name} holds NaN or infinity; the checkpoint is damaged")
+            check_finite(checkpoint.folder, name, part)
             advance(part.nbytes)
     for name, tensor in checkpoint.read(set(repeated)):
         if not torch.equal(weights.parts[weights.tied[name]], tensor.to(weights.dtype).to(weights.device)):
+            tied = "config.json says tie_word_embeddings=true; set it to false if the model has a head of its own"
+            shared = "the two are one tensor in this family; check that they belong to one checkpoint"
             raise ModelError(
-                f"{checkpoint.folder}: {name} differs from {weights.tied[name]}, but config.json says "
-                "tie_word_embeddings=true; set it to false if the model has a head of its own"
+                f"{checkpoint.folder}: {name} differs from {weights.tied[name]}, but "
+                f"{tied if name == 'lm_head.weight' else shared}"
             )
+
+
+def check_finite(folder: Path, name: str, part: Tensor) -> None:
+    """ModelError for NaN or infinity. A sum shows them in one pass; where it overflows, each number is looked at."""
+    if not math.isfinite(part.sum(dtype=torch.float32).item()) and not part.isfinite().all():
+        raise ModelError(f"{folder}: {name} holds NaN or infinity; the checkpoint is damaged")
 
 
 def _compare(checkpoint: TensorSource, weights: WeightTable, config: ModelConfig) -> None:
@@ -199,13 +222,32 @@ def _check_vocabulary(checkpoint: TensorSource, config: ModelConfig) -> None:
             )
 
 
-def _check_memory(folder: Path, needed: int, backend: Backend) -> None:
+def _check_memory(
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    needed: int,
+    backend: Backend,
+    found: Mapping[str, tuple[int, ...]] | None,
+) -> None:
+    """ModelError where the weights do not fit, with what would."""
     available = backend.available_memory()
-    if available is not None and needed > available:
-        raise ModelError(
-            f"{folder}: the weights need {needed / 2**30:.1f} GiB, but {available / 2**30:.1f} GiB are available; "
-            "free memory, use dtype=bfloat16 or a smaller model"
-        )
+    if available is None or needed <= available:
+        return
+    sizes = {other: weight_bytes(config, other, backend, found) for other in backend.guarantees.dtypes}
+    smallest = min(sizes, key=lambda other: sizes[other])
+    name = str(smallest).removeprefix("torch.")
+    if sizes[smallest] <= available:
+        advice = f"they fit as {name} ({_gib(sizes[smallest])}): use dtype={name}"
+    else:
+        most = available / smallest.itemsize / 1e9
+        advice = f"free memory or use a model of at most {most:.1f} billion parameters, which fit as {name}"
+    told = f"the weights need {_gib(needed)} as {str(dtype).removeprefix('torch.')}"
+    raise ModelError(f"{folder}: {told}, but {_gib(available)} are available; {advice}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def _shorten(names: list[str]) -> str:

@@ -28,3 +28,14 @@ class NameTable:
             return None
         theirs = max((prefix for prefix in self.prefixes if name.startswith(prefix)), key=len, default=None)
         return name if theirs is None else self.prefixes[theirs] + name.removeprefix(theirs)
+
+
+IMAGE_TOWER = NameTable(
+    prefixes={
+        "language_model.model.": "model.",
+        "language_model.lm_head.": "lm_head.",
+        "model.language_model.": "model.",
+    },
+    unused=("vision_tower.*", "multi_modal_projector.*", "model.vision_tower.*", "model.multi_modal_projector.*"),
+)
+"""Decoders beside a tower for images that is not loaded, as checkpoints of two generations name them."""

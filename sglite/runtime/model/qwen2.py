@@ -12,4 +12,5 @@ class Qwen2ForCausalLM(CausalLM):
 
     def attention(self, weights: WeightTable, name: str, layer: int) -> Attention:
         """See CausalLM."""
-        return Attention(weights, name, self.config, self.pool_layers[layer], qkv_bias=True)
+        window = self.config.window(layer)
+        return Attention(weights, name, self.config, self.pool_layers[layer], qkv_bias=True, window=window)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sglite.runtime.model.layers.attention import Attention
 from sglite.runtime.model.layers.decoder import CausalLM
+from sglite.runtime.model.layers.norm import RMSNorm
 from sglite.runtime.model.layers.weights import WeightTable
 
 
@@ -14,5 +15,12 @@ class Qwen3ForCausalLM(CausalLM):
         """See CausalLM."""
         bias = self.config.attention_bias
         return Attention(
-            weights, name, self.config, self.pool_layers[layer], qkv_bias=bias, out_bias=bias, qk_norm=True
+            weights,
+            name,
+            self.config,
+            self.pool_layers[layer],
+            qkv_bias=bias,
+            out_bias=bias,
+            qk_norm=RMSNorm,
+            window=self.config.window(layer),
         )

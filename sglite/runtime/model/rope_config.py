@@ -35,6 +35,8 @@ class RopeConfig:
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
     truncate: bool = True
+    divisors: tuple[float, ...] = ()
+    """What each frequency is divided by, where a checkpoint lists that (GGUF)."""
 
 
 def read_rope(fields: Fields, max_positions: int) -> RopeConfig:
@@ -45,9 +47,6 @@ def read_rope(fields: Fields, max_positions: int) -> RopeConfig:
     if any(isinstance(value, dict) for value in raw.values()):
         raise ModelError(f"{rope.where} differs per layer type ({', '.join(raw)}), which is not supported")
     theta = rope.positive_float("rope_theta", fields.positive_float("rope_theta", DEFAULT_THETA))
-    partial = rope.positive_float("partial_rotary_factor", fields.positive_float("partial_rotary_factor", 1.0))
-    if partial != 1.0:
-        raise ModelError(f"{rope.where}.partial_rotary_factor={partial:g} is not supported; only 1 is")
     rope_type = rope.text("rope_type", rope.text("type", "default"))
     if rope_type not in SUPPORTED:
         why = " (its keys change as the sequence grows, so they cannot be cached)" if rope_type == "dynamic" else ""

@@ -30,7 +30,6 @@ _SECTIONS = {"core", "memory", "queues", "spec", "lora", "disagg", "all"}
 _RESTART = "weights are loaded when the server starts; start another with --model-path"
 _ADAPTERS = "this server has no adapters; merge the adapter into a checkpoint and serve that"
 _FIXED = "configuration is settled when the server starts (/server_info shows it); start it with other flags"
-_GENERATES = "no model that classifies is served; /v1/score gives the probabilities of labels after a text"
 _NO_MEMORY = "a server holds its memory until it ends; stop it"
 _NO_PROFILE = "use a profiler of the machine's own (py-spy, perf, nsys) on the server's process"
 
@@ -53,8 +52,6 @@ _REFUSED: tuple[tuple[str, tuple[str, ...], Access, str], ...] = (
     ("/resume_memory_occupation", _EITHER, Access.ADMIN, _NO_MEMORY),
     ("/start_profile", _EITHER, Access.ADMIN, _NO_PROFILE),
     ("/stop_profile", _EITHER, Access.ADMIN, _NO_PROFILE),
-    ("/classify", ("POST", "PUT"), Access.NORMAL, _GENERATES),
-    ("/v1/classify", _WRITE, Access.NORMAL, _GENERATES),
 )
 """Path, methods, who may ask, what to do instead."""
 

@@ -28,6 +28,7 @@ from sglite.runtime.serve.observed import Observed
 from sglite.runtime.serve.ollama.embed import embedder_of
 from sglite.runtime.serve.ollama.routes import Ollama
 from sglite.runtime.serve.openai.chat import Chat
+from sglite.runtime.serve.openai.classify import Classify
 from sglite.runtime.serve.openai.completions import Completions
 from sglite.runtime.serve.openai.embeddings import Embeddings
 from sglite.runtime.serve.openai.model_routes import ModelRoutes
@@ -84,6 +85,7 @@ def all_routes(serving: Serving, programs: Programs, responses: Responses) -> li
         *Completions(serving).routes(),
         *ModelRoutes(serving).routes(),
         *Embeddings(serving).routes(),
+        *Classify(serving).routes(),
         *Rerank(serving, relevance).routes(),
         *Score(serving, relevance).routes(),
         *Ollama(serving, embedder_of(serving)).routes(),

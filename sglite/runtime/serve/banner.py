@@ -30,6 +30,8 @@ class EngineFacts:
     embeds: bool = False
     """Makes vectors of texts."""
     generates: bool = True
+    quantization: str | None = None
+    """How the checkpoint is quantised."""
 
     @classmethod
     def of(cls, model_path: str, config: EngineConfig, embeds: bool = False) -> EngineFacts:
@@ -43,6 +45,7 @@ class EngineFacts:
             constraints=config.grammar_backend,
             embeds=embeds,
             generates=config.generates,
+            quantization=config.quantization,
         )
 
 
@@ -60,6 +63,7 @@ def banner(
         "model": engine.model + ("" if name == engine.model else f", called {', '.join(options.served_model_name)}"),
         "context": f"{engine.context:,} tokens; the KV cache holds {engine.kv_tokens:,}",
         "runs on": f"{engine.device}, {engine.dtype}; constraints: {engine.constraints}",
+        **({"weights": f"{engine.quantization}; computed in {engine.dtype}"} if engine.quantization else {}),
         "formats": f"tool calls: {tools}, reasoning: {reasoning}",
         **({"sampling": _sampling(sampling)} if sampling else {}),
         **({"pooling": f"last token{'' if engine.generates else '; no text'}"} if engine.embeds else {}),

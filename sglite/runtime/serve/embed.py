@@ -66,16 +66,18 @@ _PLAIN = Wanted()
 
 def pooling_of(serving: Serving) -> Pooling:
     """How vectors are made. ``Refused`` (400) with the reason where they are not."""
-    pooling = serving.engine.pooling
+    pooling: Pooling | str = serving.engine.pooling
+    if serving.engine.config.labels:
+        pooling = "it scores texts; use /classify"
     if isinstance(pooling, str):
         message = f"{serving.models.name} makes no embeddings: {pooling}"
         raise Refused(400, message, param="model", code="embeddings_not_supported")
     return pooling
 
 
-def longest_text(serving: Serving) -> int:
+def longest_text(serving: Serving, pooling: Pooling | None = None) -> int:
     """Tokens of the longest text."""
-    declared = pooling_of(serving).max_tokens
+    declared = (pooling or pooling_of(serving)).max_tokens
     return serving.capacity if declared is None else min(serving.capacity, declared)
 
 
@@ -86,6 +88,7 @@ async def ids_of(
     where: str = "input",
     prompt: str | None = None,
     keep: int | None = None,
+    pooling: Pooling | None = None,
 ) -> list[list[int]]:
     """Token ids of texts, at least one each. Ids are checked and taken as they are.
 
@@ -93,8 +96,9 @@ async def ids_of(
         where: what the client calls the texts.
         prompt: name of what the texts begin with; ``None``: the checkpoint's default, mostly none.
         keep: tokens that are kept of longer texts, from their beginning; ``None``: those are refused.
+        pooling: in place of the checkpoint's, for models that make something else than embeddings.
     """
-    begin, most = _prompt(pooling_of(serving), prompt), longest_text(serving)
+    begin, most = _prompt(pooling or pooling_of(serving), prompt), longest_text(serving, pooling)
     tokenizer = serving.engine.tokenizer
 
     def work() -> list[list[int]]:
@@ -157,21 +161,27 @@ async def embed(serving: Serving, ids: Sequence[list[int]], wanted: Wanted = _PL
     if wanted.dimensions is not None and not 1 <= wanted.dimensions <= size:
         message = f"dimensions must be an integer in [1, {size}], got {wanted.dimensions}"
         raise Refused(400, message, param="dimensions")
-    rids = wanted.rids or [None] * len(ids)
-    options = {**wanted.options, "pool": "last"}
+    found = await pooled(serving, ids, wanted.options, wanted.rids)
+    normalize = pooling.normalize if wanted.normalize is None else wanted.normalize
+    shorter = wanted.dimensions is not None and wanted.dimensions < size
+    vectors = [vector[: wanted.dimensions] for vector in found.vectors]
+    return Embedded([normalized(one) for one in vectors] if normalize or shorter else vectors, found.events)
+
+
+async def pooled(
+    serving: Serving, ids: Sequence[list[int]], options: Mapping[str, Any], rids: Sequence[str | None] = ()
+) -> Embedded:
+    """What the model gives for each of ``ids`` at its last token, as it is. Cancelling it ends the requests."""
     rows = [
-        Row(input_ids=row, sampling={"max_new_tokens": 0}, options=options, rid=rid)
-        for row, rid in zip(ids, rids, strict=True)
+        Row(input_ids=row, sampling={"max_new_tokens": 0}, options={**options, "pool": "last"}, rid=rid)
+        for row, rid in zip(ids, rids or [None] * len(ids), strict=True)
     ]
     started = await start(serving.engine, serving.in_flight, rows)
     try:
         events = await started.results()
     finally:
         started.end()
-    normalize = pooling.normalize if wanted.normalize is None else wanted.normalize
-    shorter = wanted.dimensions is not None and wanted.dimensions < size
-    vectors = [_hidden(event)[: wanted.dimensions] for event in events]
-    return Embedded([normalized(one) for one in vectors] if normalize or shorter else vectors, events)
+    return Embedded([_hidden(event) for event in events], events)
 
 
 def normalized(vector: Vector) -> Vector:

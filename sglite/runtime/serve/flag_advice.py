@@ -41,7 +41,8 @@ _DEVICE = "sglite chooses its kernels by the device; leave it out"
 _NO_LORA = "adapters are not supported yet; merge the adapter into the checkpoint"
 _NO_DRAFT = "speculative decoding is not supported yet; leave it out"
 _NO_MEDIA = "only text is supported yet; leave it out"
-_NO_QUANT = "quantised checkpoints are not supported yet; give an unquantised one"
+_NO_CACHE_SCALES = "the KV cache is not quantised and needs no scales; leave it out"
+_NO_MODELOPT = "models are not quantised while they are loaded; give a quantised checkpoint"
 _REQUEST = "send it with the request"
 
 _INSTEAD: dict[str, str] = {
@@ -133,8 +134,8 @@ _INSTEAD: dict[str, str] = {
     "--nccl-port": _ONE_MACHINE,
     "--base-gpu-id": _ONE_MACHINE,
     "--load-balance-method": _ONE_MACHINE,
-    "--quantization-param-path": _NO_QUANT,
-    "--calculate-kv-scales": _NO_QUANT,
+    "--quantization-param-path": _NO_CACHE_SCALES,
+    "--calculate-kv-scales": _NO_CACHE_SCALES,
     "--qlora-adapter-name-or-path": _NO_LORA,
     "--num-speculative-tokens": _NO_DRAFT,
     "--enable-multimodal": _NO_MEDIA,
@@ -157,7 +158,7 @@ _INSTEAD_OF_ANY: dict[str, str] = {
     "--attention-": _DEVICE, "--decode-attention-": _DEVICE, "--prefill-attention-": _DEVICE, "--moe-": _DEVICE,
     "--cuda-graph-": _DEVICE, "--torch-compile-": _DEVICE, "--flashinfer-": _DEVICE, "--triton-": _DEVICE,
     "--enable-flashinfer-": _DEVICE, "--mamba-": _DEVICE, "--linear-attn-": _DEVICE, "--disable-custom-all-": _DEVICE,
-    "--modelopt-": _NO_QUANT, "--hicache-": "the KV cache has one tier so far; use --max-total-tokens",
+    "--modelopt-": _NO_MODELOPT, "--hicache-": "the KV cache has one tier so far; use --max-total-tokens",
     "--enable-hierarchical-": "the KV cache has one tier so far; use --max-total-tokens",
     "--enable-hicache": "the KV cache has one tier so far; use --max-total-tokens",
     "--enable-lmcache": "the KV cache has one tier so far; use --max-total-tokens",

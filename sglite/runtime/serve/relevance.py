@@ -1,6 +1,7 @@
 """How relevant documents are to queries: one number a pair, however the served model tells.
 
     an embedding model     the cosine of the two vectors, -1 to 1
+    a classifier           of one label: the sigmoid of its score, 0 to 1
     a reranker             the probability of its word for "relevant" against that for "not relevant", 0 to 1
 
 A reranker is a language model that is asked, in a prompt of its own, for one of two words. It is declared by a chat
@@ -19,9 +20,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sglite.runtime.pooling import Undeclared, read_labels
+from sglite.runtime.pooling import Pooling, Undeclared, read_labels
 from sglite.runtime.serve.context_length import check_length
-from sglite.runtime.serve.embed import Wanted, embed, ids_of
+from sglite.runtime.serve.embed import Wanted, embed, ids_of, pooled
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.generations import Row, start
 from sglite.runtime.serve.serving import Serving
@@ -65,8 +66,7 @@ class Relevance:
         except Undeclared as error:
             return str(error)
         source = "" if template is None else template.source.get("default", "")
-        reads = all(re.search(rf"""["']{role}["']""", source) for role in ("query", "document"))
-        if tokenizer is None or not reads:
+        if tokenizer is None or not self._reads_pairs:
             return "its chat template reads no query and no document"
         asks = re.search(r"""["']yes\\?["'] or \\?["']no\\?["']""", source)
         if declared is None and asks is None:
@@ -77,10 +77,19 @@ class Relevance:
             return f"its words {no!r:.40} and {yes!r:.40} are not tokens of its vocabulary"
         return Labels(found[0], found[1])
 
+    @cached_property
+    def _reads_pairs(self) -> bool:
+        """The chat template has places for a query and a document."""
+        template = self._serving.engine.chat_template
+        source = "" if template is None else template.source.get("default", "")
+        return all(re.search(rf"""["']{role}["']""", source) for role in ("query", "document"))
+
     async def scores(
         self, pairs: Sequence[tuple[str, str]], *, instruction: str | None = None, options: Mapping[str, Any]
     ) -> Scores:
         """One score for each (query, document). Cancelling it ends the requests. ``Refused`` names what is wrong."""
+        if self._serving.engine.config.labels:
+            return await self._by_classifier(pairs, instruction, options)
         if isinstance(self.labels, Labels) and self._serving.engine.config.generates:
             return await self._by_labels(pairs, self.labels, instruction, options)
         if isinstance(self._serving.engine.pooling, str):
@@ -90,6 +99,29 @@ class Relevance:
             message = "an embedding model takes no instruction; write it into the query, as the model's makers say"
             raise Refused(400, message, param="instruction")
         return await self._by_vectors(pairs, options)
+
+    async def _by_classifier(
+        self, pairs: Sequence[tuple[str, str]], instruction: str | None, options: Mapping[str, Any]
+    ) -> Scores:
+        """The sigmoid of the only score. Query and document as its template puts them, else one after the other."""
+        serving = self._serving
+        labels = serving.engine.config.labels
+        if len(labels) != 1:
+            message = f"{serving.models.name} has {len(labels)} labels, none of which is relevance; use /classify"
+            raise Refused(400, message, param="model", code="scoring_not_supported")
+        if self._reads_pairs:
+            ids = await asyncio.to_thread(self._prompts, pairs, instruction)
+        elif instruction is not None:
+            raise Refused(400, "the model has no template that an instruction could go to", param="instruction")
+        else:
+            whole = Pooling(normalize=False)
+            queries = await ids_of(serving, [query for query, _ in pairs], where="text", pooling=whole)
+            documents = await ids_of(serving, [document for _, document in pairs], where="text", pooling=whole)
+            ids = [query + document for query, document in zip(queries, documents, strict=True)]
+        for row in ids:
+            check_length(serving, len(row), 0, "text")
+        found = await pooled(serving, ids, options)
+        return Scores([1 / (1 + math.exp(-max(-700.0, float(scores[0])))) for scores in found.vectors], found.events)
 
     async def _by_vectors(self, pairs: Sequence[tuple[str, str]], options: Mapping[str, Any]) -> Scores:
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))

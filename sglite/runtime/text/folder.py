@@ -11,7 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sglite.runtime.gguf import GGUFError, is_gguf, open_gguf
+
 MAX_FILE_BYTES = 512 << 20
+GGUF_BOS = ("llama-bpe", "llama3", "llama-v3", "tekken")
+"""Names of GGUF's pre-tokenizers with which texts begin with BOS where the file does not say it."""
+_GGUF_NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -83,7 +88,12 @@ class TokenizerFiles:
 
     @classmethod
     def read(cls, folder: Path) -> TokenizerFiles:
-        """Read every file that exists. Raises `TokenizerError` when the folder does not or a file is broken."""
+        """Read every file that exists, or what a GGUF file says in their place.
+
+        Raises `TokenizerError` when the folder does not exist or a file is broken.
+        """
+        if is_gguf(folder):
+            return cls(folder, *_of_gguf(folder), {}, {})
         if not folder.is_dir():
             raise TokenizerError(f"{folder}: no such folder; pass the folder that holds the model's files")
         names = ("config", "generation_config", "tokenizer_config", "special_tokens_map", "added_tokens")
@@ -157,6 +167,29 @@ class TokenizerFiles:
             raise TokenizerError(
                 f"{self.folder}: added token {token!r} has the id {value!r}; an integer was expected"
             ) from None
+
+
+def _of_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What stands for config.json, generation_config.json and tokenizer_config.json, as far as texts are concerned."""
+    try:
+        file = open_gguf(path)
+        ids = {key: file.integer(f"tokenizer.ggml.{key}_token_id") for key in (*_GGUF_NAMES, "eot", "eom")}
+        tokens = file.texts("tokenizer.ggml.tokens") or []
+        named = {ours: ids[key] for key, ours in _GGUF_NAMES.items()}
+        settings: dict[str, Any] = {ours: tokens[i] for ours, i in named.items() if i is not None and i < len(tokens)}
+        adds_bos = file.flag("tokenizer.ggml.add_bos_token")
+        if adds_bos is None:
+            adds_bos = file.text("tokenizer.ggml.model") == "llama" or file.text("tokenizer.ggml.pre") in GGUF_BOS
+        template = file.text("tokenizer.chat_template")
+        others = {
+            name: file.text(f"tokenizer.chat_template.{name}") for name in file.texts("tokenizer.chat_templates") or []
+        }
+    except GGUFError as error:
+        raise TokenizerError(str(error)) from None
+    templates = {"default": template, **others}
+    listed = [{"name": name, "template": text} for name, text in templates.items() if text is not None]
+    settings |= {"add_bos_token": adds_bos, "chat_template": listed or None}
+    return {"eos_token_id": [ids["eos"], ids["eot"], ids["eom"]]}, {}, settings
 
 
 def _content(entry: Any) -> str | None:

@@ -68,7 +68,7 @@ def load_sentencepiece(path: Path, files: TokenizerFiles) -> tuple[Backend, Toke
     """
     try:
         model = SentencePieceModel.parse(read_bytes(path))
-        backend = _backend(model, legacy=bool(files.tokenizer_config.get("legacy", False)))
+        backend = sentencepiece_backend(model, legacy=bool(files.tokenizer_config.get("legacy", False)))
     except TokenizerError:
         raise
     except (ValueError, IndexError, struct.error) as error:
@@ -77,7 +77,8 @@ def load_sentencepiece(path: Path, files: TokenizerFiles) -> tuple[Backend, Toke
     return backend, files.with_defaults({**named, "add_bos_token": model.named("bos") is not None})
 
 
-def _backend(model: SentencePieceModel, *, legacy: bool) -> Backend:
+def sentencepiece_backend(model: SentencePieceModel, *, legacy: bool) -> Backend:
+    """The backend of a model; `legacy`: see `load_sentencepiece`. Raises `ValueError` for an unknown type."""
     vocabulary = {text: token_id for token_id, (text, _, _) in enumerate(model.pieces)}
     unknown = model.named("unk")
     if model.model_type == _BPE:

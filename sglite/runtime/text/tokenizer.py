@@ -18,7 +18,9 @@ from pathlib import Path
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from sglite.runtime.gguf import is_gguf
 from sglite.runtime.text.folder import TokenizerError, TokenizerFiles, read_bytes
+from sglite.runtime.text.gguf_vocabulary import load_gguf_vocabulary
 from sglite.runtime.text.pieces import PieceRule, without_special_tokens
 from sglite.runtime.text.ranks import find_rank_file, load_ranks
 from sglite.runtime.text.spm import load_sentencepiece
@@ -185,14 +187,16 @@ def _ids(backend: Backend, text: str, whole: bool) -> list[int]:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Load the tokenizer of a checkpoint folder.
+    """Load the tokenizer of a checkpoint folder or of a GGUF file.
 
     Raises `TokenizerError` (one line: path, what is wrong, what to do) when a file is missing, broken or
     unsupported.
     """
     path = Path(folder)
     files = TokenizerFiles.read(path)
-    if (path / "tokenizer.json").is_file():
+    if is_gguf(path):
+        backend = load_gguf_vocabulary(path)
+    elif (path / "tokenizer.json").is_file():
         backend = _read_tokenizer_json(path / "tokenizer.json")
     elif rank_file := find_rank_file(path):
         backend, files = load_ranks(rank_file, files)

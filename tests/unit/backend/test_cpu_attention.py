@@ -66,16 +66,37 @@ def visible_slots(row: Row, query: int) -> list[int]:
     return seen
 
 
-def reference(q: Tensor, pool: KVPool, layout: BatchLayout, rows: list[Row]) -> Tensor:
+def position_of(row: Row, slot: int) -> int:
+    """Where a slot's token stands in its sequence: drafts one behind what they continue."""
+    start, count, parents = row
+    known = start + count - len(parents or [])
+    depth, draft = 0, slot - known
+    while draft >= 0:
+        depth, draft = depth + 1, (parents or [])[draft]
+    return min(slot, known - 1) + depth
+
+
+def reference(
+    q: Tensor,
+    pool: KVPool,
+    layout: BatchLayout,
+    rows: list[Row],
+    window: int | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     out = torch.empty_like(q)
     for r, row in enumerate(rows):
         for j in range(row[1]):
             token = layout.query_starts[r] + j
             table, size = layout.page_tables[r], layout.page_size
-            slots = [table[i // size] * size + i % size for i in visible_slots(row, j)]
+            own = position_of(row, row[0] + j)
+            seen = [i for i in visible_slots(row, j) if window is None or position_of(row, i) > own - window]
+            slots = [table[i // size] * size + i % size for i in seen]
             for head in range(q.shape[1]):
                 kv = head // (q.shape[1] // pool.k[0].shape[1])
-                weight = torch.softmax(SCALE * pool.k[0][slots, kv] @ q[token, head], 0)
+                scores = SCALE * pool.k[0][slots, kv] @ q[token, head]
+                sink = scores[:0] if sinks is None else sinks[head : head + 1]
+                weight = torch.softmax(torch.cat((scores, sink)), 0)[: len(slots)]
                 out[token, head] = weight @ pool.v[0][slots, kv]
     return out
 
@@ -112,6 +133,34 @@ def test_every_query_attends_to_exactly_the_slots_it_may_see(rows, page_size, gr
     torch.testing.assert_close(
         backend.attention(q, pool, 0, meta, scale=SCALE), reference(q, pool, layout, rows), atol=1e-5, rtol=1e-5
     )
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows_of_a_step(), st.integers(1, 24) | st.just(1000), st.booleans(), st.randoms(use_true_random=False))
+@example([(30, 1, None), (29, 1, None), (30, 4, [-1, 0, -1])], 8, True, random.Random(0))
+@example([(0, 20, None)], 5, True, random.Random(0))
+@example([(0, 20, None)], 20, True, random.Random(0))
+def test_windows_and_sinks_hold_for_every_query(rows, window, with_sinks, rng) -> None:  # type: ignore[no-untyped-def]
+    """A window counts positions, so siblings of a draft tree see equally far back; layers with and without one take
+    turns over the same plan; slots outside of every query's window are not read, not even as NaN."""
+    backend, page_size, num_pages = CPUBackend(), 4, 128
+    pool = make_pool(page_size, num_pages)
+    pages = list(range(num_pages))
+    rng.shuffle(pages)
+    layout = make_layout(rows, page_size, pages)
+    meta = backend.plan(layout)
+    q = torch.randn(layout.query_starts[-1], 4, DIM)
+    sinks = torch.randn(4) if with_sinks else None
+    for seen in (window, None, window):
+        attended = backend.attention(q, pool, 0, meta, scale=SCALE, window=seen, sinks=sinks)
+        expected = reference(q, pool, layout, rows, seen, sinks)
+        torch.testing.assert_close(attended, expected, atol=1e-5, rtol=1e-5)
+    for tensor in (pool.k[0], pool.v[0]):
+        for (start, _, _), table in zip(rows, layout.page_tables, strict=True):
+            out = range(max(0, start - window + 1))
+            tensor[[table[i // page_size] * page_size + i % page_size for i in out]] = math.nan
+    blind = backend.attention(q, pool, 0, meta, scale=SCALE, window=window, sinks=sinks)
+    torch.testing.assert_close(blind, reference(q, pool, layout, rows, window, sinks), atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)

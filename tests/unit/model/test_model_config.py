@@ -91,7 +91,10 @@ def test_context_includes_what_rope_scaling_adds(rope: dict[str, Any], context: 
         ({"head_dim": None, "num_attention_heads": 6}, "hidden_size=64 is not a multiple of num_attention_heads=6"),
         ({"head_dim": 15}, "head_dim=15 is odd"),
         ({"hidden_act": "relu"}, "hidden_act='relu' is not supported"),
-        ({"use_sliding_window": True, "sliding_window": 64}, "sliding_window=64 with use_sliding_window=true"),
+        (
+            {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": "2"},
+            "field 'max_window_layers' is '2'; it must be a number of layers",
+        ),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "is not supported; only full_attention"),
         ({"layer_types": "all"}, "field 'layer_types' is 'all'; it must be a list"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic' is not supported (its keys change"),
@@ -132,12 +135,9 @@ def test_a_folder_without_config_or_with_a_broken_one_is_refused(tmp_path: Path)
         read_json(tmp_path / "config.json")
 
 
-def test_an_unknown_architecture_lists_the_known_ones() -> None:
-    with pytest.raises(ModelError) as error:
-        parse_config(tiny_config(architectures=["MambaForCausalLM"]))
-    assert "'MambaForCausalLM' is not supported" in str(error.value)
-    assert all(name in str(error.value) for name in ARCHITECTURES)
-    with pytest.raises(ModelError, match="is not supported; the nearest that is: Qwen3MoeForCausalLM"):
+def test_an_unknown_architecture_is_told_the_nearest_known_ones() -> None:
+    words = "'Qwen3MoeForCausalLMEagle' is not supported; nearest of the .* that are: Qwen3MoeForCausalLM, Qwen"
+    with pytest.raises(ModelError, match=words):
         parse_config(tiny_config(architectures=["Qwen3MoeForCausalLMEagle"]))
 
 

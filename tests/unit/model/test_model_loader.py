@@ -23,8 +23,10 @@ from sglite.runtime.model.loader import LoadedModel, load_model, weight_bytes
 class SmallBackend(CPUBackend):
     """A machine with almost no memory left."""
 
+    bytes_left = 1000
+
     def available_memory(self) -> int:
-        return 1000
+        return self.bytes_left
 
 
 def load(folder: Path, dtype: str = "auto") -> LoadedModel:
@@ -206,8 +208,15 @@ def test_weights_that_are_not_numbers_are_refused(folder: Path) -> None:
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"the weights need 0\.0 GiB, but 0\.0 GiB are available"):
+    words = r"the weights need 0\.0 GiB as float32, but 0\.0 GiB are available; free memory or use a model of at most"
+    with pytest.raises(ModelError, match=words):
         load_model(folder, backend=SmallBackend())
+    needed = load_model(folder, backend=CPUBackend()).weight_bytes
+    backend = SmallBackend()
+    backend.bytes_left = needed - 1
+    with pytest.raises(ModelError, match=r"they fit as bfloat16 \(0\.0 GiB\): use dtype=bfloat16"):
+        load_model(folder, backend=backend)
+    assert load_model(folder, backend=backend, dtype="bfloat16").weight_bytes * 2 == needed
 
 
 def test_a_progress_bar_is_drawn_on_stderr_when_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from sglite.runtime.backend.base import ForwardContext
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.layers.linear import Linear
-from sglite.runtime.model.layers.norm import RMSNorm
+from sglite.runtime.model.layers.norm import Norm
 from sglite.runtime.model.layers.rotary import RotaryAngles
 from sglite.runtime.model.layers.weights import WeightTable
 
@@ -16,8 +16,9 @@ from sglite.runtime.model.layers.weights import WeightTable
 class Attention:
     """Project, rotate, store this step's keys and values, attend, project back.
 
-    ``layer``: index into the pool. ``qk_norm``: normalise each head of q and k before rotating (Qwen3). ``window``:
-    positions it sees, see ``Backend.attention``.
+    ``layer``: index into the pool. ``qk_norm``: what normalises each head of q and k before rotating (Qwen3).
+    ``window``: positions it sees; ``sinks``: a learned logit a head that takes part in the softmax (gpt-oss); see
+    ``Backend.attention`` for both.
     """
 
     def __init__(
@@ -29,28 +30,35 @@ class Attention:
         *,
         qkv_bias: bool = False,
         out_bias: bool = False,
-        qk_norm: bool = False,
+        qk_norm: type[Norm] | None = None,
         window: int | None = None,
+        sinks: bool = False,
     ) -> None:
         self.layer = layer
         self.window = window
         self.head_dim = config.head_dim
         self.heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
-        self.scale = config.head_dim**-0.5
+        self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         outputs = {f"{name}.q_proj": q_size, f"{name}.k_proj": kv_size, f"{name}.v_proj": kv_size}
         self.qkv = Linear(weights, outputs, config.hidden_size, bias=qkv_bias)
         self.out = Linear(weights, {f"{name}.o_proj": config.hidden_size}, q_size, bias=out_bias)
-        self.q_norm = RMSNorm(weights, f"{name}.q_norm", self.head_dim, config.rms_norm_eps) if qk_norm else None
-        self.k_norm = RMSNorm(weights, f"{name}.k_norm", self.head_dim, config.rms_norm_eps) if qk_norm else None
+        self.q_norm = qk_norm(weights, f"{name}.q_norm", self.head_dim, config.rms_norm_eps) if qk_norm else None
+        self.k_norm = qk_norm(weights, f"{name}.k_norm", self.head_dim, config.rms_norm_eps) if qk_norm else None
+        self.sinks = weights.tensor(f"{name}.sinks", config.num_heads) if sinks else None
 
     def __call__(self, x: Tensor, angles: RotaryAngles, context: ForwardContext) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
-        backend = context.backend
-        q, k, v = torch.split(self.qkv(x, backend).view(len(x), -1, self.head_dim), self.heads, dim=1)
+        q, k, v = torch.split(self.qkv(x, context.backend).view(len(x), -1, self.head_dim), self.heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = angles.rotate(q), angles.rotate(k)
+        return self.attend(angles.rotate(q), angles.rotate(k), v, context)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
+        """Store and attend with q, k and v [T, heads, head_dim], rotated, and project back: [T, hidden]."""
+        backend = context.backend
         backend.store_kv(context.pool, self.layer, k, v, context.meta)
-        attended = backend.attention(q, context.pool, self.layer, context.meta, scale=self.scale, window=self.window)
+        attended = backend.attention(
+            q, context.pool, self.layer, context.meta, scale=self.scale, window=self.window, sinks=self.sinks
+        )
         return self.out(attended.flatten(1), backend)

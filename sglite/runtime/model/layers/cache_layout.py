@@ -11,18 +11,23 @@ from sglite.runtime.protocol import GroupSpec, StateTensor
 
 STATE_GROUP = "recurrent"
 """Name of the group of recurrent layers."""
+INDEXER_GROUP = "indexer"
+"""Name of the group of what sparse attention is chosen by."""
 _PAGED: dict[LayerKind, str] = {"full_attention": "attention", "sliding_attention": "sliding"}
 
 
 def cache_groups(config: ModelConfig, dtype: torch.dtype) -> list[GroupSpec]:
     """One group for each kind of layer that the model has: attention, sliding attention, recurrent."""
-    groups = []
+    groups, kinds = [], config.cached_kinds
     for kind, name in _PAGED.items():
-        count = config.layer_kinds.count(kind)
+        count = kinds.count(kind)
         if count:
             groups.append(_paged(config, name, count, dtype))
-    if "linear_attention" in config.layer_kinds:
-        groups.append(_recurrent(config, config.layer_kinds.count("linear_attention"), dtype))
+    if config.indexer is not None:
+        size = config.indexer.head_dim
+        groups.append(_latents(INDEXER_GROUP, len(kinds), size, size, dtype))
+    if "linear_attention" in kinds:
+        groups.append(_recurrent(config, kinds.count("linear_attention"), dtype))
     return groups
 
 
@@ -34,19 +39,17 @@ def pool_layers(kinds: Sequence[LayerKind]) -> list[int]:
     return [places[i] for i in range(len(kinds))]
 
 
+def indexer_layers(config: ModelConfig) -> list[int]:
+    """By layer: the index in the pool of its indexer, where the model has indexers: behind all attention layers."""
+    kinds = config.cached_kinds
+    return [len(kinds) + layer for layer in pool_layers(kinds)]
+
+
 def _paged(config: ModelConfig, name: str, layers: int, dtype: torch.dtype) -> GroupSpec:
     named = str(dtype).removeprefix("torch.")
     if config.mla is not None:
-        size = config.mla.kv_lora_rank + config.mla.rope_dim
-        return GroupSpec(
-            name=name,
-            layout="mla",
-            num_layers=layers,
-            head_dim=size,
-            v_head_dim=config.mla.kv_lora_rank,
-            dtype=named,
-            bytes_per_token=layers * size * dtype.itemsize,
-        )
+        rank = config.mla.kv_lora_rank
+        return _latents(name, layers, rank + config.mla.rope_dim, rank, dtype)
     return GroupSpec(
         name=name,
         num_layers=layers,
@@ -55,6 +58,18 @@ def _paged(config: ModelConfig, name: str, layers: int, dtype: torch.dtype) -> G
         v_head_dim=config.head_dim,
         dtype=named,
         bytes_per_token=layers * 2 * config.num_kv_heads * config.head_dim * dtype.itemsize,
+    )
+
+
+def _latents(name: str, layers: int, size: int, values: int, dtype: torch.dtype) -> GroupSpec:
+    return GroupSpec(
+        name=name,
+        layout="mla",
+        num_layers=layers,
+        head_dim=size,
+        v_head_dim=values,
+        dtype=str(dtype).removeprefix("torch."),
+        bytes_per_token=layers * size * dtype.itemsize,
     )
 
 

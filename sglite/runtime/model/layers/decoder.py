@@ -68,7 +68,7 @@ class CausalLM(ABC):
         self.config = config
         self.backend = backend
         self.dtype = weights.dtype
-        self.pool_layers = pool_layers(config.layer_kinds)
+        self.pool_layers = pool_layers(config.cached_kinds)
         self.embedding = weights.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         self.layers = [self.layer(weights, f"model.layers.{i}", i) for i in range(config.num_layers)]
         self.norm = self.norm_of(weights, "model.norm")
@@ -78,6 +78,11 @@ class CausalLM(ABC):
         elif config.has_head:
             self.head = weights.tensor("lm_head.weight", config.vocab_size, config.hidden_size)
         self.rotary = self.rotaries(weights.device)
+
+    @classmethod
+    def name_table(cls, config: ModelConfig) -> NameTable:
+        """``names``, and what depends on the config."""
+        return cls.names
 
     @abstractmethod
     def attention(self, weights: WeightTable, name: str, layer: int) -> Mixer:
@@ -123,6 +128,10 @@ class CausalLM(ABC):
         for layer in self.layers:
             x = layer(x, angles, context)
         return self.norm(x)
+
+    def pooled(self, hidden: Tensor) -> Tensor:
+        """What stands for texts, [n, size], of their last tokens' hidden states [n, hidden]: those, or a head's scores."""
+        return hidden
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ Routing of one token does not depend on the others. ``counts`` says how many tok
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,11 +29,13 @@ class Router:
         self.weight = weights.tensor(f"{name}.weight", moe.num_experts, config.hidden_size)
         bias = f"{name}.e_score_correction_bias"
         self.bias = weights.tensor(bias, moe.num_experts, dtype=torch.float32) if moe.choice_bias else None
+        self.logit_bias = weights.tensor(f"{name}.bias", moe.num_experts) if moe.router_bias else None
 
     def __call__(self, x: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
         """x [T, hidden] -> ids [T, k] int64 and their weights [T, k] float32."""
         moe = self.moe
-        logits = backend.matmul(x.float(), self.weight.float())
+        bias = None if self.logit_bias is None else self.logit_bias.float()
+        logits = backend.matmul(x.float(), self.weight.float(), bias)
         scores = logits.softmax(-1) if moe.scoring == "softmax" else logits.sigmoid()
         choice = scores if self.bias is None else scores + self.bias
         if moe.num_groups > 1:
@@ -53,7 +57,8 @@ class Router:
 class MoE:
     """Routed experts, and shared ones where the model has them.
 
-    ``name``: of the layer's part, such as ``model.layers.3.mlp``; ``shared``: of its shared experts.
+    ``name``: of the layer's part, such as ``model.layers.3.mlp``; ``shared``: of its shared experts. ``bind``: makes
+    and binds the tensors of the experts, given the table, their name, the hidden size and their sizes.
     """
 
     def __init__(
@@ -64,12 +69,13 @@ class MoE:
         *,
         router: str = "gate",
         shared: str = "shared_expert",
+        bind: Callable[[WeightTable, str, int, MoEConfig], ExpertWeights] | None = None,
     ) -> None:
         assert config.moe is not None
         moe = config.moe
         self.activation = config.activation
         self.router = Router(weights, f"{name}.{router}", config, moe)
-        self.experts = bind_experts(weights, f"{name}.experts", config.hidden_size, moe)
+        self.experts = (bind or bind_experts)(weights, f"{name}.experts", config.hidden_size, moe)
         self.shared = GatedMLP(weights, f"{name}.{shared}", config, size=moe.shared_size) if moe.shared_size else None
         gate = f"{name}.{shared}_gate"
         self.shared_gate = Linear(weights, {gate: 1}, config.hidden_size) if moe.shared_gate else None
@@ -88,19 +94,28 @@ class MoE:
         return out + shared
 
 
-def bind_experts(weights: WeightTable, name: str, hidden: int, moe: MoEConfig) -> ExpertWeights:
+def bind_experts(
+    weights: WeightTable,
+    name: str,
+    hidden: int,
+    moe: MoEConfig,
+    *,
+    parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> ExpertWeights:
     """All experts of a layer in two tensors, filled from whichever of the layouts in use the checkpoint has:
 
     ``experts.N.{gate,up,down}_proj.weight`` one by one; ``experts.gate_up_proj`` and ``experts.down_proj`` for all,
-    each expert's matrix as a layer has it or transposed. Which of the two is told by the shape.
+    each expert's matrix as a layer has it or transposed. Which of the two is told by the shape. ``parts``: what the
+    single ones are called.
     """
+    gate, up, out = parts
     count, size = moe.num_experts, moe.intermediate_size
     gate_up, down = weights.empty(count, 2 * size, hidden), weights.empty(count, hidden, size)
     if weights.found(f"{name}.gate_up_proj") is None:
         for expert in range(count):
-            rows = {f"{name}.{expert}.gate_proj.weight": size, f"{name}.{expert}.up_proj.weight": size}
+            rows = {f"{name}.{expert}.{gate}.weight": size, f"{name}.{expert}.{up}.weight": size}
             weights.bind_rows(rows, gate_up[expert])
-            weights.bind(f"{name}.{expert}.down_proj.weight", down[expert])
+            weights.bind(f"{name}.{expert}.{out}.weight", down[expert])
     else:
         for key, whole in ((f"{name}.gate_up_proj", gate_up), (f"{name}.down_proj", down)):
             weights.bind(key, whole, _transposed(weights.found(key), whole))

@@ -51,6 +51,8 @@ class Rotary:
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
     """Radians per position, [head_dim / 2] float32 on the host."""
     plain = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    if rope.divisors:
+        return plain / torch.tensor(rope.divisors)
     if rope.rope_type == "linear":
         return plain / rope.factor
     if rope.rope_type == "llama3":
@@ -66,13 +68,14 @@ def attention_scale(rope: RopeConfig) -> float:
         return 1.0
     if rope.attention_factor is not None:
         return rope.attention_factor
-
-    def temperature(mscale: float) -> float:
-        return 1.0 if rope.factor <= 1 else 0.1 * mscale * math.log(rope.factor) + 1.0
-
     if rope.mscale and rope.mscale_all_dim:
-        return temperature(rope.mscale) / temperature(rope.mscale_all_dim)
-    return temperature(1.0)
+        return temperature(rope, rope.mscale) / temperature(rope, rope.mscale_all_dim)
+    return temperature(rope, 1.0)
+
+
+def temperature(rope: RopeConfig, mscale: float) -> float:
+    """Yarn's factor on q and on k, weighted by ``mscale``."""
+    return 1.0 if rope.factor <= 1 else 0.1 * mscale * math.log(rope.factor) + 1.0
 
 
 def _llama3(plain: Tensor, rope: RopeConfig) -> Tensor:

@@ -53,7 +53,7 @@ def read_common(
         mlp_bias=fields.flag("mlp_bias", False),
         activation=read_activation(fields),
         layer_kinds=read_kinds(fields, layers, kinds),
-        quantization=fields.mapping("quantization_config") or None,
+        quantization=fields.mapping(fields.named("quantization_config", "compression_config")) or None,
         dtype=fields.text("dtype", fields.text("torch_dtype", "float32")),
         eos_token_ids=fields.token_ids("eos_token_id"),
         bos_token_id=bos[0] if bos else None,

@@ -9,13 +9,24 @@ A checkpoint that declares no pooling makes none, unless it is served with ``--i
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sglite.runtime.serve.body import check_names, read_object
-from sglite.runtime.serve.embed import MAX_INPUTS, Text, Vector, Wanted, embed, ids_of, longest_text, pooling_of
+from sglite.runtime.serve.embed import (
+    MAX_INPUTS,
+    Embedded,
+    Text,
+    Vector,
+    Wanted,
+    embed,
+    ids_of,
+    longest_text,
+    pooling_of,
+)
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header
 from sglite.runtime.serve.openai.sampling import IGNORED, read_options, read_rid
@@ -82,26 +93,54 @@ class Embeddings:
         """SGLang's ``/encode``."""
         body = await read_object(request)
         pooling_of(self._serving)
-        check_names(body, _ENCODE_FIELDS, "/encode", {})
-        fields = Fields(body)
-        self._serving.models.check(fields.raw("model"))
-        if (fields.raw("text") is None) == (fields.raw("input_ids") is None):
-            raise Refused(400, "give either text or input_ids, and not both", param="text")
-        where = "input_ids" if fields.raw("text") is None else "text"
-        given = fields.raw(where)
-        texts = read_inputs(fields, where)
-        many = isinstance(given, list) and (where == "text" or isinstance(given[0], list))
-        rid = fields.text("rid", _MAX_NAME)
-        rids = _names(rid, len(texts)) if many else [rid]
-        dimensions = fields.integer("dimensions", 1, self._serving.engine.config.hidden_size)
-        ids = await ids_of(self._serving, texts, where=where)
-        wanted = Wanted(dimensions=dimensions, options=read_options(fields), rids=rids)
+        asked = read_encode(self._serving, body, "/encode")
+        wanted = Wanted(dimensions=asked.dimensions, options=asked.options, rids=asked.rids)
+        ids = await ids_of(self._serving, asked.texts, where=asked.where)
         found = await unless_gone(request, embed(self._serving, ids, wanted))
-        rows = [
-            {"embedding": vector.tolist(), "meta_info": event["meta_info"]}
-            for vector, event in zip(found.vectors, found.events, strict=True)
-        ]
-        return json_response(rows if many else rows[0])
+        return json_response(encoded(found, asked.many))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeAsk:
+    """A request in SGLang's shape, read. ``where``: which field has the texts; ``many``: they came as a list."""
+
+    texts: list[Text]
+    where: str
+    many: bool
+    rids: list[str | None]
+    dimensions: int | None
+    options: dict[str, Any]
+
+
+def read_encode(serving: Serving, body: dict[str, Any], route: str) -> EncodeAsk:
+    """``Refused`` names the field that is wrong."""
+    check_names(body, _ENCODE_FIELDS, route, {})
+    fields = Fields(body)
+    serving.models.check(fields.raw("model"))
+    if (fields.raw("text") is None) == (fields.raw("input_ids") is None):
+        raise Refused(400, "give either text or input_ids, and not both", param="text")
+    where = "input_ids" if fields.raw("text") is None else "text"
+    given = fields.raw(where)
+    texts = read_inputs(fields, where)
+    many = isinstance(given, list) and (where == "text" or isinstance(given[0], list))
+    rid = fields.text("rid", _MAX_NAME)
+    return EncodeAsk(
+        texts=texts,
+        where=where,
+        many=many,
+        rids=_names(rid, len(texts)) if many else [rid],
+        dimensions=fields.integer("dimensions", 1, serving.engine.config.hidden_size),
+        options=read_options(fields),
+    )
+
+
+def encoded(found: Embedded, many: bool) -> Any:
+    """The answer in SGLang's shape."""
+    rows = [
+        {"embedding": vector.tolist(), "meta_info": event["meta_info"]}
+        for vector, event in zip(found.vectors, found.events, strict=True)
+    ]
+    return rows if many else rows[0]
 
 
 def read_inputs(fields: Fields, where: str) -> list[Text]:

@@ -1,0 +1,167 @@
+"""Sliding windows for the scheduler: where a request can start, which pages its rows see, what is filled again.
+
+A request starts where the window before it is whole, and computes from there; of what is in the cache already it stores
+only what the layers with a window have lost. So a match is the longest prefix that all layers can restore, and what is
+computed again to get there is counted as replayed. While a request runs, pages that its rows see are in use; those it
+has left behind may lose their frames to anybody.
+
+Does nothing for models whose layers all see everything, or whose pool has no frames of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from sglite.runtime.cache.frames import Frames
+from sglite.runtime.cache.node import RadixNode
+from sglite.runtime.cache.paths import copied_page
+from sglite.runtime.cache.radix import RadixCache
+from sglite.runtime.engine.request import Request
+from sglite.runtime.protocol import CopyPages, SchedulerOutput
+
+
+class Refill(NamedTuple):
+    """Positions ``[start, end)`` of a row are in the cache but have to be stored again for layers with a window."""
+
+    start: int
+    end: int
+
+
+NOTHING = Refill(0, 0)
+
+
+class WindowPlanner:
+    """Plans frames for rows."""
+
+    def __init__(self, cache: RadixCache) -> None:
+        assert cache.allocator.frames is None or not cache.states, "a window and recurrent state: no such model is known"
+        self._cache = cache
+        self._frames = cache.allocator.frames
+
+    def start(self, request: Request, start: int) -> int:
+        """The position, at most ``start``, from which ``request`` must compute so that every row sees its window."""
+        return start if self._frames is None else self._frames.whole_depth(request.page_table, start)
+
+    def copy_waits(self, request: Request, node: RadixNode, step: int) -> bool:
+        """Whether the page that the path to ``node`` needs a copy of is filled anew by step ``step`` itself."""
+        if self._frames is None:
+            return False
+        index = copied_page(node, self._cache.page_size)
+        return index is not None and self._frames.refilled_step(request.page_table[index]) >= step
+
+    def refill(self, request: Request, start: int, planned: int, end: int) -> tuple[Refill, int]:
+        """What a row from ``start`` has to fill below ``planned``, and where it must stop, at or before ``end``: what
+        is missing in a second place is left to the next row."""
+        if self._frames is None or start >= planned:
+            return NOTHING, end
+        table, low = request.page_table, start
+        known = min(planned, end)
+        while low < known and self._frames.is_there(table, low):
+            low += 1
+        high = low
+        while high < known and not self._frames.is_there(table, high):
+            high += 1
+        second = high
+        while second < known and self._frames.is_there(table, second):
+            second += 1
+        return Refill(low, high), second if second < known else end
+
+    def fit(self, request: Request, start: int, end: int, reserve: int) -> int:
+        """The largest depth up to ``end`` that can be computed with the frames to be had; ``start``: not one token."""
+        frames = self._frames
+        if frames is None:
+            return end
+        size, table = self._cache.page_size, request.page_table
+        first = max(0, start - frames.before) // size
+        seen = set(table[first : -(-end // size)])
+        left_behind = [page for page in request.window_pages if page not in seen and frames.is_used_once(page)]
+        room = frames.num_available + len(left_behind) - reserve - 1  # a page may turn out to be copied
+        for index in range(first, -(-end // size)):
+            room -= index >= len(table) or not frames.is_used(table[index])
+            if room < 0:
+                return max(start, min(end, index * size))
+        return end
+
+    def enter(
+        self, request: Request, start: int, end: int, refill: Refill, copies: Iterable[CopyPages], step: int
+    ) -> None:
+        """Before a row of step ``step`` that computes ``[start, end)``, for which ``fit`` found the frames: it sees its
+        pages, and those behind it are left. ``copies``: of pages, that the row begins with."""
+        frames = self._frames
+        if frames is None:
+            return
+        size = self._cache.page_size
+        first = max(0, start - frames.before) // size
+        pages = request.page_table[first : -(-end // size)]
+        frames.use([*pages, *(copy.src for copy in copies)])
+        self._leave_pages(request)
+        for page in pages:
+            frames.provide(page)
+        for copy in copies:
+            frames.copy(copy.src, copy.dst, copy.num_tokens)
+            frames.unuse(copy.src, keep=True)
+        request.window_pages, request.window_first = pages, first
+        self._fill(request, refill.start, refill.end, step)
+
+    def stored(self, request: Request, start: int, end: int) -> None:
+        """A row stores ``[start, end)`` of what ``request`` knows or is about to know."""
+        if self._frames is not None:
+            self._fill(request, start, end, None)
+
+    def can_grow(self, request: Request, upto: int) -> bool:
+        """Whether there are frames for positions below ``upto``, behind those that the request's rows see."""
+        if self._frames is None:
+            return True
+        return self._pages_behind(request, upto) <= self._frames.num_available
+
+    def grow(self, request: Request, upto: int) -> None:
+        """The request's rows see what is below ``upto``, too; ``can_grow`` said so."""
+        if self._frames is None:
+            return
+        behind = self._pages_behind(request, upto)
+        more = request.page_table[-(-upto // self._cache.page_size) - behind :][:behind] if behind > 0 else []
+        self._frames.use(more)
+        for page in more:
+            self._frames.provide(page)
+        request.window_pages = request.window_pages + more
+
+    def leave(self, request: Request, pages: Iterable[int] | None = None) -> None:
+        """The request sees nothing more, or not those ``pages``, which are about to be given up."""
+        if self._frames is None:
+            return
+        if pages is None:
+            self._leave_pages(request, keep=True)
+            return
+        gone = set(pages)
+        for page in request.window_pages:
+            if page in gone:
+                self._frames.unuse(page, keep=False)
+        request.window_pages = [page for page in request.window_pages if page not in gone]
+
+    def announce(self, output: SchedulerOutput) -> None:
+        """Tell the executor of frames."""
+        if self._frames is not None:
+            output.frames, output.frame_copies = self._frames.take_news()
+
+    def _pages_behind(self, request: Request, upto: int) -> int:
+        known = request.window_first + len(request.window_pages)
+        return max(0, -(-upto // self._cache.page_size) - known)
+
+    def _leave_pages(self, request: Request, keep: bool = False) -> None:
+        assert self._frames is not None
+        for index, page in enumerate(request.window_pages, request.window_first):
+            self._frames.unuse(page, keep or self._is_meeting_point(request, index, self._frames))
+        request.window_pages, request.window_first = [], 0
+
+    def _is_meeting_point(self, request: Request, index: int, frames: Frames) -> bool:
+        """Others are likely to begin where this request did, and to repeat its prompt."""
+        low, high = index * frames.page_size, (index + 1) * frames.page_size
+        return any(low < depth and depth - frames.before < high for depth in (request.num_cached, request.prompt_len))
+
+    def _fill(self, request: Request, start: int, end: int, step: int | None) -> None:
+        frames, size = self._frames, self._cache.page_size
+        assert frames is not None
+        for index in range(start // size, -(-end // size)) if end > start else ():
+            low = max(0, start - index * size)
+            frames.fill(request.page_table[index], low, min(size, end - index * size), step)

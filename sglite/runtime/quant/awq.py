@@ -1,0 +1,75 @@
+"""AWQ's ``gemm`` layout: four bits, packed along the outputs, groups along the inputs.
+
+    X.qweight [K, N / 8] I32    X.qzeros [K / group, N / 8] I32    X.scales [K / group, N]
+    weight[n, k] = (q[k, n] - zero[k / group, n]) * scale[k / group, n]
+
+The eight numbers of a word are those of columns 0, 2, 4, 6, 1, 3, 5, 7, lowest bits first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorSource
+from sglite.runtime.model.errors import ModelError
+from sglite.runtime.model.fields import Fields
+from sglite.runtime.quant.arithmetic import dequantise, unpack
+from sglite.runtime.quant.group_size import read_group_size
+from sglite.runtime.quant.packed import PackedWeight, Unpacked
+from sglite.runtime.quant.stored import Stored
+
+BITS = 4
+PER_WORD = 32 // BITS
+PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Where in a word each of its columns is."""
+MIDDLE = 2 ** (BITS - 1)
+"""The zero where none is stored."""
+
+
+def awq(source: TensorSource, fields: Fields) -> Unpacked:
+    """The view of an AWQ checkpoint. ModelError: another layout than ``gemm``, other bits than four."""
+    bits = fields.positive_int(fields.named("bits", "w_bit"), BITS)
+    if bits != BITS:
+        raise ModelError(f"{fields.where}.bits={bits} is not supported for awq; only {BITS} is; use a GPTQ checkpoint")
+    layout = fields.text(fields.named("version", "format"), "gemm").lower()
+    if layout != "gemm" or fields.text("backend", "auto") == "llm-awq":
+        raise ModelError(
+            f"{fields.where}.version={layout!r:.80} is not supported, nor is backend=llm-awq; use an AWQ checkpoint "
+            "with version=gemm"
+        )
+    group = read_group_size(fields)
+    has_zeros = fields.flag("zero_point", True)
+    stored = Stored(source, "awq")
+    for base, _ in stored.ending(".qweight"):
+        stored.weights[f"{base}.weight"] = _weight(stored, base, group, has_zeros)
+    return stored.view()
+
+
+def _weight(stored: Stored, base: str, group: int | None, has_zeros: bool) -> PackedWeight:
+    inputs, words = stored.matrix(f"{base}.qweight", stored.part(f"{base}.qweight", ("I32",)))
+    outputs, size = words * PER_WORD, group or inputs
+    groups = inputs // size
+    if inputs % size:
+        stored.refuse(f"{base}.qweight has {inputs} inputs, not a multiple of group_size={size}")
+    stored.part(f"{base}.scales", FLOAT_TYPES, (groups, outputs))
+    parts = {"values": f"{base}.qweight", "scales": f"{base}.scales"}
+    if has_zeros or stored.has(f"{base}.qzeros"):
+        stored.part(f"{base}.qzeros", ("I32",), (groups, words))
+        parts["zeros"] = f"{base}.qzeros"
+
+    def make(found: Mapping[str, Tensor]) -> Tensor:
+        scales = found["scales"].T
+        zeros = _columns(found["zeros"]) if "zeros" in found else torch.full_like(scales, MIDDLE)
+        return dequantise(_columns(found["values"]), scales, (1, size), zeros)
+
+    return PackedWeight((outputs, inputs), parts, make)
+
+
+def _columns(words: Tensor) -> Tensor:
+    """[rows, W] words to their numbers, [8 W, rows], columns in order."""
+    numbers = unpack(words, BITS, PER_WORD * words.shape[1])
+    ordered = numbers.view(len(words), -1, PER_WORD)[..., list(PLACES)]
+    return ordered.flatten(1).T

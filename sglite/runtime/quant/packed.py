@@ -1,0 +1,85 @@
+"""A checkpoint whose weights lie in parts, seen as one whose weights are whole.
+
+    in the files      q_proj.qweight, q_proj.qzeros, q_proj.scales          what a format calls parts of a weight
+    in this view      q_proj.weight [out, in] float32                       made when it is read, one at a time
+
+Formats say which tensors are parts of what (``PackedWeight``); the view hides these and offers the weights. What no
+format has claimed is passed on as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sglite.runtime.model.checkpoint import TensorInfo, TensorSource
+from sglite.runtime.model.errors import ModelError
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight that is in the files in parts.
+
+    Args:
+        shape: of the weight.
+        parts: what the format calls a part -> the tensor that holds it; the first is the weight itself.
+        unpack: from the parts to the weight; ValueError: a part holds what it cannot.
+        dtype: of what ``unpack`` gives, as the file format names it.
+    """
+
+    shape: tuple[int, ...]
+    parts: Mapping[str, str]
+    unpack: Callable[[Mapping[str, Tensor]], Tensor]
+    dtype: str = "F32"
+
+
+class Unpacked:
+    """``TensorSource`` over another, with ``weights`` in place of their parts and without what is ``spare``.
+
+    Reads go through the other source once, so that each file is opened once; a weight is made as soon as its last part
+    is there. What waits for its other parts is copied: of files in the order of their names, that is one weight.
+    """
+
+    def __init__(self, source: TensorSource, weights: Mapping[str, PackedWeight], spare: set[str]) -> None:
+        hidden = spare.union(*(weight.parts.values() for weight in weights.values()))
+        self._source = source
+        self._weights = weights
+        self._tensors = {name: info for name, info in source.tensors.items() if name not in hidden}
+        for name, weight in weights.items():
+            main = source.tensors[next(iter(weight.parts.values()))]
+            self._tensors[name] = TensorInfo(main.file, weight.shape, weight.dtype, main.name)
+
+    @property
+    def folder(self) -> Path:
+        """For messages."""
+        return self._source.folder
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """What there is, weights as they are once unpacked."""
+        return self._tensors
+
+    def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+        """The named tensors in any order. ModelError names a weight whose parts hold what they cannot."""
+        wanted = {name: self._weights[name] for name in names if name in self._weights}
+        place = {tensor: (name, part) for name, weight in wanted.items() for part, tensor in weight.parts.items()}
+        waiting: dict[str, dict[str, Tensor]] = {}
+        for stored, tensor in self._source.read((names - wanted.keys()) | place.keys()):
+            if stored not in place:
+                yield stored, tensor
+                continue
+            name, part = place[stored]
+            parts = waiting.setdefault(name, {})
+            complete = len(parts) + 1 == len(wanted[name].parts)
+            parts[part] = tensor if complete else tensor.clone()
+            if complete:
+                yield name, self._unpack(name, waiting.pop(name))
+
+    def _unpack(self, name: str, parts: Mapping[str, Tensor]) -> Tensor:
+        try:
+            return self._weights[name].unpack(parts)
+        except ValueError as error:
+            raise ModelError(f"{self.folder}: {name}: {error}; the checkpoint is damaged, download it again") from error
