@@ -320,3 +320,45 @@ class StepOutput(msgspec.Struct, kw_only=True):
     mask_wait_ms: float = 0.0
     """How long the samples waited for their bitmasks after the forward pass."""
     error: str | None = None
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+class UpdateWeights(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
+    """Other weights for the model that runs, of the same names, shapes and kind."""
+
+    folder: str = ""
+    """Of a whole checkpoint, or else"""
+    tensors: bytes | None = None
+    """a safetensors file with some of its tensors."""
+    flush_cache: bool = True
+    """Give up everything that is cached, which must be possible; either way nothing of it is matched any more."""
+    abort: bool = False
+    """End the open requests first; otherwise they end by themselves, with the weights they began with."""
+
+    @property
+    def source(self) -> str | bytes:
+        """Where the weights are: the folder, or the bytes."""
+        return self.folder if self.tensors is None else self.tensors
+
+
+class ReadWeights(msgspec.Struct, frozen=True, kw_only=True, tag="read"):
+    """The first ``rows`` rows of the tensor that a checkpoint calls ``name``."""
+
+    name: str
+    rows: int
+
+
+WeightOrder = UpdateWeights | ReadWeights
+
+
+class WeightsResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a ``WeightOrder``. Without ``success`` nothing was changed, and ``message`` says why."""
+
+    success: bool
+    message: str = ""
+    num_paused_requests: int = 0
+    """Open requests that waited while the weights were written."""
+    values: Any = None
+    """What was read, in nested lists of floats."""

@@ -37,6 +37,7 @@ class WaitReason(enum.Enum):
     COMPILE = "compile"
     GROUP = "group"
     PROMISE = "promise"
+    WEIGHTS = "weights"
 
 
 class LogprobState:

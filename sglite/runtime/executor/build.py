@@ -10,6 +10,7 @@ from sglite.runtime.config import EngineArgs, EngineConfig, Facts, resolve
 from sglite.runtime.executor.base import ThreadExecutor
 from sglite.runtime.executor.worker import ModelWorker
 from sglite.runtime.model.loader import load_model
+from sglite.runtime.model.reload import ModelWeights
 from sglite.runtime.pooling import Undeclared, read_pooling
 
 
@@ -49,7 +50,8 @@ def build(args: EngineArgs, folder: Path) -> Built:
     config = resolve(args, facts)
     pool = backend.allocate_pool(loaded.groups, num_pages=config.num_pages, page_size=config.page_size)
     worker = ModelWorker(loaded.model, backend, pool)
-    return Built(ThreadExecutor(worker), config, loaded.eos_token_ids, loaded.weight_bytes)
+    executor = ThreadExecutor(worker, ModelWeights(loaded.weights, loaded.config))
+    return Built(executor, config, loaded.eos_token_ids, loaded.weight_bytes)
 
 
 def _pools(args: EngineArgs, folder: Path) -> bool:

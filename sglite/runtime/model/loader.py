@@ -46,6 +46,8 @@ class LoadedModel:
     max_context: int
     defaults: GenerationDefaults
     weight_bytes: int
+    weights: WeightTable
+    """What the model computes with, by names of the checkpoint."""
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -95,6 +97,7 @@ def load_model(
         max_context=config.max_context,
         defaults=read_generation_defaults(folder, config),
         weight_bytes=needed,
+        weights=weights,
     )
 
 
@@ -126,21 +129,34 @@ def fill_randomly(weights: WeightTable, seed: int) -> None:
 
 
 def fill_from(checkpoint: Checkpoint, weights: WeightTable, config: ModelConfig, shown: bool | None) -> None:
-    """Copy every tensor of the checkpoint to its place, after all names, shapes and types were compared."""
+    """Copy every tensor of the checkpoint to its place, after all of them were found to fit."""
+    with checkpoint.held() as held:
+        check_fit(held, weights, config)
+        copy_from(held, weights, shown)
+
+
+def check_fit(checkpoint: Checkpoint, weights: WeightTable, config: ModelConfig) -> None:
+    """Compare all names, shapes and types, and values that are there twice. ModelError for what does not fit."""
     _compare(checkpoint, weights, config)
-    repeated = [name for name in weights.tied if name in checkpoint.tensors]
+    for name, target in weights.tied.items():
+        if name not in checkpoint.tensors:
+            continue
+        one, other = (tensor.to(weights.dtype) for _, tensor in checkpoint.read({name, target}))
+        if not torch.equal(one, other):
+            raise ModelError(
+                f"{checkpoint.folder}: {name} differs from {target}, but config.json says "
+                "tie_word_embeddings=true; set it to false if the model has a head of its own"
+            )
+
+
+def copy_from(checkpoint: Checkpoint, weights: WeightTable, shown: bool | None) -> None:
+    """Copy every tensor of a checkpoint that fits to its place."""
     total = sum(part.nbytes for part in weights.parts.values())
     with progress("loading weights", total, shown) as advance:
         for name, tensor in checkpoint.read(set(weights.parts)):
             part = weights.parts[name]
             part.copy_(tensor)
             advance(part.nbytes)
-    for name, tensor in checkpoint.read(set(repeated)):
-        if not torch.equal(weights.parts[weights.tied[name]], tensor.to(weights.dtype).to(weights.device)):
-            raise ModelError(
-                f"{checkpoint.folder}: {name} differs from {weights.tied[name]}, but config.json says "
-                "tie_word_embeddings=true; set it to false if the model has a head of its own"
-            )
 
 
 def _compare(checkpoint: Checkpoint, weights: WeightTable, config: ModelConfig) -> None:
