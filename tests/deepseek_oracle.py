@@ -30,7 +30,7 @@ class Experts(nn.Module):
         )
         self.shared_experts = feed_forward(config, config.moe_intermediate_size * config.n_shared_experts)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         scores, ids = self.gate(x).softmax(-1).topk(self.config.num_experts_per_tok, dim=-1)
         if self.config.norm_topk_prob:
             scores = scores / scores.sum(-1, keepdim=True)

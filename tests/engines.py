@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from toy_constraints import END_MANY, VOCAB, ToyCompiler, ToyMatcher
 
+from sglite.runtime.cache.frames import WindowSpec
 from sglite.runtime.cache.node import RadixNode
 from sglite.runtime.engine.core import CoreConfig, EngineCore
 from sglite.runtime.engine.step_plan import SchedulerLimits
@@ -89,19 +90,21 @@ class Bench:
         policy: str = "program",
         eos_ids: tuple[int, ...] = (),
         states: dict[str, int] | None = None,
+        window: WindowSpec | None = None,
         next_token: Callable[[int], int] = script,
         threads: bool = False,
         pin_budget: float = 0.5,
         check_every: int = 1,
         **core,
     ) -> None:
-        self.worker = ScriptedWorker(next_token, num_pages, page_size, states)
+        self.worker = ScriptedWorker(next_token, num_pages, page_size, states, window=window)
         limits = SchedulerLimits(
             max_step_tokens=max_step_tokens, max_running=max_running, chunk_size=chunk_size, pin_budget=pin_budget
         )
         config = CoreConfig(
             num_pages=num_pages, page_size=page_size, max_context=10_000, vocab_size=VOCAB, eos_ids=eos_ids,
-            limits=limits, policy=policy, overlap=overlap, state_slots=states or {}, **core.pop("config", {}),
+            limits=limits, policy=policy, overlap=overlap, state_slots=states or {}, window=window,
+            **core.pop("config", {}),
         )  # fmt: skip
         executor = ThreadExecutor(self.worker) if threads else InlineExecutor(self.worker)
         self.core = EngineCore(executor, config, **core)
@@ -176,6 +179,7 @@ class Bench:
             unlocked += len(node.pages) if node.locks == 0 else 0
         assert cache.num_available == counts.free + unlocked
         self.check_pins(nodes)
+        self.check_frames({*in_tree, *held})
 
     def check_pins(self, nodes: list[RadixNode]) -> None:
         """What the tree counts as pinned is what pins lock and nobody else; never more than may be."""
@@ -185,6 +189,20 @@ class Bench:
         assert all((node.pins, node.hints) == (locked[node], hinted[node]) for node in nodes)
         assert cache.pinned_pages == sum(len(node.pages) for node in nodes if node.locks == node.pins > 0)
         assert cache.pinned_pages <= self.limits.pin_budget * cache.allocator.total
+
+    def check_frames(self, pages: set[int]) -> None:
+        """Every frame is free or has one page; it is in use exactly while running requests see the page."""
+        frames = self.core.cache.allocator.frames
+        if frames is None:
+            return
+        counts, running = frames.counts(), self.core.scheduler.running.values()
+        seen = Counter(page for request in running for page in request.window_pages)
+        assert frames._uses == seen and set(frames._frames) >= set(seen) and pages >= set(frames._frames)
+        assert counts.free + counts.used + counts.idle == counts.total and frames.mismatches == 0
+        assert len(set(frames._frames.values())) == len(frames._frames) == counts.used + counts.idle
+        for request in running:
+            first = request.window_first
+            assert request.page_table[first : first + len(request.window_pages)] == request.window_pages
 
     def check_rows(self, step: SchedulerOutput) -> None:
         """Rows that share a prefix stand side by side."""

@@ -237,6 +237,10 @@ FORMATS: dict[str, Format] = {
         ct("int", "pack-quantized", num_bits=4, strategy="group", group_size=GROUP, actorder="group"),
         lambda w: pack_quantized(w, bits=4, group=GROUP, symmetric=True, order=True),
     ),
+    "ct-w4a16-channel": Format(
+        ct("int", "pack-quantized", num_bits=4, strategy="channel", group_size=None),
+        lambda w: pack_quantized(w, bits=4, group=-1, symmetric=True),
+    ),
     "ct-w8a16": Format(
         ct("int", "pack-quantized", num_bits=8, strategy="channel", group_size=-1),
         lambda w: pack_quantized(w, bits=8, group=-1, symmetric=True),

@@ -220,6 +220,8 @@ class RowStep(msgspec.Struct, kw_only=True):
     pages: list[int] = msgspec.field(default_factory=list)
     """New part of the row's page table: replaces entries from index ``pages_from`` on."""
     parents: list[int] | None = None
+    refill: tuple[int, int] = (0, 0)
+    """Positions, below ``store_from``, that are stored in frames all the same: layers with a window had lost them."""
     state_slots: dict[str, int] = msgspec.field(default_factory=dict)
     """State groups: the slot that holds the row's running state."""
 
@@ -255,7 +257,7 @@ class PoolTask(msgspec.Struct, kw_only=True):
 
 
 class CopyPages(msgspec.Struct, frozen=True):
-    """Copy the first ``num_tokens`` positions of page ``src`` to page ``dst``, in every paged group."""
+    """Copy the first ``num_tokens`` positions of page ``src`` to page ``dst``, in every paged group without frames."""
 
     src: int
     dst: int
@@ -285,6 +287,10 @@ class SchedulerOutput(msgspec.Struct, kw_only=True):
     released: list[int] = msgspec.field(default_factory=list)
     """Slots whose requests are gone."""
     copies: list[CopyPages] = msgspec.field(default_factory=list)
+    frames: dict[int, int] = msgspec.field(default_factory=dict)
+    """page -> frame that it has from now on, in groups with a window and frames of their own."""
+    frame_copies: list[CopyPages] = msgspec.field(default_factory=list)
+    """As ``copies``, from frame to frame."""
     state_copies: list[CopyState] = msgspec.field(default_factory=list)
     checkpoints: list[CopyState] = msgspec.field(default_factory=list)
 
@@ -332,3 +338,45 @@ class StepOutput(msgspec.Struct, kw_only=True):
     mask_wait_ms: float = 0.0
     """How long the samples waited for their bitmasks after the forward pass."""
     error: str | None = None
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+class UpdateWeights(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
+    """Other weights for the model that runs, of the same names, shapes and kind."""
+
+    folder: str = ""
+    """Of a whole checkpoint, or else"""
+    tensors: bytes | None = None
+    """a safetensors file with some of its tensors."""
+    flush_cache: bool = True
+    """Give up everything that is cached, which must be possible; either way nothing of it is matched any more."""
+    abort: bool = False
+    """End the open requests first; otherwise they end by themselves, with the weights they began with."""
+
+    @property
+    def source(self) -> str | bytes:
+        """Where the weights are: the folder, or the bytes."""
+        return self.folder if self.tensors is None else self.tensors
+
+
+class ReadWeights(msgspec.Struct, frozen=True, kw_only=True, tag="read"):
+    """The first ``rows`` rows of the tensor that a checkpoint calls ``name``."""
+
+    name: str
+    rows: int
+
+
+WeightOrder = UpdateWeights | ReadWeights
+
+
+class WeightsResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a ``WeightOrder``. Without ``success`` nothing was changed, and ``message`` says why."""
+
+    success: bool
+    message: str = ""
+    num_paused_requests: int = 0
+    """Open requests that waited while the weights were written."""
+    values: Any = None
+    """What was read, in nested lists of floats."""

@@ -19,7 +19,7 @@ BLOCK = 2**23
 
 
 def attend_latents(q: Tensor, latents: Tensor, size: int, segments: Sequence[Segment], scale: float) -> Tensor:
-    """``q`` [T, heads, dim] over ``latents`` [slots, dim], whose first ``size`` numbers are the values: [T, heads, size]."""
+    """``q`` [T, heads, dim] over ``latents`` [slots, dim], the first ``size`` of them values: [T, heads, size]."""
     out = q.new_empty((*q.shape[:2], size))
     for segment in segments:
         keys = read_slots(latents, segment.slots).to(q.dtype).view(segment.rows, -1, latents.shape[1])
@@ -80,9 +80,10 @@ def _best(scores: Tensor, visible: Tensor, slots: Tensor, top_k: int) -> Tensor:
     room = top_k - better.sum(-1, keepdim=True)
     taken = better | (equal & (equal.cumsum(-1) <= room))
     places = (taken.cumsum(-1) - 1)[taken]
-    best = slots.new_full((*scores.shape[:-1], top_k), -1)
-    best[(*taken.nonzero(as_tuple=True)[:-1], places)] = slots[taken]
-    return best
+    rows = taken.flatten(0, -2).nonzero(as_tuple=True)[0]
+    best = slots.new_full((scores.shape[:-1].numel(), top_k), -1)
+    best[rows, places] = slots[taken]
+    return best.view(*scores.shape[:-1], top_k)
 
 
 def _product(queries: Tensor, keys: Tensor) -> Tensor:

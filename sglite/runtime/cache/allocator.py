@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sglite.runtime.cache.frames import Frames
+
 _FREE, _HELD, _CACHED, _QUARANTINED = range(4)
 
 
@@ -27,12 +29,16 @@ class PageCounts:
 
 
 class PageAllocator:
-    """Hands out page ids 0 .. total-1; the most recently freed page is handed out first."""
+    """Hands out page ids 0 .. total-1; the most recently freed page is handed out first.
 
-    def __init__(self, total: int) -> None:
+    ``frames``: of layers with a window, where those have frames of their own; a page that is freed gives up its frame.
+    """
+
+    def __init__(self, total: int, frames: Frames | None = None) -> None:
         if total < 1:
             raise ValueError(f"a pool needs at least one page, got {total}")
         self.total = total
+        self.frames = frames
         self.mismatches = 0
         self._owner = bytearray(total)
         self._free = list(range(total - 1, -1, -1))
@@ -83,6 +89,8 @@ class PageAllocator:
                 continue
             self._owner[page] = _FREE
             self._free.append(page)
+            if self.frames is not None:
+                self.frames.drop(page)
 
     def _quarantine(self, page: int) -> None:
         """Take a page with contradictory owners out of circulation for good."""

@@ -89,6 +89,10 @@ class Frames:
         """Some row sees the page."""
         return page in self._uses
 
+    def is_used_once(self, page: int) -> bool:
+        """Exactly one row sees the page."""
+        return self._uses.get(page) == 1
+
     def frame_of(self, page: int) -> int | None:
         """Where the page is kept."""
         return self._frames.get(page)

@@ -41,17 +41,25 @@ def planned_depth(node: RadixNode) -> int:
     return node.planned
 
 
+def copied_page(node: RadixNode, page_size: int) -> int | None:
+    """Index of the page that ``add_pages`` would have to copy for ``node``; ``None``: nothing to copy."""
+    unfilled = pending(node)
+    top = unfilled[-1] if unfilled else None
+    if top is None or top.pages or top.continues or top.start % page_size == 0:
+        return None
+    return top.start // page_size
+
+
 def copy_source_step(node: RadixNode, page_size: int) -> int:
     """The last step that fills what ``add_pages`` would have to copy for ``node``; -1: nothing to copy.
 
     A copy runs before the rows of its step: what this very step computes cannot be copied yet.
     """
-    unfilled = pending(node)
-    top = unfilled[-1] if unfilled else None
-    if top is None or top.pages or top.continues or top.start % page_size == 0:
+    index = copied_page(node, page_size)
+    if index is None:
         return -1
-    first = top.start // page_size * page_size
-    step, above = -1, top.parent
+    first = index * page_size
+    step, above = -1, pending(node)[-1].parent
     while above is not None and above.parent is not None and above.end > first:
         step = max(step, above.planned_step)
         above = above.parent

@@ -323,6 +323,11 @@ class RadixCache:
         """Drop everything unlocked; returns the pages freed."""
         return self.evict(self.allocator.total + 1)
 
+    def renew(self) -> None:
+        """Nothing computed so far is matched any more: what cursors hold on to stays theirs alone, the rest goes."""
+        self.flush()
+        self._roots = {}
+
     # --- inside -----------------------------------------------------------------------------------------------
 
     def _lock(self, node: RadixNode, by: int, pins: int = 0) -> None:
@@ -363,8 +368,8 @@ class RadixCache:
 
     def _forget_root(self, node: RadixNode) -> None:
         """Drop the root of a namespace that nothing is left of, so that salts cannot pile up."""
-        if node.parent is None and node.locks == 0 and not node.children:
-            self._roots.pop(node.namespace, None)
+        if node is self._roots.get(node.namespace) and node.locks == 0 and not node.children:
+            del self._roots[node.namespace]
 
     def _trim(self, node: RadixNode) -> None:
         """Cut an unlocked leaf down to what is computed."""

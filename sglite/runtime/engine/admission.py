@@ -22,6 +22,7 @@ from sglite.constrained.spec import ConstraintError, ConstraintRefused, Constrai
 from sglite.runtime.engine.generation import RequestRefused
 from sglite.runtime.engine.grammar import name_the_constraint
 from sglite.runtime.engine.presenter import LogprobLayout, Presenter
+from sglite.runtime.engine.weight_version import WeightVersion
 from sglite.runtime.protocol import GenerateRequest, LogprobOptions, ProgramRef
 from sglite.runtime.sample.params import InvalidParameter, SamplingParams, parse_sampling_params, validate
 
@@ -65,9 +66,10 @@ class Admitted:
         n = self.sampling.n
         return [self.rid] if n == 1 else [f"{self.rid}-{i}" for i in range(n)]
 
-    def presenters(self, tokenizer: Tokenizer | None) -> list[Presenter]:
+    def presenters(self, tokenizer: Tokenizer | None, weights: WeightVersion) -> list[Presenter]:
         """What the outputs will be shown by."""
-        return [Presenter(rid, self.sampling, tokenizer, self.layout, self.shown_special) for rid in self.request_ids]
+        shared = self.sampling, tokenizer, self.layout, self.shown_special, weights
+        return [Presenter(rid, *shared) for rid in self.request_ids]
 
     def again(self) -> Admitted:
         """The same call under a name of its own."""

@@ -41,7 +41,7 @@ class Ahead:
         wanted = wanted and (request.grammar is None or not request.grammar.run_follows())
         if not (self._wanted and wanted and _is_alone(node)) or cursor.depth != position:
             return None
-        if not self._reserve(request, position + 1):
+        if not self._reserve(request, position, position + 1):
             return None
         node.lookahead = request
         return position
@@ -62,7 +62,7 @@ class Ahead:
         draft = self._proposer.propose(request.tokens, room)
         if draft is None or not 0 < len(draft.tokens) <= room:
             return None
-        if not self._reserve(request, request.num_tokens + len(draft.tokens)):
+        if not self._reserve(request, request.num_tokens, request.num_tokens + len(draft.tokens)):
             return None
         request.draft = draft
         cursor.node.lookahead = request
@@ -83,6 +83,8 @@ class Ahead:
             self._cache.plan(cursor.node, depth, step)
             held = held[used:]
         if request.draft is not None:
+            self._memory.windows.stored(request, request.num_scheduled, depth)
+            self._memory.windows.leave(request, held)
             self._cache.allocator.free(held)
             del request.page_table[-(-depth // self._cache.page_size) :]
             request.pages_sent = min(request.pages_sent, len(request.page_table))
@@ -96,7 +98,7 @@ class Ahead:
         assert cursor is not None and not request.in_flight
         if cursor.node.lookahead is request:
             cursor.node.lookahead = None
-        self._cache.allocator.free(request.held_pages)
+        self._memory.release(request)
         self._cache.retreat(cursor, request.num_tokens)
         request.held_pages, request.page_table, request.pages_sent = [], [], 0
         self._cache.update_table(request.page_table, cursor.node, self._cache.root(request.request.namespace))
@@ -104,14 +106,17 @@ class Ahead:
         request.num_cached = min(request.num_cached, depth)
         request.num_scheduled = request.num_computed = depth
 
-    def _reserve(self, request: Request, upto: int) -> bool:
-        """Hold the pages that positions below ``upto`` need beyond the request's table."""
+    def _reserve(self, request: Request, start: int, upto: int) -> bool:
+        """Hold the memory that positions ``[start, upto)`` need beyond the request's table."""
+        if not self._memory.windows.can_grow(request, start, upto):
+            return False
         missing = -(-upto // self._cache.page_size) - len(request.page_table)
         pages = self._memory.take(missing) if missing > 0 else []
         if pages is None:
             return False
         request.held_pages = pages
         request.page_table.extend(pages)
+        self._memory.windows.grow(request, start, upto)
         return True
 
 

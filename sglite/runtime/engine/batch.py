@@ -1,4 +1,4 @@
-"""The generations of one ``generate`` call, seen as one: waited for together, or streamed as they progress.
+"""One ``generate`` call: its prompts, and its generations seen as one: waited for together, or streamed as they go on.
 
 A stream that is dropped, read or not, ends its requests.
 """
@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from sglite.runtime.engine.generation import POLL_SECONDS, Generation
+from sglite.runtime.sample.params import InvalidParameter
+from sglite.runtime.text.tokenizer import Tokenizer
 
 
 class Batch:
@@ -128,3 +130,28 @@ def _teller(loop: asyncio.AbstractEventLoop, changed: asyncio.Queue[int], index:
             loop.call_soon_threadsafe(changed.put_nowait, index)
 
     return tell
+
+
+def prompt_ids(
+    tokenizer: Tokenizer | None, prompt: str | list[str] | None, input_ids: list[int] | list[list[int]] | None
+) -> tuple[list[list[int]], bool]:
+    """Prompts as ids, and whether they came as a batch. ``InvalidParameter`` names the field."""
+    if (prompt is None) == (input_ids is None):
+        raise InvalidParameter("prompt", prompt, "give either prompt or input_ids, and not both")
+    if input_ids is not None:
+        many = bool(input_ids) and isinstance(input_ids[0], (list, tuple))
+        rows: list[Any] = input_ids if many else [input_ids]
+        for row in rows:
+            if not isinstance(row, (list, tuple)) or any(type(token) is not int for token in row):
+                message = "input_ids must be a list of token ids, or a list of such lists"
+                raise InvalidParameter("input_ids", row, message)
+        return [list(row) for row in rows], many
+    if tokenizer is None:
+        raise InvalidParameter("prompt", prompt, "skip_tokenizer_init=True leaves only input_ids; give those")
+    texts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidParameter("prompt", text, f"prompt[{index}] must be text, got {type(text).__name__}")
+        if not text:
+            raise InvalidParameter("prompt", text, "prompt is empty: give at least one character")
+    return [tokenizer.encode(text, add_bos=True) for text in texts], not isinstance(prompt, str)

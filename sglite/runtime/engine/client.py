@@ -12,14 +12,23 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.engine.core import EngineCore
-from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, PauseMode, RequestOutput
+from sglite.runtime.engine.generation import EngineError
+from sglite.runtime.engine.health import Health, Load
+from sglite.runtime.protocol import (
+    Accounting,
+    FinishReason,
+    GenerateRequest,
+    PauseMode,
+    RequestOutput,
+    WeightOrder,
+    WeightsResult,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -29,27 +38,6 @@ NOTE_SECONDS = 0.25
 """How often a thread notes its load."""
 SHUT_DOWN = "the engine has been shut down"
 Handler = Callable[[RequestOutput], None]
-
-
-@dataclass(frozen=True)
-class Health:
-    """How an engine is, as far as is known without waiting for it."""
-
-    state: Literal["starting", "running", "dead"]
-    reason: str = ""
-    """Why it is not running, in one line."""
-    age_s: float = 0.0
-    """Seconds since its step loop was last heard of; a step that takes long counts."""
-    restarts: int = 0
-    """How often its process was started again."""
-
-
-@dataclass(frozen=True)
-class Load:
-    """An engine's counters as they were ``age_s`` seconds ago; see ``EngineCore.statistics``."""
-
-    age_s: float = 0.0
-    statistics: Mapping[str, Any] = field(default_factory=dict)
 
 
 class EngineClient(Protocol):
@@ -114,6 +102,10 @@ class EngineClient(Protocol):
 
     def resume(self) -> Future[None]:
         """Go on after ``pause``."""
+        ...
+
+    def weights(self, order: WeightOrder) -> Future[WeightsResult]:
+        """Read or replace the model's weights; see ``engine.weights`` for when. Of several, one after the other."""
         ...
 
     def health(self) -> Health:
@@ -238,6 +230,20 @@ class EngineThread:
         """See ``EngineClient``."""
         return self.call(lambda core: core.resume())
 
+    def weights(self, order: WeightOrder) -> Future[WeightsResult]:
+        """See ``EngineClient``."""
+        answer: Future[WeightsResult] = Future()
+        answer.set_running_or_notify_cancel()  # it is carried out whoever waits
+
+        def take() -> None:
+            if self._dead is None:
+                self._core.weights.take(order, answer)
+            else:
+                answer.set_exception(EngineError(self._dead, "engine_dead"))
+
+        self._post(take)
+        return answer
+
     def health(self) -> Health:
         """See ``EngineClient``."""
         if self._dead is not None or self._closing:
@@ -344,6 +350,7 @@ class EngineThread:
             self._dead = f"the engine's step loop failed: {type(error).__name__}: {error}"
             for request_id in list(self._handlers):
                 self._end(request_id, self._dead)
+            self._core.weights.fail(EngineError(self._dead, "engine_dead"))
             self._on_death(self._dead)
 
     def _step(self) -> None:
@@ -377,6 +384,7 @@ class EngineThread:
             self._dispatch(self._core.drain())
         for request_id in list(self._handlers):
             self._end(request_id, "the engine was shut down")
+        self._core.weights.fail(EngineError("the engine was shut down", "engine_dead"))
         self._core.close()
 
 

@@ -18,16 +18,17 @@ import msgspec
 import numpy as np
 
 from sglite.constrained.spec import ConstraintError, ConstraintRefused, ConstraintSpec
-from sglite.constrained.vocab import Vocabulary
 from sglite.runtime.cache.allocator import PageAllocator
+from sglite.runtime.cache.frames import Frames, WindowSpec
 from sglite.runtime.cache.radix import RadixCache
-from sglite.runtime.engine.grammar import Compiler, GrammarOptions, GrammarState, name_the_constraint
+from sglite.runtime.engine.grammar import Compiler, GrammarState, name_the_constraint, options_of
 from sglite.runtime.engine.policy import get_policy
 from sglite.runtime.engine.programs import Programs
 from sglite.runtime.engine.request import Request, WaitReason
 from sglite.runtime.engine.scheduler import Scheduler
 from sglite.runtime.engine.step_plan import SchedulerLimits
 from sglite.runtime.engine.update import Updater
+from sglite.runtime.engine.weights import Weights
 from sglite.runtime.executor.base import Executor
 from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, PauseMode, RequestOutput
 from sglite.runtime.spec.base import Proposer
@@ -49,6 +50,8 @@ class CoreConfig:
     eos_ids: tuple[int, ...] = ()
     state_slots: dict[str, int] = field(default_factory=dict)
     """Recurrent-state groups and how many slots each has."""
+    window: WindowSpec | None = None
+    """Of layers that have frames of their own."""
     limits: SchedulerLimits = field(default_factory=SchedulerLimits)
     policy: str = "program"
     radix_cache: bool = True
@@ -91,12 +94,14 @@ class EngineCore:
         self.step_tokens = 0
         self.late_steps = 0
         """Steps that a constraint held up: its compilation or its masks, for longer than ``LATE_MS``."""
-        allocator = PageAllocator(config.num_pages)
+        frames = None if config.window is None else Frames(config.window, config.page_size)
+        allocator = PageAllocator(config.num_pages, frames)
         states = {group: PageAllocator(slots) for group, slots in config.state_slots.items()}
         self.cache = RadixCache(allocator, config.page_size, states=states, enabled=config.radix_cache)
         limits = replace(config.limits, look_ahead=config.overlap)
         self._updater = Updater(config.eos_ids, token_bytes)
         self.scheduler = Scheduler(self.cache, limits, self._updater, get_policy(config.policy), clock, proposer)
+        self.weights = Weights(executor, self.scheduler, wake, self.abort_all)
         self._executor = executor
         self._compiler = compiler
         self._wake = wake
@@ -123,6 +128,7 @@ class EngineCore:
         if reason is None:
             reason = self._prepare(request)
         if reason is None:
+            self.weights.hold(request)
             self.scheduler.add(request)
         else:
             self.scheduler.end(request, FinishReason(type="error", code=code, message=reason))
@@ -243,24 +249,12 @@ class EngineCore:
         if self._compiler is None:
             return f"{spec.kind} needs a tokenizer, which skip_tokenizer_init=True left out"
         request.reasons.add(WaitReason.COMPILE)
-        options = self._grammar_options(request.request, spec, self._compiler.vocab)
+        sampling = request.request.sampling
+        banned = self._updater.ending_ids(sampling) if sampling.min_new_tokens else ()
+        options = options_of(request.request, spec, self._compiler.vocab, self.config.jump_forward, banned)
         request.grammar = GrammarState(self._compiler.submit(spec), options)
         request.grammar.when_ready(self._wake)
         return None
-
-    def _grammar_options(self, wire: GenerateRequest, spec: ConstraintSpec, vocab: Vocabulary) -> GrammarOptions:
-        sampling = wire.sampling
-        return GrammarOptions(
-            vocab=vocab,
-            is_json=spec.kind == "json_schema",
-            jump_forward=self.config.jump_forward,
-            close_at=None if sampling.on_limit == "stop" else sampling.max_new_tokens,
-            must_close=sampling.on_limit == "close",
-            starts_after=wire.constraint_after,
-            reasoning_budget=wire.reasoning_budget,
-            allowed_ids=sampling.allowed_token_ids,
-            banned_ids=self._updater.ending_ids(sampling) if sampling.min_new_tokens else (),
-        )
 
     def _start_compiled(self) -> None:
         """Let go of requests whose constraint has been compiled, or end them with what was wrong with it."""
@@ -287,7 +281,7 @@ class EngineCore:
             return not self._in_flight
         if self.scheduler.running:
             return False
-        return all(r.reasons & {WaitReason.COMPILE} for r in self.scheduler.waiting.values())
+        return all(r.reasons & {WaitReason.COMPILE, WaitReason.WEIGHTS} for r in self.scheduler.waiting.values())
 
     @property
     def has_time_limits(self) -> bool:
@@ -306,7 +300,8 @@ class EngineCore:
         self._count_late(1000 * (time.perf_counter() - started))
         depth = 2 if self.config.overlap else 1
         self.scheduler.expire()
-        planned = self.scheduler.schedule() if len(self._in_flight) < depth and not self.paused else None
+        resting = self.paused or self.weights.writing
+        planned = self.scheduler.schedule() if len(self._in_flight) < depth and not resting else None
         if planned is not None:
             self._executor.submit(planned)
             self._in_flight.append(planned.step_id)
@@ -319,6 +314,7 @@ class EngineCore:
             self._collect()
             self._supply_masks()
         self.scheduler.memory.pins.keep_budget()
+        self.weights.go_on(self.paused)
         return self._outputs()
 
     def _collect(self) -> None:

@@ -25,14 +25,16 @@ import msgspec
 from sglite.runtime.config import EngineArgs
 from sglite.runtime.engine.admission import Admission, Admitted, pick
 from sglite.runtime.engine.assemble import InProcess, Launch, Launched, Launching, text_folder
-from sglite.runtime.engine.batch import AsyncBatchStream, Batch, BatchStream
-from sglite.runtime.engine.client import EngineClient, Health, Load
+from sglite.runtime.engine.batch import AsyncBatchStream, Batch, BatchStream, prompt_ids
+from sglite.runtime.engine.client import EngineClient
 from sglite.runtime.engine.generation import EngineError, Generation, RequestRefused
+from sglite.runtime.engine.health import Health, Load
 from sglite.runtime.engine.presenter import Presenter
 from sglite.runtime.engine.sequence import Handle, Sequence, Start
+from sglite.runtime.engine.served_weights import ServedWeights, check_format
 from sglite.runtime.pooling import Pooling, Undeclared, read_pooling
-from sglite.runtime.protocol import PAUSE_MODES, GenerateRequest, PauseMode, ProgramRef, RequestOutput
-from sglite.runtime.sample.params import InvalidParameter, SamplingParams
+from sglite.runtime.protocol import PAUSE_MODES, GenerateRequest, PauseMode, ProgramRef, RequestOutput, UpdateWeights
+from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.text.chat_template import ChatTemplate
 from sglite.runtime.text.tokenizer import Tokenizer, load_tokenizer
 from sglite.runtime.text.turns import TemplateError
@@ -70,6 +72,7 @@ class Engine:
             launching.cancel()
             raise
         self.client = launched.client
+        self.weights = ServedWeights(launched.client, self.model_path)
         self.config = launched.config
         self._weight_bytes = launched.weight_bytes
         self._capacity = min(launched.config.context_length, launched.config.max_total_tokens)
@@ -165,6 +168,34 @@ class Engine:
         """Go on after ``pause``."""
         self.client.resume().result()
 
+    def update_weights_from_disk(self, model_path: str, load_format: str | None = None) -> tuple[bool, str, int]:
+        """Load other weights of the same model from a local folder; see ``engine.weights``. Waits for open requests.
+
+        As in SGLang: whether it was done (else nothing was changed), a message, how many requests waited meanwhile.
+        """
+        check_format(load_format, "checkpoints")
+        result = self.weights.update(UpdateWeights(folder=str(model_path))).result()
+        return result.success, result.message, result.num_paused_requests
+
+    def update_weights_from_tensor(
+        self, named_tensors: Items[tuple[str, Any]], load_format: str | None = None, flush_cache: bool = True
+    ) -> tuple[bool, str]:
+        """Replace single tensors, by their names in a checkpoint: ``[(name, torch.Tensor), ...]``; as from disk."""
+        from sglite.runtime.model.reload import pack
+
+        check_format(load_format, "tensors")
+        order = UpdateWeights(tensors=pack(named_tensors), flush_cache=flush_cache)
+        result = self.weights.update(order).result()
+        return result.success, result.message
+
+    def get_weights_by_name(self, name: str, truncate_size: int = 100) -> list[Any]:
+        """The first ``truncate_size`` rows of a tensor as nested lists. ``ValueError`` for what cannot be read."""
+        result = self.weights.read(name, truncate_size).result()
+        if not result.success:
+            raise ValueError(result.message)
+        found: list[Any] = result.values
+        return found
+
     def health(self) -> Health:
         """Whether the engine runs and when it was last heard of; never waits."""
         return self.client.health()
@@ -186,6 +217,8 @@ class Engine:
             "max_total_num_tokens": self.config.max_total_tokens,
             "context_length": self.config.context_length,
             "weight_bytes": self._weight_bytes,
+            "weight_version": self.weights.version.name,
+            "weights_path": self.weights.path,
             "config": self.config.describe(),
             "open_sequences": len(self._handles),
             **self.client.statistics().result(),
@@ -253,7 +286,8 @@ class Engine:
         on_finished: Callable[[Items[Presenter]], None] | None = None,
     ) -> Generation:
         """The handle on the outputs of ``call``, which has yet to begin."""
-        return Generation(call.presenters(self.tokenizer), abort or self.abort, on_finished=on_finished)
+        presenters = call.presenters(self.tokenizer, self.weights.version)
+        return Generation(presenters, abort or self.abort, on_finished=on_finished)
 
     def begin(self, starts: Items[Start]) -> None:
         """Hand generations to the core, all at once. RuntimeError after ``shutdown``."""
@@ -290,7 +324,7 @@ class Engine:
         **options: Any,
     ) -> Batch:
         """Submit one request or a batch."""
-        rows, many = self._prompt_ids(prompt, input_ids)
+        rows, many = prompt_ids(self.tokenizer, prompt, input_ids)
         batch = Batch(many)
         try:
             for index, row in enumerate(rows):
@@ -302,30 +336,6 @@ class Engine:
             batch.abort()
             raise
         return batch
-
-    def _prompt_ids(
-        self, prompt: str | list[str] | None, input_ids: list[int] | list[list[int]] | None
-    ) -> tuple[list[list[int]], bool]:
-        """Prompts as ids, and whether they came as a batch."""
-        if (prompt is None) == (input_ids is None):
-            raise InvalidParameter("prompt", prompt, "give either prompt or input_ids, and not both")
-        if input_ids is not None:
-            many = bool(input_ids) and isinstance(input_ids[0], (list, tuple))
-            rows: list[Any] = input_ids if many else [input_ids]
-            for row in rows:
-                if not isinstance(row, (list, tuple)) or any(type(token) is not int for token in row):
-                    message = "input_ids must be a list of token ids, or a list of such lists"
-                    raise InvalidParameter("input_ids", row, message)
-            return [list(row) for row in rows], many
-        if self.tokenizer is None:
-            raise InvalidParameter("prompt", prompt, "skip_tokenizer_init=True leaves only input_ids; give those")
-        texts = [prompt] if isinstance(prompt, str) else list(prompt or [])
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InvalidParameter("prompt", text, f"prompt[{index}] must be text, got {type(text).__name__}")
-            if not text:
-                raise InvalidParameter("prompt", text, "prompt is empty: give at least one character")
-        return [self.tokenizer.encode(text, add_bos=True) for text in texts], not isinstance(prompt, str)
 
 
 def _find_model(args: EngineArgs) -> Path:

@@ -23,6 +23,7 @@ from sglite.constrained import bitmask
 from sglite.constrained.closing import filled_pointers
 from sglite.constrained.spec import ConstraintRefused, ConstraintSpec
 from sglite.constrained.wrappers import ReasoningGate, ThinkEnd
+from sglite.runtime.protocol import GenerateRequest
 
 if TYPE_CHECKING:
     from sglite.constrained.compiler import CompiledConstraint
@@ -76,6 +77,24 @@ class GrammarOptions:
     allowed_ids: Collection[int] | None = None
     banned_ids: Collection[int] = ()
     """Not sampled as the first token: what ends the output, where a minimum length is asked for."""
+
+
+def options_of(
+    wire: GenerateRequest, spec: ConstraintSpec, vocab: Vocabulary, jump_forward: bool, banned_ids: Collection[int]
+) -> GrammarOptions:
+    """How the request ``wire`` wants ``spec`` carried out."""
+    sampling = wire.sampling
+    return GrammarOptions(
+        vocab=vocab,
+        is_json=spec.kind == "json_schema",
+        jump_forward=jump_forward,
+        close_at=None if sampling.on_limit == "stop" else sampling.max_new_tokens,
+        must_close=sampling.on_limit == "close",
+        starts_after=wire.constraint_after,
+        reasoning_budget=wire.reasoning_budget,
+        allowed_ids=sampling.allowed_token_ids,
+        banned_ids=banned_ids,
+    )
 
 
 class GrammarState:

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.pins import Pins
 from sglite.runtime.engine.request import Request
+from sglite.runtime.engine.windows import WindowPlanner
 from sglite.runtime.protocol import CopyPages
 
 
@@ -24,12 +25,16 @@ class PagePlanner:
     def __init__(self, cache: RadixCache, pins: Pins) -> None:
         self.cache = cache
         self.pins = pins
+        self.windows = WindowPlanner(cache)
 
     def fit(self, request: Request, start: int, end: int, reserve: int) -> int:
-        """The largest depth up to ``end`` that can be computed with the pages to be had; ``start``: not one token.
+        """The largest depth up to ``end`` that can be computed with the memory to be had; ``start``: not one token.
 
-        ``reserve`` pages stay available for others.
+        ``reserve`` pages, and frames, stay available for others.
         """
+        return self.windows.fit(request, start, self._fit_pages(request, start, end, reserve), reserve)
+
+    def _fit_pages(self, request: Request, start: int, end: int, reserve: int) -> int:
         assert request.cursor is not None
         node = request.cursor.node
         while True:
@@ -41,6 +46,17 @@ class PagePlanner:
                 break
         fitting = bisect_right(range(start, end), room, key=lambda upto: self.cache.pages_missing(node, upto))
         return max(start, start + fitting - 1)
+
+    def release(self, request: Request) -> None:
+        """Give up what ``request`` holds beyond its place in the tree."""
+        self.windows.leave(request)
+        self.cache.allocator.free(request.held_pages)
+
+    def forget_since(self, step: int) -> None:
+        """Steps from ``step`` on failed: the states, and what windows lacked, that they were to write are not there."""
+        self.cache.checkpoints.drop_since(step)
+        if self.cache.allocator.frames is not None:
+            self.cache.allocator.frames.forget_since(step)
 
     def take(self, n: int) -> list[int] | None:
         """``n`` held pages, evicting as needed; ``None`` when there are not as many."""

@@ -4,7 +4,7 @@
     client <--Loaded or NotLoaded, then Outputs ...---- engine
 
 Every message stands for one operation of ``EngineClient``, carried out in the order in which they were sent. ``Ask``
-is answered by one ``Answer`` with its number; ``Outputs`` has what came of one step.
+and ``AskWeights`` are answered by one ``Answer`` with their number; ``Outputs`` has what came of one step.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ import msgspec
 
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.config import EngineArgs, EngineConfig
-from sglite.runtime.protocol import GenerateRequest, RequestOutput
+from sglite.runtime.protocol import GenerateRequest, RequestOutput, WeightOrder
 
 Question = Literal["statistics", "flush_cache", "program_info", "pause", "resume"]
 
 
 class LoadModel(msgspec.Struct, tag="load", frozen=True, kw_only=True):
-    """The first message: load the model in ``folder``. ``log_level``: of the records that are wanted back."""
+    """The first message: load the model in ``folder``. ``log_level``: of the records that are wanted back.
+
+    ``weights``: the folder of other weights, where those of ``folder`` have been replaced.
+    """
 
     args: EngineArgs
     folder: str
     log_level: int
+    weights: str = ""
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
@@ -73,11 +77,18 @@ class Ask(msgspec.Struct, tag="ask", frozen=True):
     argument: str = ""
 
 
+class AskWeights(msgspec.Struct, tag="weights", frozen=True):
+    """Read or replace the model's weights."""
+
+    number: int
+    order: WeightOrder
+
+
 class Shutdown(msgspec.Struct, tag="shutdown", frozen=True):
     """Give every open request its end, then end the process."""
 
 
-ToEngine = LoadModel | Submit | Abort | AbortAll | CompileAhead | Unpin | Park | Ask | Shutdown
+ToEngine = LoadModel | Submit | Abort | AbortAll | CompileAhead | Unpin | Park | Ask | AskWeights | Shutdown
 
 
 class Loaded(msgspec.Struct, tag="loaded", frozen=True, kw_only=True):
@@ -103,7 +114,7 @@ class Outputs(msgspec.Struct, tag="outputs", frozen=True):
 
 
 class Answer(msgspec.Struct, tag="answer", frozen=True):
-    """To the ``Ask`` of that number; ``error``: why there is none."""
+    """To the question of that number; ``error``: why there is none."""
 
     number: int
     value: Any = None

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from sglite.runtime.engine.weight_version import FIRST_VERSION, WeightVersion
 from sglite.runtime.protocol import Accounting, FinishReason, RequestOutput, TokenLogprob
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.text.stop import StopMatcher
@@ -49,6 +50,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     all_rows: list[TokenLogprob] = []
     num_rows: int = 0
     prompt_rows: list[TokenLogprob] = []
+    weight_version: str = FIRST_VERSION
 
     def ids(self, start: int = 0) -> list[int]:
         """Output ids from the ``start``-th on."""
@@ -83,7 +85,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
             "finish_reason": self.finish_dict(),
             **accounting,
             "e2e_latency": self.accounting.e2e_ms / 1000,
-            "weight_version": "default",
+            "weight_version": self.weight_version,
             **self.constraint,
         }
         if self.layout is not None:
@@ -128,6 +130,7 @@ class Presenter:
         tokenizer: ``None`` leaves ``text`` empty.
         logprobs: ``None`` when none were asked for.
         shown_special: special tokens that are shown even if others are not.
+        weights: what the outputs are computed with; the version at the last of them is reported.
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class Presenter:
         tokenizer: Tokenizer | None,
         logprobs: LogprobLayout | None,
         shown_special: Collection[int] = (),
+        weights: WeightVersion | None = None,
     ) -> None:
         self.request_id = request_id
         self.output_ids: list[int] = []
@@ -145,6 +149,8 @@ class Presenter:
         self._tokenizer = tokenizer
         self._layout = logprobs
         self._shown_special = frozenset(shown_special)
+        self._weights = weights or WeightVersion()
+        self._weight_version = self._weights.name
         self._rows: list[TokenLogprob] = []
         self._prompt_rows: list[TokenLogprob] = []
         self._accounting = Accounting()
@@ -167,6 +173,7 @@ class Presenter:
         self._rows.extend(output.logprobs)
         self._prompt_rows.extend(output.prompt_logprobs)
         self._accounting = output.accounting
+        self._weight_version = self._weights.name
         if output.finish_reason is not None:
             self.finish_reason, self._hidden = output.finish_reason, output.hidden
             ends = {"constraint_complete": output.constraint_complete, "constraint_filled": output.constraint_filled}
@@ -204,6 +211,7 @@ class Presenter:
             all_rows=self._rows,
             num_rows=len(self._rows),
             prompt_rows=self._prompt_rows,
+            weight_version=self._weight_version,
         )
 
     def state_ids(self) -> list[int]:

@@ -32,6 +32,7 @@ from sglite.runtime.engine.messages import (
     AbortAll,
     Answer,
     Ask,
+    AskWeights,
     CompileAhead,
     Dying,
     Loaded,
@@ -46,7 +47,7 @@ from sglite.runtime.engine.messages import (
     Unpin,
 )
 from sglite.runtime.engine.wire import Channel, WireError
-from sglite.runtime.protocol import FinishReason, PauseMode, RequestOutput
+from sglite.runtime.protocol import FinishReason, PauseMode, RequestOutput, UpdateWeights
 
 logger = logging.getLogger(__name__)
 _DRAIN_SECONDS = 5.0
@@ -99,6 +100,7 @@ class EngineServer:
             folder, args = Path(order.folder), order.args
             tokenizer = None if args.skip_tokenizer_init else load_tokenizer(text_folder(args, folder))
             launched = assemble(args, folder, tokenizer, self._send_outputs, self._die)
+            _replace_weights(launched.client, order.weights)
         except (ValueError, ModuleNotFoundError) as error:
             self._channel.send(NotLoaded(_one_line(error), users=True))
             return 2
@@ -146,7 +148,9 @@ class EngineServer:
         if isinstance(message, Submit):
             client.submit_all(message.requests, self._outputs_of)
         elif isinstance(message, Ask):
-            self._answer(client, message)
+            self._reply(message.number, _ask(client, message))
+        elif isinstance(message, AskWeights):
+            self._reply(message.number, client.weights(message.order))
         elif isinstance(message, Abort):
             client.abort(message.request_id)
         elif isinstance(message, AbortAll):
@@ -158,28 +162,17 @@ class EngineServer:
         elif isinstance(message, Park):
             client.park(message.pin, message.expected_s)
 
-    def _answer(self, client: EngineClient, ask: Ask) -> None:
-        """Have a question answered between two steps."""
+    def _reply(self, number: int, found: Future[Any]) -> None:
+        """Say what a question came to, as soon as that is known."""
 
-        def reply(done: Future[Any]) -> None:
+        def send(done: Future[Any]) -> None:
             error = done.exception()
             if error is None:
-                self._channel.send(Answer(ask.number, msgspec.to_builtins(done.result())))
+                self._channel.send(Answer(number, msgspec.to_builtins(done.result())))
             else:
-                self._channel.send(Answer(ask.number, error=f"{type(error).__name__}: {error}"))
+                self._channel.send(Answer(number, error=f"{type(error).__name__}: {error}"))
 
-        future: Future[Any]
-        if ask.question == "statistics":
-            future = client.statistics()
-        elif ask.question == "flush_cache":
-            future = client.flush_cache()
-        elif ask.question == "program_info":
-            future = client.program_info(ask.argument)
-        elif ask.question == "resume":
-            future = client.resume()
-        else:
-            future = client.pause(msgspec.convert(ask.argument, PauseMode))
-        future.add_done_callback(reply)
+        found.add_done_callback(send)
 
     # --- what goes, on the engine's thread --------------------------------------------------------------------
 
@@ -209,6 +202,25 @@ class EngineServer:
     def _die(self, message: str) -> None:
         self._channel.send(Dying(message))
         self._ends.put(3)
+
+
+def _ask(client: EngineClient, ask: Ask) -> Future[Any]:
+    """The answer to a question, which is found between two steps."""
+    if ask.question == "statistics":
+        return client.statistics()
+    if ask.question == "flush_cache":
+        return client.flush_cache()
+    if ask.question == "program_info":
+        return client.program_info(ask.argument)
+    if ask.question == "resume":
+        return client.resume()
+    return client.pause(msgspec.convert(ask.argument, PauseMode))
+
+
+def _replace_weights(client: EngineClient, folder: str) -> None:
+    """Before anybody asks for anything. ``ValueError``: those in ``folder`` cannot be used."""
+    if folder and not (result := client.weights(UpdateWeights(folder=folder)).result()).success:
+        raise ValueError(result.message)
 
 
 class _ToClient(logging.Handler):

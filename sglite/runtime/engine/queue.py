@@ -1,7 +1,7 @@
 """The waiting requests: why each of them waits, who may be considered now, and whose time is up.
 
 A request waits for nothing but slots, tokens and pages unless a reason is set: a constraint being compiled, the
-members of its fork group, a prefix that somebody else is computing.
+members of its fork group, a prefix that somebody else is computing, other weights.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _has_to_wait(request: Request, now: float) -> bool:
     if request.group is not None and request.group.is_over(now):
         request.group = None
         request.reasons.discard(WaitReason.GROUP)
-    if request.reasons & {WaitReason.COMPILE, WaitReason.GROUP}:
+    if request.reasons & {WaitReason.COMPILE, WaitReason.GROUP, WaitReason.WEIGHTS}:
         return True
     node = request.blocked_on
     if node is None:

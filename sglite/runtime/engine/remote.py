@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import functools
 import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -27,13 +27,16 @@ import msgspec
 
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.engine.child import EngineProcess, Spawn
-from sglite.runtime.engine.client import SHUT_DOWN, Handler, Health, Load, hand
+from sglite.runtime.engine.client import SHUT_DOWN, Handler, hand
 from sglite.runtime.engine.generation import EngineError, RequestRefused
+from sglite.runtime.engine.health import Health, Load
+from sglite.runtime.engine.loop_reading import LoopReading
 from sglite.runtime.engine.messages import (
     Abort,
     AbortAll,
     Answer,
     Ask,
+    AskWeights,
     CompileAhead,
     Dying,
     LoadModel,
@@ -43,16 +46,24 @@ from sglite.runtime.engine.messages import (
     Submit,
     Unpin,
 )
+from sglite.runtime.engine.questions import Questions
 from sglite.runtime.engine.wire import WireError
-from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, PauseMode, RequestOutput
+from sglite.runtime.protocol import (
+    Accounting,
+    FinishReason,
+    GenerateRequest,
+    PauseMode,
+    RequestOutput,
+    UpdateWeights,
+    WeightOrder,
+    WeightsResult,
+)
 
 logger = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 0.5
 RESTARTS = 3
 """Deaths within ``RESTART_SECONDS`` after which a process is started again; after one more it is not."""
 RESTART_SECONDS = 60.0
-_LOOP_SECONDS = 1.0
-"""After so long it is noticed that an event loop that was to read does so no more."""
 _SHUTDOWN_SECONDS = 10.0
 """How long a process that was asked to end may take."""
 
@@ -78,12 +89,10 @@ class RemoteClient:
         self._lock = threading.RLock()
         """Of what follows; a finalizer may come inside of it. Handlers are never called under it."""
         self._handlers: dict[str, Handler] = {}
-        self._questions: dict[int, tuple[Future[Any], Any]] = {}
-        """Futures for the answers, and their types, by number."""
+        self._questions = Questions()
         self._running = True
         self._reason = ""
         self._starting = False
-        self._numbers = itertools.count()
         self._deaths: deque[float] = deque(maxlen=RESTARTS + 1)
         self._restarts = 0
         self._paused: PauseMode | None = None
@@ -92,10 +101,7 @@ class RemoteClient:
         self._closing = threading.Event()
         self._said = ""
         self._reading = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._lent: int | None = None
-        """Number of the socket that the loop reads in place of the thread."""
-        self._back = threading.Event()
+        self._on_loop = LoopReading(functools.partial(self._receive, wait=False), self._closing)
         self._reader = threading.Thread(target=self._run, name="sglite-remote", daemon=True)
         self._reader.start()
         threading.Thread(target=self._beat, name="sglite-heartbeat", daemon=True).start()
@@ -189,15 +195,32 @@ class RemoteClient:
         self._paused = None
         return self._ask("resume")
 
+    def weights(self, order: WeightOrder) -> Future[WeightsResult]:
+        """See ``EngineClient``. A process that is started again reads what is in the folder of the last update then;
+        there is none after an update with tensors, which are nowhere else."""
+        future = self._put(functools.partial(AskWeights, order=order), WeightsResult)
+        if isinstance(order, UpdateWeights):
+            future.add_done_callback(functools.partial(self._note_update, order.source))
+        return future
+
+    def _note_update(self, source: str | bytes, done: Future[WeightsResult]) -> None:
+        with self._lock:
+            if self._again is None or done.exception() is not None or not done.result().success:
+                return
+            spawn, order = self._again
+            again = msgspec.structs.replace(order, weights=source) if isinstance(source, str) else None
+            self._again = None if again is None else (spawn, again)
+        if again is None:
+            logger.warning("the engine is not started again if it dies: its weights came as tensors")
+
     def _ask(self, question: Question, argument: str = "", kind: Any = Any) -> Future[Any]:
-        """A future for the answer, of type ``kind``; it fails when the process does."""
-        future: Future[Any] = Future()
+        return self._put(functools.partial(Ask, question=question, argument=argument), kind)
+
+    def _put(self, message: Callable[[int], Any], kind: Any) -> Future[Any]:
+        """A future for the answer to a numbered message, of type ``kind``; it fails when the process does."""
         with self._lock:
             self._check_running()
-            number = next(self._numbers)
-            self._process.send(Ask(number, question, argument))
-            self._questions[number] = future, kind
-        return future
+            return self._questions.ask(lambda number: self._process.send(message(number)), kind)
 
     # --- how it is --------------------------------------------------------------------------------------------
 
@@ -234,8 +257,7 @@ class RemoteClient:
         """Hand on what the process says until it says nothing more; what it said of its end."""
         self._said = ""
         while self._receive(wait=True):
-            if self._loop is not None:
-                self._lend(self._loop)
+            self._on_loop.lend(self._process.fileno)
         return self._said
 
     def _receive(self, wait: bool) -> bool:
@@ -251,39 +273,9 @@ class RemoteClient:
                     self._said = message.message
             return found is not None
 
-    # --- reading on an event loop -----------------------------------------------------------------------------
-
     def read_on(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Hand on what comes on ``loop`` from soon on, to save its handlers the way from thread to thread; ``None``:
-        on the reader's thread again. Called on that loop, which needs to be asked to let go before it ends."""
-        before, self._loop = self._loop, loop
-        if before is not None and self._lent is not None:
-            before.remove_reader(self._lent)
-            self._take_back()
-
-    def _lend(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have ``loop`` read until it is told to stop or there is nothing more."""
-        self._back.clear()
-        with contextlib.suppress(RuntimeError):  # it has been closed
-            loop.call_soon_threadsafe(self._borrow, loop, self._process.fileno())
-            while not self._back.wait(_LOOP_SECONDS) and not loop.is_closed() and not self._closing.is_set():
-                pass
-
-    def _borrow(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
-        if self._loop is loop:
-            self._lent = number
-            loop.add_reader(number, self._read_here, loop, number)
-        else:
-            self._take_back()
-
-    def _read_here(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
-        if not self._receive(wait=False):
-            loop.remove_reader(number)
-            self._take_back()
-
-    def _take_back(self) -> None:
-        self._lent = None
-        self._back.set()
+        """Hand on what comes on ``loop`` from soon on; see ``LoopReading``."""
+        self._on_loop.read_on(loop)
 
     def _dispatch(self, outputs: Sequence[RequestOutput]) -> None:
         for output in outputs:
@@ -294,11 +286,8 @@ class RemoteClient:
 
     def _answer(self, message: Answer) -> None:
         with self._lock:
-            future, kind = self._questions.pop(message.number)
-        if message.error is not None:
-            future.set_exception(EngineError(message.error))
-        else:
-            future.set_result(msgspec.convert(message.value, kind))
+            tell = self._questions.answer(message)
+        tell()
 
     def _lose(self, said: str) -> bool:
         """The connection has ended: everybody who waits hears of it. Whether another process is wanted."""
@@ -313,12 +302,11 @@ class RemoteClient:
             logger.error("%s; %d requests were open", self._reason, self.num_open)
         with self._lock:
             handlers, self._handlers = self._handlers, {}
-            questions, self._questions = self._questions, {}
+            questions, self._questions = self._questions, Questions()
         for name, handler in handlers.items():
             reason = FinishReason(type="error", code="engine_dead", message=f"{self._reason}; send the request again")
             hand(handler, RequestOutput(request_id=name, finish_reason=reason))
-        for future, _ in questions.values():
-            future.set_exception(_dead(self._reason))
+        questions.fail(_dead(self._reason))
         return self._starting
 
     def _restart(self) -> bool:

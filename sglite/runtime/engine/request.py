@@ -37,6 +37,7 @@ class WaitReason(enum.Enum):
     COMPILE = "compile"
     GROUP = "group"
     PROMISE = "promise"
+    WEIGHTS = "weights"
 
 
 class LogprobState:
@@ -71,7 +72,8 @@ class Request:
         "grammar", "group", "held_pages", "hidden", "in_flight", "inherited_priority", "logprobs", "num_cached",
         "num_computed", "num_scheduled", "order", "page_table", "pages_sent", "preempting", "program", "prompt_len",
         "rank", "reasons", "request", "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time",
-        "state_at", "state_slots", "status", "stop", "suspect", "tokens", "unsent_forced", "waited",
+        "state_at", "state_slots", "status", "stop", "suspect", "tokens", "unsent_forced", "waited", "window_first",
+        "window_pages",
     )  # fmt: skip
 
     def __init__(
@@ -116,6 +118,9 @@ class Request:
         self.state_slots: dict[str, int] = {}
         self.state_at = 0
         """Position at which the running recurrent state will stand after the steps planned so far."""
+        self.window_pages: list[int] = []
+        """The pages that its last row sees in layers with a window, of its page table from ``window_first`` on."""
+        self.window_first = 0
         self.blocked_on: RadixNode | None = None
         self.blocked_planned = -1
         self.inherited_priority = request.priority

@@ -20,6 +20,7 @@ from sglite.runtime.engine.memory import PagePlanner
 from sglite.runtime.engine.recurrent import StatePlanner
 from sglite.runtime.engine.request import Request, RequestStatus, WaitReason
 from sglite.runtime.engine.step_plan import StepPlan
+from sglite.runtime.engine.windows import NOTHING, Refill
 from sglite.runtime.protocol import UNKNOWN_TOKEN, CopyPages, RowStep
 
 
@@ -144,17 +145,23 @@ class RowPlanner:
         node = request.cursor.node
         if copy_source_step(node, self._cache.page_size) >= plan.step_id:
             return True
-        start = self._states.start(request, start, plan)
+        windows = self._memory.windows
+        if windows.copy_waits(request, node, plan.step_id):
+            return True
+        start = windows.start(request, self._states.start(request, start, plan))
         room = min(plan.tokens_left, self._chunk_size or plan.tokens_left)
         wanted = self._states.cut(request, start, min(request.num_needed, start + room))
+        refill, wanted = windows.refill(request, start, planned, wanted)
         while (end := self._memory.fit(request, start, wanted, reserve)) == start:
             if not self._make_room(request):
                 return request.num_scheduled > 0 or request.status is not RequestStatus.RUNNING
         self._states.restore(request, start, plan)
         copies = self._memory.attach(request, end)
+        refill = Refill(refill.start, min(refill.end, end))
+        windows.enter(request, start, end, refill, copies, plan.step_id)
         self._cache.plan(node, end, plan.step_id)
         request.note_start(start)
-        self._add_row(request, plan, request.tokens[start:end], start, max(start, min(planned, end)), copies)
+        self._add_row(request, plan, request.tokens[start:end], start, max(start, min(planned, end)), copies, refill)
         self._states.save(request, end, plan)
         return True
 
@@ -166,9 +173,11 @@ class RowPlanner:
         start: int,
         store_from: int,
         copies: list[CopyPages],
+        refill: Refill = NOTHING,
     ) -> None:
         """Put a row into the plan, with the scores it gives and, at the end of what is known, a sample."""
         end = start + len(tokens)
+        self._memory.windows.stored(request, store_from, end)
         samples = request.ending is None and end >= request.num_tokens
         samples = samples and request.num_output + request.num_unknown < request.max_new_tokens
         draft = (
@@ -184,6 +193,7 @@ class RowPlanner:
             pages_from=request.pages_sent,
             pages=request.page_table[request.pages_sent :],
             parents=draft.parents if draft is not None else None,
+            refill=refill,
             state_slots=request.state_slots,
         )
         request.pages_sent = len(request.page_table)

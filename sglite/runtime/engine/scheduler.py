@@ -72,10 +72,9 @@ class Scheduler:
         self._requeued = 0
         self._starved = False
         """A request alone lacked pages: its own prefix, shared page by page, fills the pool. Start from nothing."""
-        self._steps = 0
+        self._steps = self._poisoned = 0
         self._slots = Slots(limits.max_running, updater)
         self._in_flight: deque[StepPlan] = deque()
-        self._poisoned = 0
         self._outbox: list[RequestOutput] = []
 
     # --- requests come and go ---------------------------------------------------------------------------------
@@ -139,6 +138,7 @@ class Scheduler:
         self._steps += 1
         self._in_flight.append(plan)
         self._slots.announce(plan.output)
+        self.memory.windows.announce(plan.output)
         plan.sort_rows()
         return plan.output
 
@@ -180,8 +180,8 @@ class Scheduler:
                 continue
             match = self.cache.match(request.tokens, request.request.namespace)
             if match.blocked_on is not None:
-                block(request, self._states.branch_off(match, match.blocked_on))
-            elif self._states.in_the_making(match.node, plan):
+                block(request, self._states.branch_off(request, match, match.blocked_on))
+            elif self._states.in_the_making(request, match, plan):
                 continue
             elif not self._start(request, plan) or request.suspect:
                 return False
@@ -306,10 +306,12 @@ class Scheduler:
         """Give up slot, pages, state and place in the tree."""
         cursor = request.cursor
         assert cursor is not None and request.in_flight == 0
+        if request.state_slots:  # computed ahead, its last token too: only then the state stands where the tree ends
+            self._ahead.publish(request, self._steps - 1)
         if cursor.node.lookahead is request:
             cursor.node.lookahead = None
         self._states.release(request)
-        self.cache.allocator.free(request.held_pages)
+        self.memory.release(request)
         if request.finish is not None and request.finish.type in ("stop", "length"):
             self._pin(request, cursor)
         self.cache.close(cursor)
@@ -382,7 +384,7 @@ class Scheduler:
         """
         if error is not None and not self._poisoned:
             self.failed_steps += 1
-            self.cache.checkpoints.drop_since(plan.step_id)
+            self.memory.forget_since(plan.step_id)
             for request in self.running.values():
                 request.state_at = -1
             culprit = len(plan.members) == 1 or all(request.suspect for request in plan.members)

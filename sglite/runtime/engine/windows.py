@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sglite.runtime.cache.frames import Frames
 from sglite.runtime.cache.node import RadixNode
 from sglite.runtime.cache.paths import copied_page
 from sglite.runtime.cache.radix import RadixCache
@@ -95,7 +94,7 @@ class WindowPlanner:
         first = max(0, start - frames.before) // size
         pages = request.page_table[first : -(-end // size)]
         frames.use([*pages, *(copy.src for copy in copies)])
-        self._leave_pages(request)
+        self._unuse(request, request.window_pages, keep=False)
         for page in pages:
             frames.provide(page)
         for copy in copies:
@@ -109,55 +108,58 @@ class WindowPlanner:
         if self._frames is not None:
             self._fill(request, start, end, None)
 
-    def can_grow(self, request: Request, upto: int) -> bool:
-        """Whether there are frames for positions below ``upto``, behind those that the request's rows see."""
-        if self._frames is None:
+    def can_grow(self, request: Request, start: int, upto: int) -> bool:
+        """Whether a row that computes ``[start, upto)``, right behind the last one, sees all it must, and there are
+        frames for it."""
+        frames, size = self._frames, self._cache.page_size
+        if frames is None:
             return True
-        return self._pages_behind(request, upto) <= self._frames.num_available
+        first, known = request.window_first, request.window_first + len(request.window_pages)
+        sees = first * size <= max(0, start - frames.before) and known * size >= start
+        return sees and -(-upto // size) - known <= frames.num_available
 
-    def grow(self, request: Request, upto: int) -> None:
-        """The request's rows see what is below ``upto``, too; ``can_grow`` said so."""
-        if self._frames is None:
+    def grow(self, request: Request, start: int, upto: int) -> None:
+        """A row computes ``[start, upto)``, for which ``can_grow`` found the frames: as ``enter``."""
+        frames, size = self._frames, self._cache.page_size
+        if frames is None:
             return
-        behind = self._pages_behind(request, upto)
-        more = request.page_table[-(-upto // self._cache.page_size) - behind :][:behind] if behind > 0 else []
-        self._frames.use(more)
+        first, pages = max(0, start - frames.before) // size, request.window_pages
+        more = request.page_table[request.window_first + len(pages) : -(-upto // size)]
+        frames.use(more)
         for page in more:
-            self._frames.provide(page)
-        request.window_pages = request.window_pages + more
+            frames.provide(page)
+        self._unuse(request, pages[: first - request.window_first], keep=False)
+        request.window_pages, request.window_first = pages[first - request.window_first :] + more, first
 
     def leave(self, request: Request, pages: Iterable[int] | None = None) -> None:
         """The request sees nothing more, or not those ``pages``, which are about to be given up."""
         if self._frames is None:
             return
         if pages is None:
-            self._leave_pages(request, keep=True)
+            self._unuse(request, request.window_pages, keep=True)
+            request.window_pages, request.window_first = [], 0
             return
-        gone = set(pages)
-        for page in request.window_pages:
-            if page in gone:
-                self._frames.unuse(page, keep=False)
-        request.window_pages = [page for page in request.window_pages if page not in gone]
+        for page in set(pages).intersection(request.window_pages):
+            self._frames.unuse(page, keep=False)
+            request.window_pages.remove(page)
 
     def announce(self, output: SchedulerOutput) -> None:
         """Tell the executor of frames."""
         if self._frames is not None:
             output.frames, output.frame_copies = self._frames.take_news()
 
-    def _pages_behind(self, request: Request, upto: int) -> int:
-        known = request.window_first + len(request.window_pages)
-        return max(0, -(-upto // self._cache.page_size) - known)
-
-    def _leave_pages(self, request: Request, keep: bool = False) -> None:
+    def _unuse(self, request: Request, pages: Iterable[int], keep: bool) -> None:
+        """The first of the request's window pages are seen no more; ``keep``: all are likely to be wanted again."""
         assert self._frames is not None
-        for index, page in enumerate(request.window_pages, request.window_first):
-            self._frames.unuse(page, keep or self._is_meeting_point(request, index, self._frames))
-        request.window_pages, request.window_first = [], 0
+        for index, page in enumerate(pages, request.window_first):
+            self._frames.unuse(page, keep or self._is_meeting_point(request, index))
 
-    def _is_meeting_point(self, request: Request, index: int, frames: Frames) -> bool:
+    def _is_meeting_point(self, request: Request, index: int) -> bool:
         """Others are likely to begin where this request did, and to repeat its prompt."""
-        low, high = index * frames.page_size, (index + 1) * frames.page_size
-        return any(low < depth and depth - frames.before < high for depth in (request.num_cached, request.prompt_len))
+        assert self._frames is not None
+        low, high = index * self._frames.page_size, (index + 1) * self._frames.page_size
+        before = self._frames.before
+        return any(low < depth and depth - before < high for depth in (request.num_cached, request.prompt_len))
 
     def _fill(self, request: Request, start: int, end: int, step: int | None) -> None:
         frames, size = self._frames, self._cache.page_size

@@ -5,7 +5,8 @@
     collect(id)             waits for the result of the oldest step in flight
 
 Steps run one after the other, in the order in which they were submitted. An exception inside a step becomes
-``StepOutput.error``: the engine decides what it means for whom.
+``StepOutput.error``: the engine decides what it means for whom. Whatever concerns the weights is done between steps, in
+its turn.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sglite.runtime.protocol import SchedulerOutput, StepOutput
 
+T = TypeVar("T")
 Masks = NDArray[np.int32]
 """[constrained samples, words]: bit ``id % 32`` of word ``id // 32`` is set when the token is allowed."""
 
@@ -30,6 +33,26 @@ class Worker(Protocol):
 
     def execute(self, step: SchedulerOutput, masks: Callable[[], Masks | None]) -> StepOutput:
         """Run a step. ``masks`` waits for the bitmasks; call it after the forward pass."""
+        ...
+
+
+class WeightStore(Protocol):
+    """The weights of the model that runs. ``source``: see ``UpdateWeights``.
+
+    ``ValueError``, in one line, for what does not fit, which then changed nothing; after any other exception of
+    ``load`` some of the weights may be the new ones and some the old.
+    """
+
+    def check(self, source: str | bytes) -> None:
+        """Whether everything could be loaded, as far as names, shapes and types tell."""
+        ...
+
+    def load(self, source: str | bytes) -> None:
+        """Check again, then write all of it in place of what there was."""
+        ...
+
+    def read(self, name: str, rows: int) -> list[Any]:
+        """The first rows of a tensor, by its name in a checkpoint, as nested lists of floats."""
         ...
 
 
@@ -48,9 +71,35 @@ class Executor(Protocol):
         """Wait for the result of ``step_id``, the oldest step in flight."""
         ...
 
+    def check_weights(self, source: str | bytes) -> Future[None]:
+        """``WeightStore.check``, after the steps submitted before."""
+        ...
+
+    def load_weights(self, source: str | bytes) -> Future[None]:
+        """``WeightStore.load``; nothing may be in flight."""
+        ...
+
+    def read_weights(self, name: str, rows: int) -> Future[list[Any]]:
+        """``WeightStore.read``, after the steps submitted before."""
+        ...
+
     def shutdown(self) -> None:
         """Stop; nothing may be in flight."""
         ...
+
+
+class _NoWeights:
+    """Of what computes without a model."""
+
+    def check(self, source: str | bytes) -> None:
+        raise ValueError("what this engine computes with has no weights; serve a model")
+
+    def load(self, source: str | bytes) -> None:
+        self.check(source)
+
+    def read(self, name: str, rows: int) -> list[Any]:
+        self.check(name)
+        return []
 
 
 class _Job:
@@ -75,12 +124,13 @@ class _Job:
 
 
 class ThreadExecutor:
-    """One worker on a thread of this process."""
+    """One worker on a thread of this process, and the weights it computes with, where it has any."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, weights: WeightStore | None = None) -> None:
         self._worker = worker
+        self._weights = weights or _NoWeights()
         self._jobs: dict[int, _Job] = {}
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Job | Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sglite-worker", daemon=True)
         self._thread.start()
 
@@ -102,6 +152,33 @@ class ThreadExecutor:
         assert job.output is not None
         return job.output
 
+    def check_weights(self, source: str | bytes) -> Future[None]:
+        """See ``Executor``."""
+        return self._later(lambda: self._weights.check(source))
+
+    def load_weights(self, source: str | bytes) -> Future[None]:
+        """See ``Executor``."""
+        return self._later(lambda: self._weights.load(source))
+
+    def read_weights(self, name: str, rows: int) -> Future[list[Any]]:
+        """See ``Executor``."""
+        return self._later(lambda: self._weights.read(name, rows))
+
+    def _later(self, function: Callable[[], T]) -> Future[T]:
+        """Call ``function`` on the thread, in its turn."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                result = function()
+            except Exception as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self._queue.put(run)
+        return future
+
     def shutdown(self) -> None:
         """End the thread."""
         self._queue.put(None)
@@ -109,6 +186,9 @@ class ThreadExecutor:
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
+            if not isinstance(job, _Job):
+                job()
+                continue
             started = time.perf_counter()
             try:
                 job.output = self._worker.execute(job.step, job.wait_for_masks)

@@ -16,6 +16,7 @@ from sglite.runtime.executor.worker import ModelWorker
 from sglite.runtime.gguf import is_gguf
 from sglite.runtime.model.architectures import read_config
 from sglite.runtime.model.loader import load_model
+from sglite.runtime.model.reload import ModelWeights
 from sglite.runtime.pooling import Undeclared, read_pooling
 from sglite.runtime.protocol import GroupSpec
 from sglite.runtime.quant.methods import check_request, summary
@@ -67,7 +68,8 @@ def build(args: EngineArgs, folder: Path) -> Built:
         groups, num_pages=config.num_pages, page_size=config.page_size, num_states=config.num_states
     )
     worker = ModelWorker(loaded.model, backend, pool)
-    return Built(ThreadExecutor(worker), config, loaded.eos_token_ids, loaded.weight_bytes)
+    executor = ThreadExecutor(worker, ModelWeights(loaded.weights, loaded.config))
+    return Built(executor, config, loaded.eos_token_ids, loaded.weight_bytes)
 
 
 def in_cache_dtype(groups: Sequence[GroupSpec], name: str) -> list[GroupSpec]:

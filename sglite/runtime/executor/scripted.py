@@ -7,6 +7,7 @@ when it equals ``script`` applied to the whole sequence (``reference``). Its hid
 
 A token sampled anew follows from the fingerprint and the attempt. Rows with penalties must have been told their whole
 output. A recurrent-state group works the same way with one fingerprint a slot, which must agree with the paged one.
+In a group with a window, what a row sees must be there: the fingerprints of the positions before each of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from sglite.runtime.cache.frames import WindowSpec
 from sglite.runtime.executor.base import Masks
 from sglite.runtime.protocol import (
     UNKNOWN_TOKEN,
@@ -68,6 +70,7 @@ class ScriptedWorker:
         script: next token from the fingerprint; seeds and temperature are ignored.
         num_pages, page_size: the pool, as the scheduler knows it.
         state_groups: names of recurrent-state groups, with their number of slots.
+        window: of a group with frames of its own.
         step_seconds: how long a step pretends to take.
     """
 
@@ -78,11 +81,13 @@ class ScriptedWorker:
         page_size: int,
         state_groups: dict[str, int] | None = None,
         step_seconds: float = 0.0,
+        window: WindowSpec | None = None,
     ) -> None:
         self.script = script
         self.page_size = page_size
         self.slots = [-1] * (num_pages * page_size)
         self.states = {name: [-1] * size for name, size in (state_groups or {}).items()}
+        self.seen = None if window is None else SeenWindows(window, page_size)
         self.groups = [GroupSpec(name="kv")] + [GroupSpec(name=name, kind="state") for name in self.states]
         self.computed: Counter[int] = Counter()
         """How often each fingerprint was computed and stored: no (prefix, token) more than once, that is the rule."""
@@ -107,6 +112,10 @@ class ScriptedWorker:
             self._failed_step = step.step_id
             raise RuntimeError("scripted failure")
         prints = self._compute(step)
+        if self.seen is not None:
+            for index, row in enumerate(step.rows):
+                right = self.seen.holds(row, self._pages[row.slot], partial(self._print_at, row, index, prints))
+                assert self._in_order(right, step.step_id), f"row {index} does not see its window"
         for copy in step.checkpoints:
             self.states[copy.group][copy.dst] = self.states[copy.group][copy.src]
         output = StepOutput(step_id=step.step_id)
@@ -139,6 +148,8 @@ class ScriptedWorker:
         for copy in step.copies:
             src, dst = copy.src * self.page_size, copy.dst * self.page_size
             self.slots[dst : dst + copy.num_tokens] = self.slots[src : src + copy.num_tokens]
+        if self.seen is not None:
+            self.seen.prepare(step)
         for state in step.state_copies:
             values = self.states[state.group]
             values[state.dst] = 0 if state.src < 0 else values[state.src]
@@ -188,6 +199,12 @@ class ScriptedWorker:
                 assert self._in_order(right, step_id), f"position {position} is not in the cache"
         for name, slot in row.state_slots.items():
             self.states[name][slot] = before
+        if self.seen is not None:
+            self.seen.store(row, self._pages[row.slot], partial(self._print_at, row, index, prints))
+
+    def _print_at(self, row: RowStep, index: int, prints: dict[tuple[int, int], int], position: int) -> int:
+        """The fingerprint of a row's position, of this step or of an earlier one."""
+        return prints[index, position] if position >= row.start else self.slots[self._slot(row, position)]
 
     def _slot(self, row: RowStep, position: int) -> int:
         return self._pages[row.slot][position // self.page_size] * self.page_size + position % self.page_size
@@ -232,6 +249,36 @@ class ScriptedWorker:
     def _logprob(self, fingerprint: int, token: int) -> TokenLogprob:
         """A number that only this prefix and token give."""
         return TokenLogprob(token, -(extend_fingerprint(fingerprint, token) % 10**6) / 10**5)
+
+
+class SeenWindows:
+    """The frames of a group with a window: a cell a position, which holds its fingerprint."""
+
+    def __init__(self, spec: WindowSpec, page_size: int) -> None:
+        self.window = spec.window
+        self.page_size = page_size
+        self.frames: dict[int, int] = {}
+        self.cells = [-1] * (spec.num_frames * page_size)
+
+    def prepare(self, step: SchedulerOutput) -> None:
+        """Pages get their frames, and frames their copies."""
+        self.frames.update(step.frames)
+        for copy in step.frame_copies:
+            src, dst = copy.src * self.page_size, copy.dst * self.page_size
+            self.cells[dst : dst + copy.num_tokens] = self.cells[src : src + copy.num_tokens]
+
+    def store(self, row: RowStep, pages: list[int], print_of: Callable[[int], int]) -> None:
+        """What a row stores: the positions that are new, and those that had been lost."""
+        for position in [*range(*row.refill), *range(row.store_from, row.start + len(row.token_ids))]:
+            self.cells[self._cell(pages, position)] = print_of(position)
+
+    def holds(self, row: RowStep, pages: list[int], print_of: Callable[[int], int]) -> bool:
+        """Whether all that the positions of a row see is what was computed there, the drafts themselves included."""
+        seen = range(max(0, row.start - self.window + 1), row.start + len(row.token_ids))
+        return all(self.cells[self._cell(pages, position)] == print_of(position) for position in seen)
+
+    def _cell(self, pages: list[int], position: int) -> int:
+        return self.frames[pages[position // self.page_size]] * self.page_size + position % self.page_size
 
 
 def masks_by_task(tasks: Sequence[SampleTask], masks: Masks | None) -> list[Callable[[int], bool]]:

@@ -24,6 +24,7 @@ from sglite.runtime.model.readers.deepseek import (
 from sglite.runtime.model.readers.dense import read_dense
 from sglite.runtime.model.readers.hybrid import read_qwen3_5, read_qwen3_5_moe, read_qwen3_next
 from sglite.runtime.model.readers.moe import read_qwen2_moe, read_qwen3_moe
+from sglite.runtime.model.readers.qwen import read_qwen
 from sglite.runtime.model.readers.sliding import read_gemma3, read_gpt_oss, read_mistral, read_mixtral
 from sglite.runtime.quant.methods import exported_settings
 
@@ -46,6 +47,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "MistralForCausalLM": read_mistral,
         "MixtralForCausalLM": read_mixtral,
         "Olmo2ForCausalLM": read_dense,
+        "QWenLMHeadModel": read_qwen,
         "Qwen2ForCausalLM": read_dense,
         "Qwen2ForRewardModel": read_reward,
         "Qwen2ForSequenceClassification": read_classifier,

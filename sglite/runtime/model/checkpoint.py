@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,12 +59,28 @@ class Checkpoint:
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
+    _held: Mapping[str, Any] = field(default_factory=dict)
+    """Files that are open, by name."""
+
+    @contextmanager
+    def held(self) -> Iterator[Checkpoint]:
+        """The same with its files open, so that none is missing when it is read. ModelError if one has changed."""
+        with ExitStack() as stack:
+            files = {file: _open(self.folder / file, stack) for file in {info.file for info in self.tensors.values()}}
+            for info in self.tensors.values():
+                try:
+                    same = _info(files[info.file], info.file, info.name) == info
+                except SafetensorError:
+                    same = False
+                if not same:
+                    raise ModelError(f"{self.folder / info.file} was written to while it was read; try again")
+            yield replace(self, _held=files)
 
     def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
         """The named tensors, file by file; each is a view of the mapped file, to be copied at once."""
         for file in sorted({self.tensors[name].file for name in names}):
             with ExitStack() as stack:
-                opened = _open(self.folder / file, stack)
+                opened = self._held.get(file) or _open(self.folder / file, stack)
                 for name in sorted(n for n in names if self.tensors[n].file == file):
                     yield name, opened.get_tensor(self.tensors[name].name)
 
@@ -72,6 +88,16 @@ class Checkpoint:
         """By the names of the family, without what it has no use for."""
         ours = ((table.of(name), info) for name, info in self.tensors.items())
         return Checkpoint(self.folder, {name: info for name, info in ours if name is not None})
+
+
+@contextmanager
+def held(source: TensorSource) -> Iterator[TensorSource]:
+    """``source``, with its files kept open where they are those of a folder."""
+    if not isinstance(source, Checkpoint):
+        yield source
+        return
+    with source.held() as checkpoint:
+        yield checkpoint
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -86,9 +112,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
                     raise ModelError(
                         f"{folder}: tensor {name} is in {tensors[name].file} and in {file}; keep one of them"
                     )
-                part = opened.get_slice(name)
-                tensors[name] = TensorInfo(file, tuple(part.get_shape()), part.get_dtype(), name)
+                tensors[name] = _info(opened, file, name)
     return Checkpoint(folder, _whole_names(tensors))
+
+
+def _info(opened: Any, file: str, name: str) -> TensorInfo:
+    part = opened.get_slice(name)
+    return TensorInfo(file, tuple(part.get_shape()), part.get_dtype(), name)
 
 
 def _whole_names(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:

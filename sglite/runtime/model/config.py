@@ -139,8 +139,8 @@ class ModelConfig:
     @property
     def cached_kinds(self) -> tuple[LayerKind, ...]:
         """Of all layers that keep something: the model's, and behind them those that draft, where they are loaded."""
-        drafting: tuple[LayerKind, ...] = ("full_attention",) * self.draft_layers
-        return (*self.layer_kinds, *drafting) if self.drafts else self.layer_kinds
+        attention: LayerKind = "full_attention"
+        return self.layer_kinds + (attention,) * (self.draft_layers if self.drafts else 0)
 
     def window(self, layer: int) -> int | None:
         """Positions that the attention of ``layer`` sees, its own included; ``None``: all before it."""

@@ -58,10 +58,10 @@ class DeepseekV3ForCausalLM(DeepseekV2ForCausalLM):
     def draft(
         self, input_ids: Tensor, hidden: Tensor, positions: Tensor, context: ForwardContext, depth: int = 0
     ) -> Tensor:
-        """Hidden states [T, hidden] whose ``logits`` score the tokens after ``input_ids`` [T], by drafting layer ``depth``.
+        """Hidden states [T, hidden], whose ``logits`` score the tokens after ``input_ids`` [T], by layer ``depth``.
 
-        ``hidden`` [T, hidden]: what ``forward`` gave at the tokens before those, or ``draft`` of the layer before. Stores
-        what the layer keeps in the slots of ``context``. Only differences between ``positions`` [T] matter.
+        ``hidden`` [T, hidden]: what ``forward`` gave at the tokens before those, or ``draft`` of the layer before.
+        Stores what the layer keeps in the slots of ``context``. Only differences between ``positions`` [T] matter.
         """
         angles = [rotary.angles(positions, self.dtype) for rotary in self.rotary]
         return self.draft_layers[depth](self.embed(input_ids), hidden, angles, context)

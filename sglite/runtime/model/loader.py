@@ -21,7 +21,7 @@ from torch import Tensor
 from sglite.runtime.backend.base import Backend
 from sglite.runtime.gguf import is_gguf
 from sglite.runtime.model.architectures import read_config
-from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorSource, open_checkpoint
+from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorSource, held, open_checkpoint
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.errors import CheckpointMismatch, ModelError
 from sglite.runtime.model.generation import GenerationDefaults, read_generation_defaults
@@ -51,6 +51,8 @@ class LoadedModel:
     max_context: int
     defaults: GenerationDefaults
     weight_bytes: int
+    weights: WeightTable
+    """What the model computes with, by names of the checkpoint."""
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -103,15 +105,14 @@ def load_model(
         max_context=config.max_context,
         defaults=read_generation_defaults(folder, config),
         weight_bytes=needed,
+        weights=weights,
     )
 
 
 def with_drafts(folder: Path, config: ModelConfig) -> ModelConfig:
     """``config`` with its drafting layers; ModelError where there are none."""
     if not config.draft_layers:
-        raise ModelError(
-            f"{folder}: {config.architecture} with num_nextn_predict_layers={config.draft_layers} has no layers that draft"
-        )
+        raise ModelError(f"{folder}: {config.architecture} with num_nextn_predict_layers=0 has no layers that draft")
     return replace(config, drafts=True)
 
 
@@ -152,10 +153,30 @@ def fill_randomly(weights: WeightTable, seed: int) -> None:
         part.copy_(torch.empty(part.shape).normal_(0.0, DUMMY_STD, generator=generator))
 
 
-def fill_from(checkpoint: TensorSource, weights: WeightTable, config: ModelConfig, shown: bool | None) -> None:
-    """Copy every tensor of the checkpoint to its place, after all names, shapes and types were compared."""
+def fill_from(source: TensorSource, weights: WeightTable, config: ModelConfig, shown: bool | None) -> None:
+    """Copy every tensor of the source to its place, after all of them were found to fit."""
+    with held(source) as opened:
+        check_fit(opened, weights, config)
+        copy_from(opened, weights, shown)
+
+
+def check_fit(checkpoint: TensorSource, weights: WeightTable, config: ModelConfig) -> None:
+    """Compare all names, shapes and types, and values that are there twice. ModelError for what does not fit."""
     _compare(checkpoint, weights, config)
-    repeated = [name for name in weights.tied if name in checkpoint.tensors]
+    for name, target in weights.tied.items():
+        if name not in checkpoint.tensors:
+            continue
+        one, other = (tensor.to(weights.dtype) for _, tensor in checkpoint.read({name, target}))
+        if not torch.equal(one, other):
+            tied = "config.json says tie_word_embeddings=true; set it to false if the model has a head of its own"
+            shared = "the two are one tensor in this family; check that they belong to one checkpoint"
+            raise ModelError(
+                f"{checkpoint.folder}: {name} differs from {target}, but {tied if name == 'lm_head.weight' else shared}"
+            )
+
+
+def copy_from(checkpoint: TensorSource, weights: WeightTable, shown: bool | None) -> None:
+    """Copy every tensor of a checkpoint that fits to its place."""
     total = sum(part.nbytes for part in weights.parts.values())
     with progress("loading weights", total, shown) as advance:
         for name, tensor in checkpoint.read(set(weights.parts)):
@@ -163,14 +184,6 @@ def fill_from(checkpoint: TensorSource, weights: WeightTable, config: ModelConfi
             part = weights.parts[name]
             check_finite(checkpoint.folder, name, part)
             advance(part.nbytes)
-    for name, tensor in checkpoint.read(set(repeated)):
-        if not torch.equal(weights.parts[weights.tied[name]], tensor.to(weights.dtype).to(weights.device)):
-            tied = "config.json says tie_word_embeddings=true; set it to false if the model has a head of its own"
-            shared = "the two are one tensor in this family; check that they belong to one checkpoint"
-            raise ModelError(
-                f"{checkpoint.folder}: {name} differs from {weights.tied[name]}, but "
-                f"{tied if name == 'lm_head.weight' else shared}"
-            )
 
 
 def check_finite(folder: Path, name: str, part: Tensor) -> None:

@@ -25,6 +25,7 @@ from sglite.runtime.model.llama import LlamaForCausalLM
 from sglite.runtime.model.mistral import Mistral3ForConditionalGeneration, MistralForCausalLM
 from sglite.runtime.model.mixtral import MixtralForCausalLM
 from sglite.runtime.model.olmo2 import Olmo2ForCausalLM
+from sglite.runtime.model.qwen import QWenLMHeadModel
 from sglite.runtime.model.qwen2 import Qwen2ForCausalLM
 from sglite.runtime.model.qwen2_moe import Qwen2MoeForCausalLM
 from sglite.runtime.model.qwen3 import Qwen3ForCausalLM

@@ -63,7 +63,7 @@ def _spread(
 def unpack(words: Tensor, bits: int, count: int) -> Tensor:
     """Unsigned numbers of ``bits`` (1 to 8), packed without gaps, lowest bits first: ``words`` [..., W] of any whole
     type to uint8 [..., count]."""
-    data = words.contiguous().view(torch.uint8)
+    data = words.reshape(-1).view(torch.uint8).view(*words.shape[:-1], -1)
     if bits == 8:
         return data[..., :count]
     if bits == 4:

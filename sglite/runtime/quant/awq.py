@@ -3,14 +3,14 @@
     X.qweight [K, N / 8] I32    X.qzeros [K / group, N / 8] I32    X.scales [K / group, N]
     weight[n, k] = (q[k, n] - zero[k / group, n]) * scale[k / group, n]
 
-The eight numbers of a word are those of columns 0, 2, 4, 6, 1, 3, 5, 7, lowest bits first.
+The eight numbers of a word are those of columns 0, 2, 4, 6, 1, 3, 5, 7, lowest bits first. Zeros are stored whatever
+``zero_point`` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorSource
@@ -25,8 +25,6 @@ BITS = 4
 PER_WORD = 32 // BITS
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where in a word each of its columns is."""
-MIDDLE = 2 ** (BITS - 1)
-"""The zero where none is stored."""
 
 
 def awq(source: TensorSource, fields: Fields) -> Unpacked:
@@ -41,29 +39,24 @@ def awq(source: TensorSource, fields: Fields) -> Unpacked:
             "with version=gemm"
         )
     group = read_group_size(fields)
-    has_zeros = fields.flag("zero_point", True)
     stored = Stored(source, "awq")
     for base, _ in stored.ending(".qweight"):
-        stored.weights[f"{base}.weight"] = _weight(stored, base, group, has_zeros)
+        stored.weights[f"{base}.weight"] = _weight(stored, base, group)
     return stored.view()
 
 
-def _weight(stored: Stored, base: str, group: int | None, has_zeros: bool) -> PackedWeight:
+def _weight(stored: Stored, base: str, group: int | None) -> PackedWeight:
     inputs, words = stored.matrix(f"{base}.qweight", stored.part(f"{base}.qweight", ("I32",)))
     outputs, size = words * PER_WORD, group or inputs
     groups = inputs // size
     if inputs % size:
         stored.refuse(f"{base}.qweight has {inputs} inputs, not a multiple of group_size={size}")
     stored.part(f"{base}.scales", FLOAT_TYPES, (groups, outputs))
-    parts = {"values": f"{base}.qweight", "scales": f"{base}.scales"}
-    if has_zeros or stored.has(f"{base}.qzeros"):
-        stored.part(f"{base}.qzeros", ("I32",), (groups, words))
-        parts["zeros"] = f"{base}.qzeros"
+    stored.part(f"{base}.qzeros", ("I32",), (groups, words))
+    parts = {"values": f"{base}.qweight", "scales": f"{base}.scales", "zeros": f"{base}.qzeros"}
 
     def make(found: Mapping[str, Tensor]) -> Tensor:
-        scales = found["scales"].T
-        zeros = _columns(found["zeros"]) if "zeros" in found else torch.full_like(scales, MIDDLE)
-        return dequantise(_columns(found["values"]), scales, (1, size), zeros)
+        return dequantise(_columns(found["values"]), found["scales"].T, (1, size), _columns(found["zeros"]))
 
     return PackedWeight((outputs, inputs), parts, make)
 

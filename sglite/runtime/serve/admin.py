@@ -1,4 +1,4 @@
-"""What one may ask of a server besides text: flush, abort, pause and go on, and its load.
+"""What one may ask of a server besides text: flush, abort, pause and go on, its load and its weights.
 
 And the routes of SGLang's that this server cannot carry out, each with what to do instead: they refuse, and say so.
 """
@@ -20,6 +20,7 @@ from sglite.runtime.serve.fields import Fields, ignored_header
 from sglite.runtime.serve.native_schema import ABORT, CONTINUE, PAUSE
 from sglite.runtime.serve.responses import json_response, unless_gone
 from sglite.runtime.serve.serving import Access, Handler, Route, Serving
+from sglite.runtime.serve.weights import WeightRoutes
 from sglite.version import __version__
 
 PAUSE_MODES = ("abort", "retract", "in_place")
@@ -27,7 +28,7 @@ MAX_FLUSH_WAIT = 600.0
 _POLL_SECONDS = 0.02
 _MAX_NAME = 300
 _SECTIONS = {"core", "memory", "queues", "spec", "lora", "disagg", "all"}
-_RESTART = "weights are loaded when the server starts; start another with --model-path"
+_NO_GROUP = "weights come from a folder (/update_weights_from_disk) or in a body (/update_weights_from_tensor)"
 _ADAPTERS = "this server has no adapters; merge the adapter into a checkpoint and serve that"
 _FIXED = "configuration is settled when the server starts (/server_info shows it); start it with other flags"
 _NO_MEMORY = "a server holds its memory until it ends; stop it"
@@ -35,14 +36,10 @@ _NO_PROFILE = "use a profiler of the machine's own (py-spy, perf, nsys) on the s
 
 _WRITE, _EITHER = ("POST",), ("GET", "POST")
 _REFUSED: tuple[tuple[str, tuple[str, ...], Access, str], ...] = (
-    ("/update_weights_from_disk", _WRITE, Access.ADMIN, _RESTART),
-    ("/update_weights_from_tensor", _WRITE, Access.ADMIN, f"tensors are read from safetensors files only; {_RESTART}"),
-    ("/update_weights_from_distributed", _WRITE, Access.ADMIN, _RESTART),
-    ("/update_weights_from_ipc", _WRITE, Access.ADMIN, _RESTART),
-    ("/init_weights_update_group", _WRITE, Access.ADMIN, _RESTART),
-    ("/destroy_weights_update_group", _WRITE, Access.ADMIN, _RESTART),
-    ("/update_weight_version", _WRITE, Access.ADMIN, _RESTART),
-    ("/get_weights_by_name", _EITHER, Access.ADMIN, "read them from the checkpoint's safetensors files"),
+    ("/update_weights_from_distributed", _WRITE, Access.ADMIN, _NO_GROUP),
+    ("/update_weights_from_ipc", _WRITE, Access.ADMIN, _NO_GROUP),
+    ("/init_weights_update_group", _WRITE, Access.ADMIN, _NO_GROUP),
+    ("/destroy_weights_update_group", _WRITE, Access.ADMIN, _NO_GROUP),
     ("/load_lora_adapter", _WRITE, Access.ADMIN, _ADAPTERS),
     ("/unload_lora_adapter", _WRITE, Access.ADMIN, _ADAPTERS),
     ("/v1/load_lora_adapter", _WRITE, Access.ADMIN, _ADAPTERS),
@@ -62,6 +59,7 @@ class Admin:
     def __init__(self, serving: Serving) -> None:
         self._engine = serving.engine
         self._in_flight = serving.in_flight
+        self._weights = WeightRoutes(serving)
 
     def routes(self) -> list[Route]:
         """See the module."""
@@ -72,6 +70,7 @@ class Admin:
             Route("/continue_generation", _WRITE, self.resume, Access.ADMIN, CONTINUE),
             Route("/v1/loads", ("GET",), self.loads),
             Route("/get_load", ("GET",), self.load),
+            *self._weights.routes(),
             *(Route(path, methods, _refuser(path, why), access) for path, methods, access, why in _REFUSED),
         ]
 

@@ -50,14 +50,12 @@ class Info:
     def _model(self) -> dict[str, Any]:
         engine = self._engine
         return {
-            "model_path": engine.model_path,
             "tokenizer_path": engine.args.tokenizer_path or engine.model_path,
             "is_generation": engine.config.generates,
             "is_embedding": not isinstance(engine.pooling, str),
             "has_image_understanding": False,
             "has_audio_understanding": False,
             "preferred_sampling_params": None,
-            "weight_version": "default",
             "context_length": engine.config.context_length,
             "vocab_size": engine.config.vocab_size,
             "chat_format": None if engine.tokenizer is None else chat_format(engine),
@@ -67,7 +65,8 @@ class Info:
 
     async def model(self, request: Request) -> Response:
         """``/model_info``, ``/get_model_info``. ``chat_format``: see ``chat_format``."""
-        return json_response(self._model)
+        weights = self._engine.weights
+        return json_response({**self._model, "model_path": weights.path, "weight_version": weights.version.name})
 
     async def server(self, request: Request) -> Response:
         """``/server_info``: configuration, counters of engine and server, present load; never a key."""

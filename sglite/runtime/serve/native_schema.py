@@ -118,3 +118,30 @@ SEPARATE = _object(("text",), text=_TEXT, reasoning_parser=_TEXT)
 ABORT = _object(rid=_TEXT, abort_all=_FLAG, abort_message=_TEXT)
 PAUSE = _object(mode={"enum": ["abort", "retract", "in_place"]})
 CONTINUE = _object(torch_empty_cache=_FLAG)
+_UPDATE = {
+    "load_format": {"enum": ["auto", "safetensors", None]},
+    "abort_all_requests": _FLAG,
+    "weight_version": _TEXT,
+    "flush_cache": {"type": "boolean", "default": True},
+    "torch_empty_cache": _FLAG,
+}
+UPDATE_FROM_DISK = _object(
+    ("model_path",),
+    model_path=_TEXT,
+    is_async=_FLAG,
+    keep_pause=_FLAG,
+    recapture_cuda_graph=_FLAG,
+    token_step=_COUNT,
+    manifest=_OBJECT,
+    **_UPDATE,
+)
+UPDATE_FROM_TENSOR = _object(
+    ("serialized_named_tensors",),
+    serialized_named_tensors={
+        "type": "array", "minItems": 1, "maxItems": 1, "items": {"type": "string", "contentEncoding": "base64"}
+    },
+    disable_draft_model=_FLAG,
+    **_UPDATE,
+)  # fmt: skip
+WEIGHT_VERSION = _object(("new_version",), new_version=_TEXT, abort_all_requests={"type": "boolean", "default": True})
+READ_WEIGHTS = _object(("name",), name=_TEXT, truncate_size={"type": "integer", "minimum": 1, "default": 100})

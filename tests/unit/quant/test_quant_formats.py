@@ -127,6 +127,22 @@ def test_mxfp4_experts_are_as_the_unquantised_model_has_them(tmp_path: Path) -> 
     assert found.dtype == torch.bfloat16 and torch.equal(found.float(), expected)
 
 
+def test_words_written_by_hand(tmp_path: Path) -> None:
+    """The order of numbers in a word, as the formats describe it: AWQ's columns 0 2 4 6 1 3 5 7, others' in order."""
+    one = torch.ones(1, 8, dtype=torch.float16)
+    word, zero = torch.tensor([[0x76543210]], dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32)
+    source = view(
+        tmp_path / "awq", {"qweight": word, "qzeros": zero, "scales": one}, {"quant_method": "awq", "group_size": -1}
+    )
+    assert read(source).flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+    tensors = {"qweight": word.expand(1, 8).contiguous(), "qzeros": zero, "scales": one}
+    source = view(tmp_path / "gptq", tensors, {"quant_method": "gptq", "bits": 4, "group_size": -1})
+    assert read(source).tolist() == [[-1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]] * 8
+    tensors = {"weight_packed": word, "weight_scale": torch.ones(1, 1), "weight_shape": torch.tensor([1, 8])}
+    source = view(tmp_path / "ct", tensors, FORMATS["ct-w4a16-channel"].config)
+    assert read(source).tolist() == [[-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0]]
+
+
 def test_scales_of_activations_and_caches_are_left_in_the_file(tmp_path: Path) -> None:
     stored, weight = FORMATS["fp8-tensor"].quantise(random_weight())
     stored |= {"k_scale": torch.ones(1), "v_scale": torch.ones(1)}

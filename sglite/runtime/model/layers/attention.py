@@ -18,7 +18,7 @@ class Attention:
 
     ``layer``: index into the pool. ``qk_norm``: what normalises each head of q and k before rotating (Qwen3).
     ``window``: positions it sees; ``sinks``: a learned logit a head that takes part in the softmax (gpt-oss); see
-    ``Backend.attention`` for both.
+    ``Backend.attention`` for both. ``parts``: what the checkpoint calls its matrices; q, k and v may be one.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Attention:
         qk_norm: type[Norm] | None = None,
         window: int | None = None,
         sinks: bool = False,
+        parts: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj"),
     ) -> None:
         self.layer = layer
         self.window = window
@@ -40,9 +41,10 @@ class Attention:
         self.heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         self.scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        outputs = {f"{name}.q_proj": q_size, f"{name}.k_proj": kv_size, f"{name}.v_proj": kv_size}
-        self.qkv = Linear(weights, outputs, config.hidden_size, bias=qkv_bias)
-        self.out = Linear(weights, {f"{name}.o_proj": config.hidden_size}, q_size, bias=out_bias)
+        *inputs, output = (f"{name}.{part}" for part in parts)
+        sizes = (q_size, kv_size, kv_size) if len(inputs) == 3 else (q_size + 2 * kv_size,)
+        self.qkv = Linear(weights, dict(zip(inputs, sizes, strict=True)), config.hidden_size, bias=qkv_bias)
+        self.out = Linear(weights, {output: config.hidden_size}, q_size, bias=out_bias)
         self.q_norm = qk_norm(weights, f"{name}.q_norm", self.head_dim, config.rms_norm_eps) if qk_norm else None
         self.k_norm = qk_norm(weights, f"{name}.k_norm", self.head_dim, config.rms_norm_eps) if qk_norm else None
         self.sinks = weights.tensor(f"{name}.sinks", config.num_heads) if sinks else None

@@ -62,7 +62,7 @@ class LatentAttention:
         backend, pool, meta, mla = context.backend, context.pool, context.meta, self.mla
         source = x if mla.q_lora_rank is None else self.q_norm(self.q_down(x, backend))
         q = self.q(source, backend).view(len(x), self.num_heads, -1)
-        latent, k_rope = self.kv_down(x, backend).split([mla.kv_lora_rank, mla.rope_dim], dim=-1)
+        latent, k_rope = torch.split(self.kv_down(x, backend), [mla.kv_lora_rank, mla.rope_dim], dim=-1)
         k_rope = self._rotate(k_rope[:, None], angles)
         backend.store_kv(pool, self.layer, torch.cat((self.kv_norm(latent)[:, None], k_rope), dim=-1), None, meta)
         chosen = None if self.indexer is None else self.indexer(x, source, angles, context)
@@ -73,7 +73,7 @@ class LatentAttention:
 
     def _query(self, q: Tensor, angles: RotaryAngles) -> Tensor:
         """[T, heads, nope + rope] -> [T, heads, rank + rope], in the latents' space."""
-        nope, rope = q.split([self.mla.nope_dim, self.mla.rope_dim], dim=-1)
+        nope, rope = torch.split(q, [self.mla.nope_dim, self.mla.rope_dim], dim=-1)
         absorbed = torch.bmm(nope.transpose(0, 1), self.key_up).transpose(0, 1)
         return torch.cat((absorbed, self._rotate(rope, angles)), dim=-1)
 

@@ -21,17 +21,26 @@ class FeedForward(Protocol):
 
 
 class GatedMLP:
-    """down(activation(gate(x)) * up(x)), gate and up as one product. ``size``: intermediate, if not the config's."""
+    """down(activation(gate(x)) * up(x)), gate and up as one product.
+
+    ``size``: intermediate, if not the config's. ``parts``: what the checkpoint calls gate, up and down.
+    """
 
     def __init__(
-        self, weights: WeightTable, name: str, config: ModelConfig, *, size: int | None = None, bias: bool = False
+        self,
+        weights: WeightTable,
+        name: str,
+        config: ModelConfig,
+        *,
+        size: int | None = None,
+        bias: bool = False,
+        parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
     ) -> None:
         size = config.intermediate_size if size is None else size
         self.activation = config.activation
-        self.gate_up = Linear(
-            weights, {f"{name}.gate_proj": size, f"{name}.up_proj": size}, config.hidden_size, bias=bias
-        )
-        self.down = Linear(weights, {f"{name}.down_proj": config.hidden_size}, size, bias=bias)
+        gate, up, down = (f"{name}.{part}" for part in parts)
+        self.gate_up = Linear(weights, {gate: size, up: size}, config.hidden_size, bias=bias)
+        self.down = Linear(weights, {down: config.hidden_size}, size, bias=bias)
 
     def __call__(self, x: Tensor, backend: Backend) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""

@@ -4,8 +4,8 @@ one token more and predicts the one after it.
     position p:   hidden state of p, after the model's norm  ─┐
                   embedding of the token at p + 1            ─┴─▶ eh_proj ─▶ decoder layer ─▶ norm ─▶ scores of p + 2
 
-Embedding and head are the model's own; a checkpoint may repeat them. A further layer takes the hidden states of this one
-and the tokens one further on.
+Embedding and head are the model's own; a checkpoint may repeat them. A further layer takes the hidden states of this
+one and the tokens one further on.
 """
 
 from __future__ import annotations

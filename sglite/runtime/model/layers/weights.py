@@ -74,6 +74,10 @@ class WeightTable:
             return self._conversions[name].shape
         return tuple(self._parts[self._tied.get(name, name)].shape)
 
+    def converted(self, name: str) -> bool:
+        """Whether the layer has the tensor in another form than the checkpoint."""
+        return name in self._conversions
+
     def fill(self, name: str, tensor: Tensor) -> None:
         """Copy the checkpoint's tensor to its place, in the layer's form and type."""
         conversion = self._conversions.get(name)

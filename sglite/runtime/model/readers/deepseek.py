@@ -67,6 +67,8 @@ def read_deepseek_v32(fields: Fields) -> ModelConfig:
 def _read_latent(fields: Fields) -> ModelConfig:
     """What V2 and its successors have in common: sizes, rotary settings of the rotated part, latents."""
     rope_dim = fields.positive_int("qk_rope_head_dim")
+    if rope_dim % 2:
+        raise ModelError(f"{fields.where}: qk_rope_head_dim={rope_dim} is odd; rotary embedding needs pairs")
     config = read_common(Fields({**fields.values, "head_dim": rope_dim}, fields.where))
     section = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
     scaling = Fields(fields.mapping(section), f"{fields.where}: {section}")
@@ -127,12 +129,12 @@ def _check_groups(fields: Fields, moe: MoEConfig) -> None:
 
 
 def _expert_layers(fields: Fields, layers: int) -> tuple[bool, ...]:
-    """Every ``moe_layer_freq``-th layer from ``first_k_dense_replace`` on, or what ``mlp_layer_types`` says by layer."""
+    """Every ``moe_layer_freq``-th layer from ``first_k_dense_replace`` on, or what ``mlp_layer_types`` says."""
     given = fields.sequence("mlp_layer_types")
     if given:
         if len(given) != layers or not set(given) <= {"dense", "sparse"}:
             raise ModelError(
-                f"{fields.where}: mlp_layer_types {given!r:.80} must say 'dense' or 'sparse' for each of {layers} layers"
+                f"{fields.where}: mlp_layer_types {given!r:.80} must say dense or sparse for each of {layers} layers"
             )
         return tuple(kind == "sparse" for kind in given)
     first, every = _natural(fields, "first_k_dense_replace"), fields.positive_int("moe_layer_freq", 1)
