@@ -50,7 +50,7 @@ def each(table: Tensor, block: tuple[int, int], shape: tuple[int, int]) -> Tenso
 
 def grouped(weight: Tensor, bits: int, group: int, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [N, K], scales [N, G] rounded to float16, zeros [N, G] of a weight, by groups of inputs."""
-    parts = weight.split(group, dim=1)
+    parts = torch.split(weight, group, dim=1)
     low = torch.stack([part.amin(1) for part in parts], 1).clamp(max=0)
     high = torch.stack([part.amax(1) for part in parts], 1).clamp(min=0)
     top = 2**bits - 1
@@ -165,7 +165,7 @@ def pack_quantized(
 def microscaled(weight: Tensor, *, nvidia: bool = False) -> tuple[Parts, Tensor]:
     """Four-bit floats in compressed-tensors' layout: with powers of two, or with eight-bit floats and one for all."""
     size = 16 if nvidia else 32
-    peaks = torch.stack([part.abs().amax(1) for part in weight.split(size, 1)], 1) / 6
+    peaks = torch.stack([part.abs().amax(1) for part in torch.split(weight, size, 1)], 1) / 6
     shared = torch.tensor([1000.0])
     eighth = (peaks * shared).to(torch.float8_e4m3fn)
     exponents = peaks.log2().ceil().int() + 127

@@ -21,6 +21,10 @@ MEMORY_SHARE = 0.5
 """Share of the memory left after loading that the default pool may take, unless ``mem_fraction_static`` says more."""
 STATES_PER_REQUEST = 3
 """Recurrent states a running request: its own, and room for as many saved ones twice."""
+WINDOWS_PER_REQUEST = 2
+"""Windows a running request in the layers that have one: its own, and room to keep as many for others."""
+PAGES_PER_FRAME = 16
+"""Bounds the pages of a model whose layers all have a window: they cost no memory by themselves."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 GRAMMAR_BACKENDS = ("auto", "native", "xgrammar", "reference")
 ONE_DEVICE = ("tp_size", "dp_size", "pp_size", "ep_size")
@@ -180,6 +184,10 @@ class Facts:
     """Of one sequence's recurrent state; 0: the model has none."""
     state_groups: tuple[str, ...] = ()
     """Names of the cache groups of recurrent layers."""
+    window: int | None = None
+    """Positions that layers with a sliding window see; ``None``: there are none."""
+    window_bytes_per_token: int = 0
+    """Of ``bytes_per_token``: what those layers take."""
     hidden_size: int = 0
     """Length of the vectors that pooling gives."""
     labels: tuple[str, ...] = ()
@@ -223,6 +231,10 @@ class EngineConfig:
     num_states: int = 0
     """Recurrent states that fit, of running requests and saved ones."""
     state_groups: tuple[str, ...] = ()
+    window: int | None = None
+    """Positions that layers with a sliding window see."""
+    num_frames: int = 0
+    """Pages that fit in those layers; 0: all, they are kept like the others."""
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """Where each value comes from, by field name."""
 
@@ -248,7 +260,7 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
     states, states_origin = _states(args, facts)
     if facts.free_memory is not None:
         facts = replace(facts, free_memory=facts.free_memory - states * facts.bytes_per_state)
-    pages, pages_origin = _pages(args, facts, context)
+    pages, pages_origin, frames = _room(args, facts, context)
     return EngineConfig(
         args=args,
         context_length=context,
@@ -271,6 +283,8 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
         cache_dtype=facts.cache_dtype or facts.dtype,
         num_states=states,
         state_groups=facts.state_groups,
+        window=facts.window,
+        num_frames=frames,
         origins={
             "context_length": context_origin,
             "num_pages": pages_origin,
@@ -292,6 +306,8 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
             "cache_dtype": "model" if args.kv_cache_dtype == "auto" else "argument",
             "num_states": states_origin,
             "state_groups": "model",
+            "window": "model",
+            "num_frames": "default" if frames else "model",
         },
     )
 
@@ -330,6 +346,24 @@ def _states(args: EngineArgs, facts: Facts) -> tuple[int, Origin]:
     if affordable < 1:
         raise ConfigError(f"{free:,} bytes are free, too few for one recurrent state; free some memory")
     return (affordable, "hardware") if affordable < wanted else (wanted, "default")
+
+
+def _room(args: EngineArgs, facts: Facts, context: int) -> tuple[int, Origin, int]:
+    """Pages, and frames for layers with a window: enough for all that may run, where that is less than the pages."""
+    if facts.window is not None:
+        per_request = -(-facts.window // args.page_size) + 2
+        frames = WINDOWS_PER_REQUEST * args.max_running_requests * per_request
+        frames += -(-args.max_prefill_tokens // args.page_size)
+        free = facts.free_memory
+        left = None if free is None else free - frames * args.page_size * facts.window_bytes_per_token
+        if left is None or free is None or left >= free // 2:
+            others = facts.bytes_per_token - facts.window_bytes_per_token
+            pages, origin = _pages(args, replace(facts, bytes_per_token=others, free_memory=left), context)
+            if others == 0 and args.max_total_tokens is None:
+                pages = min(pages, max(PAGES_PER_FRAME * frames, -(-2 * context // args.page_size)))
+            if frames < pages:
+                return pages, origin, frames
+    return (*_pages(args, facts, context), 0)
 
 
 def _pages(args: EngineArgs, facts: Facts, context: int) -> tuple[int, Origin]:

@@ -108,6 +108,18 @@ class GGUF:
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the model."""
+        return sorted({self.path, *(tensor.path for tensor in self.tensors.values())})
+
+    def scalar(self, key: str) -> Any:
+        """A number, flag or text, whichever it is; ``None`` when absent, or for a list."""
+        value = self._values.get(key)
+        if value is None or value.count is not None:
+            return None
+        return self.text(key) if value.kind == _TEXT else self._unpack(value.kind, value.at, 1)[0]
+
     def text(self, key: str) -> str | None:
         """A text; ``None`` when absent. GGUFError for a value of another type."""
         value = self._value(key, "a text", lambda kind: kind == _TEXT)

@@ -50,6 +50,8 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int = 1
     v_head_dim: int = 1
     dtype: str = "float32"
+    window: int | None = None
+    """Paged groups: positions that a query sees, its own included; ``None``: all."""
     bytes_per_token: int = 0
     """Paged groups: bytes of one position over all layers."""
     bytes_per_state: int = 0
@@ -359,6 +361,10 @@ class UpdateWeights(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     def source(self) -> str | bytes:
         """Where the weights are: the folder, or the bytes."""
         return self.folder if self.tensors is None else self.tensors
+
+
+EXPERT_TOKENS = "experts.num_tokens"
+"""A name that is read like a tensor's: tokens that each expert has had since the start, a row a layer with experts."""
 
 
 class ReadWeights(msgspec.Struct, frozen=True, kw_only=True, tag="read"):

@@ -116,3 +116,16 @@ def test_an_engine_gives_the_same_with_and_without_its_cache(
     assert [result["output_ids"] for result in warm] == expected
     assert [result["output_ids"] for result in together] == expected * 2
     assert all(result["meta_info"]["cached_tokens"] >= len(ids) - 1 for result, ids in zip(warm, prompts, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if FAMILIES[name].config.get("num_experts_per_tok")])
+def test_every_expert_counts_its_tokens(made: Checkpoints, name: str) -> None:
+    """Each computed token goes to as many experts as the model says, in every layer that has some."""
+    common: dict[str, Any] = {"skip_tokenizer_init": True, "max_total_tokens": 2048, "max_running_requests": 4}
+    with Engine(made.folder(name), **common) as engine:
+        result = engine.generate(input_ids=prompt(37), sampling_params={"temperature": 0, "max_new_tokens": 5})
+        load = engine.expert_load()
+    meta = result["meta_info"]
+    computed = meta["computed_prompt_tokens"] + meta["completion_tokens"] - 1
+    top_k = FAMILIES[name].config["num_experts_per_tok"]
+    assert load and all(top_k * computed <= sum(layer) <= top_k * (computed + 1) for layer in load)

@@ -4,6 +4,7 @@ transformers unpacks a format rightly, what transformers gives."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -15,10 +16,11 @@ import torch
 from model_families import COMMON, FAMILIES, random_model
 from paged_runner import Extend, PagedRunner
 from quantised_checkpoints import FORMATS, microscaled, write_folder, write_quantised
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import VOCAB_SIZE, make_checkpoint
 from torch import Tensor
 
+from sglite import Engine
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.model.architectures import read_config
 from sglite.runtime.model.loader import load_model, open_source
@@ -75,7 +77,7 @@ def oracle_weights(folder: Path, **options: Any) -> dict[str, Tensor]:
 
 def test_fp8_blocks_are_what_transformers_makes_of_them(tmp_path: Path) -> None:
     """transformers divides matrices into equal blocks, so it is right where there are no partial ones."""
-    config = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 2, "head_dim": 128}
+    config: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 2, "head_dim": 128}
     make_checkpoint(tmp_path / "source", **config, num_key_value_heads=1, dtype="bfloat16")
     write_quantised(tmp_path / "source", "fp8-block", tmp_path / "quantised", tmp_path / "plain")
     expected = oracle_weights(tmp_path / "quantised", dtype=torch.bfloat16)
@@ -114,3 +116,35 @@ def test_mxfp4_experts_are_what_transformers_makes_of_them(tmp_path: Path) -> No
         assert torch.equal(tensor, expected[name]), name
     whole = write_folder(tmp_path / "plain", {**config, "dtype": "bfloat16"}, expected)
     assert torch.equal(logits(folder), logits(whole))
+
+
+def test_weights_of_one_quantisation_replace_those_of_another(tmp_path: Path) -> None:
+    """A running model's weights are whole: a folder's own configuration says how its tensors are to be read."""
+    prompt, sampling = list(range(9, 60, 3)), {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
+    for seed, name in enumerate(("gptq", "fp8-block")):
+        make_checkpoint(tmp_path / f"{name}-source", seed=seed)
+        write_quantised(tmp_path / f"{name}-source", name, tmp_path / name, tmp_path / f"{name}-plain")
+
+    def first(engine: Engine) -> Any:
+        engine.flush_cache()
+        found = engine.generate(input_ids=prompt, sampling_params=sampling, return_logprob=True)
+        return found["output_ids"], found["meta_info"]["output_token_logprobs"]
+
+    common: dict[str, Any] = {"skip_tokenizer_init": True, "max_total_tokens": 512}
+    expected = {}
+    for name in ("gptq", "fp8-block"):
+        with Engine(tmp_path / f"{name}-plain", **common) as engine:
+            expected[name] = first(engine)
+    broken = tmp_path / "broken"
+    shutil.copytree(tmp_path / "fp8-block", broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight_scale_inv"][0, 0] = float("nan")
+    save_file(tensors, broken / "model.safetensors")
+    with Engine(tmp_path / "gptq", **common) as engine:
+        for name, folder in (("fp8-block", "fp8-block"), ("gptq", "gptq-plain"), ("gptq", "gptq")):
+            success, message, _ = engine.update_weights_from_disk(str(tmp_path / folder))
+            assert success, message
+            assert first(engine) == expected[name]
+        success, message, _ = engine.update_weights_from_disk(str(broken))
+        assert not success and "model.layers.1.mlp.up_proj.weight holds NaN or infinity" in message
+        assert first(engine) == expected["gptq"]

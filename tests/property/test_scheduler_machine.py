@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from sglite.constrained.spec import ConstraintSpec
+from sglite.runtime.cache.frames import WindowSpec
 from sglite.runtime.protocol import LogprobOptions, ProgramRef
 
 REFUSED = ["refused", "broken"]
@@ -28,6 +29,7 @@ prompts = st.builds(
     st.integers(0, 4),
     st.lists(st.integers(0, 4), max_size=6),
 )
+WINDOWS = [{"window": WindowSpec(*sizes)} for sizes in ((3, 8), (5, 7), (9, 12), (4, 30))]
 configurations = st.fixed_dictionaries(
     {
         "num_pages": st.sampled_from([8, 12, 40]),
@@ -38,7 +40,7 @@ configurations = st.fixed_dictionaries(
         "overlap": st.booleans(),
         "policy": st.sampled_from(["program", "fcfs", "lpm", "dfs-weight"]),
         "pin_budget": st.sampled_from([0.0, 0.3, 0.5, 1.0]),
-        "states": st.sampled_from([None, None, {"ssm": 5}, {"ssm": 9}]),
+        "layers": st.sampled_from([{}, {}, *({"states": {"ssm": n}} for n in (5, 9)), *WINDOWS]),
     }
 )
 
@@ -73,8 +75,9 @@ class CoreMachine(RuleBasedStateMachine):
     def start(self, configuration: dict[str, Any], slow: bool, keeps: bool, jumps: bool) -> None:
         self.clock = Clock()
         self.compiler = ToyCompiler(slow=slow)
+        sizes = {name: value for name, value in configuration.items() if name != "layers"}
         config = {"radix_cache": keeps, "max_waiting": 12, "jump_forward": jumps}
-        self.bench = Bench(compiler=self.compiler, clock=self.clock, config=config, **configuration)
+        self.bench = Bench(compiler=self.compiler, clock=self.clock, config=config, **configuration["layers"], **sizes)
         self.asked: dict[str, Asked] = {}
         self.failures = 0
         self.bench.worker.fail_step = lambda step: self.fail_now()
@@ -181,6 +184,8 @@ class CoreMachine(RuleBasedStateMachine):
         self.bench.check()
         counts = self.bench.core.cache.allocator.counts()
         assert counts.free == counts.total
+        frames = self.bench.core.cache.allocator.frames
+        assert frames is None or frames.counts().free == frames.total
         pins = self.bench.core.scheduler.memory.pins
         assert not (pins._held or pins._given_up or pins._parked)
         assert not any(root.children for root in self.bench.core.cache._roots.values())

@@ -169,6 +169,7 @@ def test_models_see_the_protocol_of_the_backend_only() -> None:
         "sglite.runtime.backend.base",
         "sglite.runtime.protocol",
         "sglite.runtime.config",
+        "sglite.runtime.gguf",
         "sglite.runtime.quant",
     )
     assert offences("sglite.runtime.model", allowed) == []
@@ -179,6 +180,11 @@ def test_quantisation_knows_tensors_and_nothing_of_models_or_devices() -> None:
     assert offences("sglite.runtime.quant", allowed) == []
 
 
+def test_reading_gguf_files_takes_the_standard_library_only() -> None:
+    """Both sides of a server read them, of which one knows no torch and the other no tokenizers."""
+    assert {item.target.partition(".")[0] for item in imports_of("sglite.runtime.gguf")} <= set(sys.stdlib_module_names)
+
+
 def test_the_backend_sees_nothing_above_it() -> None:
     """``protocol`` is the language both speak; the pool is made of the tensors it allocates."""
     allowed = ("sglite.runtime.protocol", "sglite.runtime.cache.pool")
@@ -187,7 +193,7 @@ def test_the_backend_sees_nothing_above_it() -> None:
 
 def test_text_sampling_and_drafts_know_no_engine() -> None:
     assert offences("sglite.runtime.spec", (), heavy=False) == []
-    assert offences("sglite.runtime.text", ()) == []
+    assert offences("sglite.runtime.text", ("sglite.runtime.gguf",)) == []
     assert offences("sglite.runtime.sample", ("sglite.runtime.protocol", "sglite.constrained.spec")) == []
 
 

@@ -38,7 +38,14 @@ def test_every_value_has_an_origin():
         "device": "hardware",
         "vocab_size": "model",
         "hidden_size": "model",
+        "labels": "model",
         "generates": "model",
+        "quantization": "model",
+        "cache_dtype": "model",
+        "num_states": "model",
+        "state_groups": "model",
+        "window": "model",
+        "num_frames": "model",
     }
 
 

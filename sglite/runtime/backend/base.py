@@ -68,6 +68,10 @@ class BatchLayout:
     """[R] draft trees: the last ``len(parents[r])`` tokens are drafts, see ``RowStep.parents``."""
     state_slots: Sequence[Mapping[str, int]] | None = None
     """[R] state slot of each row by state group; ``None`` for models without recurrent state."""
+    frame_mapping: Sequence[int] | None = None
+    """``slot_mapping`` in the groups that are kept in frames; ``None``: there are none."""
+    frame_tables: Sequence[Sequence[int]] | None = None
+    """``page_tables`` in those groups: frames by slot index, -1 where there is none, which no query sees."""
 
     def __post_init__(self) -> None:
         rows, tokens = len(self.starts), len(self.positions)
@@ -83,6 +87,8 @@ class BatchLayout:
             )
         if self.parents is not None and len(self.parents) != rows:
             raise BackendError(f"batch layout: {len(self.parents)} parents for {rows} rows; give one entry a row")
+        if (self.frame_tables is None) != (self.frame_mapping is None):
+            raise BackendError("batch layout: frame_mapping and frame_tables go together; give both or none")
         if self.state_slots is not None and len(self.state_slots) != rows:
             raise BackendError(f"batch layout: {len(self.state_slots)} state_slots for {rows} rows; give one a row")
 
@@ -136,9 +142,16 @@ class Backend(Protocol):
         """Bytes that can be allocated now without swapping or being killed; ``None`` when the system does not say."""
 
     def allocate_pool(
-        self, groups: Sequence[GroupSpec], *, num_pages: int, page_size: int, num_states: int = 0
+        self,
+        groups: Sequence[GroupSpec],
+        *,
+        num_pages: int,
+        page_size: int,
+        num_states: int = 0,
+        num_frames: int = 0,
     ) -> KVPool:
-        """Make zeroed storage for ``num_pages`` pages of every paged group and ``num_states`` states of the others.
+        """Make zeroed storage for ``num_pages`` pages of every paged group and ``num_states`` states of the others;
+        with ``num_frames``, for that many pages of the groups that have a window.
 
         Raises BackendError for a group kind, layout, dtype or page size that the backend does not serve.
         """
@@ -256,8 +269,9 @@ class Backend(Protocol):
     def copy_states(self, pool: KVPool, copies: Sequence[CopyState]) -> None:
         """Copy states from slot to slot, or clear them, in all layers of their group, in the order given."""
 
-    def copy_pages(self, pool: KVPool, copies: Sequence[CopyPages]) -> None:
-        """Copy the first ``num_tokens`` slots of page ``src`` to ``dst`` in all layers, in the order given."""
+    def copy_pages(self, pool: KVPool, copies: Sequence[CopyPages], *, frames: bool = False) -> None:
+        """Copy the first ``num_tokens`` slots of page ``src`` to ``dst``, in the order given, in all layers that are
+        kept in pages; with ``frames`` from frame to frame, in all that are kept in those."""
 
     def matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x`` [..., in] times ``weight`` [out, in] transposed, plus ``bias`` [out]: [..., out] in x's dtype."""

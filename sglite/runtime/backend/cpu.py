@@ -53,7 +53,13 @@ class CPUBackend:
         return min((n for n in known if n is not None), default=None)
 
     def allocate_pool(
-        self, groups: Sequence[GroupSpec], *, num_pages: int, page_size: int, num_states: int = 0
+        self,
+        groups: Sequence[GroupSpec],
+        *,
+        num_pages: int,
+        page_size: int,
+        num_states: int = 0,
+        num_frames: int = 0,
     ) -> KVPool:
         if num_pages < 1 or page_size < 1:
             raise BackendError(f"pool of {num_pages} pages of {page_size} positions: both must be at least 1")
@@ -72,13 +78,13 @@ class CPUBackend:
                         f"cache group {group.name!r}: dtype {dtype!r} is not served by the cpu backend; "
                         f"it serves {', '.join(dtypes)}"
                     )
-        return make_pool(groups, num_pages, page_size, dtypes, self.device, num_states)
+        return make_pool(groups, num_pages, page_size, dtypes, self.device, num_states, num_frames)
 
     def plan(self, layout: BatchLayout) -> CPUMetadata:
         return plan(layout)
 
     def store_kv(self, pool: KVPool, layer: int, k: Tensor, v: Tensor | None, meta: AttentionMetadata) -> None:
-        batch = own(meta)
+        batch = own(meta).within(pool.framed[layer])
         for cache, new in ((pool.k[layer], k), (pool.v[layer], v)):
             if new is not None:
                 new = new if batch.store_tokens is None else new.index_select(0, batch.store_tokens)
@@ -97,7 +103,7 @@ class CPUBackend:
     ) -> Tensor:
         keys, values = pool.k[layer], pool.v[layer]
         out = q.new_empty((*q.shape[:2], values.shape[2]))
-        for segment in own(meta).segments(window):
+        for segment in own(meta).within(pool.framed[layer]).segments(window):
             parts = (
                 _heads_first(q[segment.tokens], segment.rows),
                 _heads_first(read_slots(keys, segment.slots).to(q.dtype), segment.rows),
@@ -146,13 +152,16 @@ class CPUBackend:
     ) -> Tensor:
         return gated_delta_rule(q, k, v, decay, beta, pool.states[group][layer][1], own(meta).runs(group))
 
-    def copy_pages(self, pool: KVPool, copies: Sequence[CopyPages]) -> None:
+    def copy_pages(self, pool: KVPool, copies: Sequence[CopyPages], *, frames: bool = False) -> None:
+        rooms = pool.num_frames if frames else pool.num_pages
         for copy in copies:
-            inside = min(copy.src, copy.dst) >= 0 and max(copy.src, copy.dst) < pool.num_pages
+            inside = min(copy.src, copy.dst) >= 0 and max(copy.src, copy.dst) < rooms
             if not (inside and 0 <= copy.num_tokens <= pool.page_size):
-                raise BackendError(f"{copy}: outside a pool of {pool.num_pages} pages of {pool.page_size} positions")
+                raise BackendError(
+                    f"{copy}: outside a pool of {rooms} {'frames' if frames else 'pages'} of {pool.page_size} positions"
+                )
             src, dst = copy.src * pool.page_size, copy.dst * pool.page_size
-            for tensor in pool.paged:
+            for tensor in pool.paged(frames):
                 tensor[dst : dst + copy.num_tokens] = tensor[src : src + copy.num_tokens]
 
     def matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

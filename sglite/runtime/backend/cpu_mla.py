@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sglite.runtime.backend.cpu_plan import CPUMetadata, Segment, read_slots
 
-BLOCK = 2**23
+BLOCK = 2**21
 """Numbers that are held at a time: scores, or latents gathered for single queries."""
 
 
@@ -27,11 +27,12 @@ def attend_latents(q: Tensor, latents: Tensor, size: int, segments: Sequence[Seg
         seen = _seen(segment, queries.shape[1], keys.shape[1])
         result = torch.empty((*queries.shape[:3], size), dtype=q.dtype)
         for part in _blocks(queries.shape[1], segment.rows * q.shape[1] * keys.shape[1]):
-            scores = _product(queries[:, part], keys).float() * scale
+            width = _width(part, queries, keys)
+            scores = _product(queries[:, part], keys[:, :width]).float().mul_(scale)
             if seen is not None:
-                scores.masked_fill_(~seen[:, part, None], -torch.inf)
+                scores.masked_fill_(~seen[:, part, None, :width], -torch.inf)
             shares = scores.softmax(-1).to(q.dtype)
-            result[:, part] = torch.matmul(shares.flatten(1, 2), keys[..., :size]).view(*shares.shape[:3], size)
+            result[:, part] = torch.matmul(shares.flatten(1, 2), keys[:, :width, :size]).view(*shares.shape[:3], size)
         out[segment.tokens] = result.flatten(0, 1)
     return out
 
@@ -97,6 +98,11 @@ def _seen(segment: Segment, tokens: int, slots: int) -> Tensor | None:
     if segment.causal:
         return torch.ones((1, tokens, slots), dtype=torch.bool).tril()
     return None if segment.mask is None else segment.mask[:, 0]
+
+
+def _width(part: slice, queries: Tensor, keys: Tensor) -> int:
+    """Slots that some query of ``part`` may see: none sees beyond its own."""
+    return keys.shape[1] - (queries.shape[1] - int(part.stop) if len(queries) == 1 else 0)
 
 
 def _slot_numbers(segment: Segment) -> Tensor:

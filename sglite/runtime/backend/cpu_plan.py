@@ -104,8 +104,18 @@ class CPUMetadata(AttentionMetadata):
     store_tokens: Tensor | None
     """[stored] which tokens they come from; ``None``: all, in order."""
     rows: tuple[Row, ...]
+    framed: CPUMetadata | None = None
+    """The same batch in the groups that are kept in frames."""
     _segments: dict[int | None, tuple[Segment, ...]] = field(default_factory=dict)
     _runs: dict[str, tuple[Run, ...]] = field(default_factory=dict)
+
+    def within(self, frames: bool) -> CPUMetadata:
+        """The batch as a layer sees it that is kept in frames, or in pages."""
+        if not frames:
+            return self
+        if self.framed is None:
+            raise BackendError("batch layout: no frame_tables, but the pool keeps layers in frames; give them")
+        return self.framed
 
     def segments(self, window: int | None = None) -> tuple[Segment, ...]:
         """The kernel calls of layers with that window, or of those without; planned once."""
@@ -124,17 +134,26 @@ class CPUMetadata(AttentionMetadata):
 
 def plan(layout: BatchLayout) -> CPUMetadata:
     """See ``Backend.plan``."""
+    framed = None
+    if layout.frame_tables is not None and layout.frame_mapping is not None:
+        framed = _plan(replace(layout, page_tables=layout.frame_tables, slot_mapping=layout.frame_mapping), None)
+    planned = _plan(layout, framed)
+    if framed is None:
+        planned.segments()
+    return planned
+
+
+def _plan(layout: BatchLayout, framed: CPUMetadata | None) -> CPUMetadata:
     mapping = np.asarray(layout.slot_mapping, dtype=np.int64)
     stored = np.flatnonzero(mapping >= 0)
     everything = len(stored) == len(mapping)
-    planned = CPUMetadata(
+    return CPUMetadata(
         num_tokens=len(mapping),
         store_slots=torch.from_numpy(mapping if everything else mapping[stored]),
         store_tokens=None if everything else torch.from_numpy(stored),
         rows=tuple(_layout_rows(layout)),
+        framed=framed,
     )
-    planned.segments()
-    return planned
 
 
 def own(meta: AttentionMetadata) -> CPUMetadata:

@@ -31,8 +31,28 @@ class Checkpoints:
         self.dropped = 0
         """For want of slots or pages, or because their steps failed."""
 
-    def __len__(self) -> int:
-        return len(self._nodes)
+    @property
+    def mismatches(self) -> int:
+        """Slots taken out of use because their owners disagreed."""
+        return sum(states.mismatches for states in self._states.values())
+
+    def counts(self) -> dict[str, int]:
+        """Slots by owner, as of pages, and what became of checkpoints; empty without state groups.
+
+        Every group has as many slots and they are taken together: the numbers are those of any of them.
+        """
+        for states in self._states.values():
+            counts = states.counts()
+            return {
+                "free": counts.free,
+                "held": counts.held,
+                "cached": counts.cached,
+                "total": counts.total,
+                "saved": self.saved,
+                "restored": self.restored,
+                "dropped": self.dropped,
+            }
+        return {}
 
     def save(self, node: RadixNode, slots: dict[str, int], step: int, *, spare: bool = False) -> None:
         """Keep held ``slots`` (one per group) as the recurrent state at the end of ``node``, once ``step`` has run.

@@ -4,6 +4,7 @@
     v[layer]  [num_pages * page_size, num_kv_heads, v_head_dim]    of an ``mla`` group: the first numbers of k
     states[group][layer]  one tensor [num_states, *shape] per StateTensor of the group
 
+Where there are frames (``frames.py``), groups with a window have ``num_frames`` of them in place of the pages.
 Layers of the paged groups are numbered through, in the order of the groups; those of a state group from 0. Who owns a
 page or a state slot is decided elsewhere; a pool only has room for it.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,22 +34,29 @@ class KVPool:
     k: tuple[Tensor, ...]
     v: tuple[Tensor, ...]
     states: Mapping[str, tuple[LayerStates, ...]] = field(default_factory=dict)
+    num_frames: int = 0
 
     @property
     def num_slots(self) -> int:
         """Positions that fit, over all pages."""
         return self.num_pages * self.page_size
 
-    @property
-    def paged(self) -> tuple[Tensor, ...]:
-        """Every tensor that has a row per position; those of latent layers once."""
-        return (*self.k, *(v for k, v in zip(self.k, self.v, strict=True) if v.data_ptr() != k.data_ptr()))
+    @cached_property
+    def framed(self) -> tuple[bool, ...]:
+        """By layer: it is kept in frames."""
+        paged = (group for group in self.groups if group.kind == "paged")
+        return tuple(in_frames(group, self.num_frames) for group in paged for _ in range(group.num_layers))
+
+    def paged(self, frames: bool) -> tuple[Tensor, ...]:
+        """Every tensor that has a row per position, in frames or in pages; those of latent layers once."""
+        both = ((k, v) for k, v, framed in zip(self.k, self.v, self.framed, strict=True) if framed == frames)
+        return tuple(t for k, v in both for t in ((k,) if v.data_ptr() == k.data_ptr() else (k, v)))
 
     @property
     def num_bytes(self) -> int:
         """Memory of all layers."""
         states = (tensor for layers in self.states.values() for layer in layers for tensor in layer)
-        return sum(t.numel() * t.element_size() for t in (*self.paged, *states))
+        return sum(t.numel() * t.element_size() for t in (*self.paged(False), *self.paged(True), *states))
 
 
 def make_pool(
@@ -57,6 +66,7 @@ def make_pool(
     dtypes: Mapping[str, torch.dtype],
     device: torch.device,
     num_states: int = 0,
+    num_frames: int = 0,
 ) -> KVPool:
     """Zeroed pool; ``dtypes`` maps the dtype names of the groups to torch types."""
     k: list[Tensor] = []
@@ -69,13 +79,19 @@ def make_pool(
             )
             continue
         for _ in range(group.num_layers):
-            shape = (num_pages * page_size, group.num_kv_heads)
+            rooms = num_frames if in_frames(group, num_frames) else num_pages
+            shape = (rooms * page_size, group.num_kv_heads)
             k.append(torch.zeros((*shape, group.head_dim), dtype=dtypes[group.dtype], device=device))
             if group.layout == "mla":
                 v.append(k[-1][..., : group.v_head_dim])
             else:
                 v.append(torch.zeros((*shape, group.v_head_dim), dtype=dtypes[group.dtype], device=device))
-    return KVPool(tuple(groups), num_pages, page_size, tuple(k), tuple(v), states)
+    return KVPool(tuple(groups), num_pages, page_size, tuple(k), tuple(v), states, num_frames)
+
+
+def in_frames(group: GroupSpec, num_frames: int) -> bool:
+    """Whether a pool with so many frames keeps the group in them, and not in pages."""
+    return num_frames > 0 and group.window is not None
 
 
 def _layer_states(

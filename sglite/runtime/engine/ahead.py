@@ -43,6 +43,7 @@ class Ahead:
             return None
         if not self._reserve(request, position, position + 1):
             return None
+        self._memory.windows.advance(request, position)
         node.lookahead = request
         return position
 
@@ -92,6 +93,16 @@ class Ahead:
             request.draft = None
         self._cache.finish(cursor.node, request.num_computed)
 
+    def leave(self, request: Request, step: int) -> None:
+        """``request`` gives up its place. Its last token is published, as if it were to go on, where that brings the
+        tree to where its recurrent state stands."""
+        cursor = request.cursor
+        assert cursor is not None and not request.in_flight
+        if request.state_slots:
+            self.publish(request, step)
+        if cursor.node.lookahead is request:
+            cursor.node.lookahead = None
+
     def withdraw(self, request: Request) -> None:
         """Tokens of ``request`` were taken back: leave their place in the tree, and what nobody else uses of it."""
         cursor = request.cursor
@@ -116,7 +127,7 @@ class Ahead:
             return False
         request.held_pages = pages
         request.page_table.extend(pages)
-        self._memory.windows.grow(request, start, upto)
+        self._memory.windows.grow(request, upto)
         return True
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from sglite.runtime.cache.frames import WindowSpec
 from sglite.runtime.config import ConfigError, EngineArgs, EngineConfig
 from sglite.runtime.engine.client import EngineClient, EngineThread
 from sglite.runtime.engine.core import CoreConfig, EngineCore
@@ -142,6 +143,7 @@ def _core(
         vocab_size=config.vocab_size,
         eos_ids=eos_ids,
         state_slots=dict.fromkeys(config.state_groups, config.num_states),
+        window=WindowSpec(config.window, config.num_frames) if config.window and config.num_frames else None,
         limits=SchedulerLimits(
             max_step_tokens=config.max_step_tokens,
             max_running=config.max_running,

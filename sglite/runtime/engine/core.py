@@ -384,7 +384,9 @@ class EngineCore:
             "pins_dropped": pins.num_dropped,
             "pages": {"free": pages.free, "held": pages.held, "cached": pages.cached, "total": pages.total},
             "available_pages": self.cache.num_available,
-            "page_mismatches": self.cache.allocator.mismatches,
+            "page_mismatches": self.cache.allocator.mismatches + self.cache.checkpoints.mismatches,
+            "states": self.cache.checkpoints.counts(),
+            "frames": self.scheduler.memory.windows.counts(),
             "grammar": {} if self._compiler is None else self._compiler.counts(),
             "totals": msgspec.structs.asdict(self.totals),
         }

@@ -33,7 +33,15 @@ from sglite.runtime.engine.presenter import Presenter
 from sglite.runtime.engine.sequence import Handle, Sequence, Start
 from sglite.runtime.engine.served_weights import ServedWeights, check_format
 from sglite.runtime.pooling import Pooling, Undeclared, read_pooling
-from sglite.runtime.protocol import PAUSE_MODES, GenerateRequest, PauseMode, ProgramRef, RequestOutput, UpdateWeights
+from sglite.runtime.protocol import (
+    EXPERT_TOKENS,
+    PAUSE_MODES,
+    GenerateRequest,
+    PauseMode,
+    ProgramRef,
+    RequestOutput,
+    UpdateWeights,
+)
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.text.chat_template import ChatTemplate
 from sglite.runtime.text.tokenizer import Tokenizer, load_tokenizer
@@ -187,6 +195,11 @@ class Engine:
         order = UpdateWeights(tensors=pack(named_tensors), flush_cache=flush_cache)
         result = self.weights.update(order).result()
         return result.success, result.message
+
+    def expert_load(self) -> list[list[int]]:
+        """How many tokens each expert has had since the engine began: a list a layer with experts, none without."""
+        values: list[list[int]] = self.weights.read(EXPERT_TOKENS, 2**20).result().values or []
+        return values
 
     def get_weights_by_name(self, name: str, truncate_size: int = 100) -> list[Any]:
         """The first ``truncate_size`` rows of a tensor as nested lists. ``ValueError`` for what cannot be read."""

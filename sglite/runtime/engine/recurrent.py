@@ -32,15 +32,19 @@ class StatePlanner:
     def __init__(self, cache: RadixCache) -> None:
         self.cache = cache
         self._makers: dict[RadixNode, Request] = {}
-        """Who computes towards a wanted checkpoint what is computed already."""
+        """Who is going to leave a checkpoint at the end of a node that is computed, or will be any moment."""
 
-    def take(self, request: Request, plan: StepPlan) -> bool:
-        """Slots for the running state of a request being admitted; ``False``: none to be had."""
-        slots = self.cache.checkpoints.take_slots(plan.step_id) if self.cache.states else {}
-        if slots is None:
-            return False
-        request.state_slots = slots
-        return True
+    def take(self, request: Request, match: Match, plan: StepPlan) -> bool:
+        """Slots for the running state of a request being admitted; ``False``: none to be had.
+
+        What it starts from is given up last.
+        """
+        if not self.cache.states:
+            return True
+        self.cache.checkpoints.restorable(match.node, min(match.depth, request.num_tokens - 1))
+        slots = self.cache.checkpoints.take_slots(plan.step_id)
+        request.state_slots = slots or {}
+        return slots is not None
 
     def branch_off(self, request: Request, match: Match, node: RadixNode) -> RadixNode:
         """``request`` waits for ``node``, to leave it at the end of ``match``: have a checkpoint saved there."""
@@ -73,6 +77,8 @@ class StatePlanner:
         if request.num_scheduled > 0:
             return min(start, request.num_scheduled)
         assert request.cursor is not None
+        if request.is_prefill and self.cache.enabled:
+            self._makers[request.cursor.node] = request  # it ends there, and others are about to branch off
         limit = min(start, request.num_tokens - 1)
         node = self.cache.checkpoints.restorable(request.cursor.node, limit)
         while node.parent is not None and node.checkpoint_step >= plan.step_id:
@@ -114,8 +120,9 @@ class StatePlanner:
         asked = wanted or (self.cache.enabled and end == request.prompt_len - 1)
         if (node.end == end and node.checkpoint) or not (asked or self._is_far(request, node, end)):
             return
-        node.wants_checkpoint &= not wanted
-        self._makers.pop(node, None)
+        if node.end == end:
+            node.wants_checkpoint = False
+            self._makers.pop(node, None)
         slots = self.cache.checkpoints.take_slots(plan.step_id, spare=not asked)
         if slots is None:
             return

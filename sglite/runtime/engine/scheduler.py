@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from sglite.runtime.cache.node import Cursor
+from sglite.runtime.cache.node import Cursor, Match
 from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.ahead import Ahead
 from sglite.runtime.engine.memory import PagePlanner
@@ -183,13 +183,13 @@ class Scheduler:
                 block(request, self._states.branch_off(request, match, match.blocked_on))
             elif self._states.in_the_making(request, match, plan):
                 continue
-            elif not self._start(request, plan) or request.suspect:
+            elif not self._start(request, match, plan) or request.suspect:
                 return False
         return True
 
-    def _start(self, request: Request, plan: StepPlan) -> bool:
+    def _start(self, request: Request, match: Match, plan: StepPlan) -> bool:
         """Give a request a slot and a place in the tree and plan its first row; ``False``: no memory for it now."""
-        if not self._states.take(request, plan):
+        if not self._states.take(request, match, plan):
             return False
         self._slots.take(request)
         request.cursor = self.cache.open(request.request.namespace)
@@ -306,10 +306,7 @@ class Scheduler:
         """Give up slot, pages, state and place in the tree."""
         cursor = request.cursor
         assert cursor is not None and request.in_flight == 0
-        if request.state_slots:  # computed ahead, its last token too: only then the state stands where the tree ends
-            self._ahead.publish(request, self._steps - 1)
-        if cursor.node.lookahead is request:
-            cursor.node.lookahead = None
+        self._ahead.leave(request, self._steps - 1)
         self._states.release(request)
         self.memory.release(request)
         if request.finish is not None and request.finish.type in ("stop", "length"):

@@ -11,6 +11,7 @@ Does nothing for models whose layers all see everything, or whose pool has no fr
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import NamedTuple
 
 from sglite.runtime.cache.node import RadixNode
@@ -34,9 +35,14 @@ class WindowPlanner:
     """Plans frames for rows."""
 
     def __init__(self, cache: RadixCache) -> None:
-        assert cache.allocator.frames is None or not cache.states, "a window and recurrent state: no such model is known"
+        assert cache.allocator.frames is None or not cache.states, "no model has a window and recurrent state"
         self._cache = cache
         self._frames = cache.allocator.frames
+
+    def counts(self) -> dict[str, int]:
+        """Frames by what they are to us, those taken away so far among them; empty where there are none."""
+        frames = self._frames
+        return {} if frames is None else {**asdict(frames.counts()), "taken_away": frames.taken_away}
 
     def start(self, request: Request, start: int) -> int:
         """The position, at most ``start``, from which ``request`` must compute so that every row sees its window."""
@@ -118,18 +124,29 @@ class WindowPlanner:
         sees = first * size <= max(0, start - frames.before) and known * size >= start
         return sees and -(-upto // size) - known <= frames.num_available
 
-    def grow(self, request: Request, start: int, upto: int) -> None:
-        """A row computes ``[start, upto)``, for which ``can_grow`` found the frames: as ``enter``."""
+    def grow(self, request: Request, upto: int) -> None:
+        """The last row, or one right behind it, goes on to ``upto``; ``can_grow`` found the frames."""
         frames, size = self._frames, self._cache.page_size
         if frames is None:
             return
-        first, pages = max(0, start - frames.before) // size, request.window_pages
-        more = request.page_table[request.window_first + len(pages) : -(-upto // size)]
+        known = request.window_first + len(request.window_pages)
+        more = request.page_table[known : -(-upto // size)]
+        if not more:
+            return
         frames.use(more)
         for page in more:
             frames.provide(page)
-        self._unuse(request, pages[: first - request.window_first], keep=False)
-        request.window_pages, request.window_first = pages[first - request.window_first :] + more, first
+        request.window_pages = request.window_pages + more
+
+    def advance(self, request: Request, start: int) -> None:
+        """The next row begins at ``start``: pages that it does not see are left."""
+        if self._frames is None:
+            return
+        passed = max(0, start - self._frames.before) // self._cache.page_size - request.window_first
+        if not passed:
+            return
+        self._unuse(request, request.window_pages[:passed], keep=False)
+        request.window_pages, request.window_first = request.window_pages[passed:], request.window_first + passed
 
     def leave(self, request: Request, pages: Iterable[int] | None = None) -> None:
         """The request sees nothing more, or not those ``pages``, which are about to be given up."""

@@ -61,11 +61,17 @@ def build(args: EngineArgs, folder: Path) -> Built:
         quantization=None if quantization is None else summary(quantization),
         cache_dtype=next((group.dtype for group in groups if group.kind == "paged"), None),
         bytes_per_state=sum(group.bytes_per_state for group in loaded.groups),
+        window=next((group.window for group in groups if group.window is not None), None),
+        window_bytes_per_token=sum(group.bytes_per_token for group in groups if group.window is not None),
         state_groups=tuple(group.name for group in loaded.groups if group.kind == "state"),
     )
     config = resolve(args, facts)
     pool = backend.allocate_pool(
-        groups, num_pages=config.num_pages, page_size=config.page_size, num_states=config.num_states
+        groups,
+        num_pages=config.num_pages,
+        page_size=config.page_size,
+        num_states=config.num_states,
+        num_frames=config.num_frames,
     )
     worker = ModelWorker(loaded.model, backend, pool)
     executor = ThreadExecutor(worker, ModelWeights(loaded.weights, loaded.config))

@@ -78,6 +78,8 @@ class ModelWorker:
         self._pool = pool
         self._sampler = Sampler(backend.apply_mask)
         self._rows: dict[int, RowState] = {}
+        self._frames = np.full(pool.num_pages if pool.num_frames else 0, -1, dtype=np.int64)
+        """The frame of every page, in the groups that are kept in frames."""
 
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput, masks: Callable[[], Masks | None]) -> StepOutput:
@@ -106,6 +108,9 @@ class ModelWorker:
             if counts is not None:
                 counts.add(tokens)
         self._backend.copy_pages(self._pool, step.copies)
+        if self._pool.num_frames:
+            self._frames[list(step.frames)] = list(step.frames.values())
+            self._backend.copy_pages(self._pool, step.frame_copies, frames=True)
         self._backend.copy_states(self._pool, step.state_copies)
 
     def _forward(self, step: SchedulerOutput) -> tuple[Tensor, list[int]]:
@@ -168,6 +173,7 @@ class ModelWorker:
             slots.extend([-1] * (row.store_from - row.start))
             slots.extend(state.pages[p // size] * size + p % size for p in range(row.store_from, end))
             starts.append(len(token_ids))
+        framed = self._pool.num_frames > 0
         layout = BatchLayout(
             query_starts=starts,
             starts=[row.start for row in rows],
@@ -178,8 +184,18 @@ class ModelWorker:
             page_size=size,
             parents=[row.parents for row in rows],
             state_slots=[row.state_slots for row in rows] if self._pool.states else None,
+            frame_mapping=[slot for row in rows for slot in self._frame_slots(row)] if framed else None,
+            frame_tables=[self._frames[self._rows[row.slot].pages].tolist() for row in rows] if framed else None,
         )
         return layout, token_ids, starts
+
+    def _frame_slots(self, row: RowStep) -> Iterator[int]:
+        """Where the tokens of a row are stored in frames: new ones, and those that layers with a window had lost."""
+        size, pages = self._pool.page_size, self._rows[row.slot].pages
+        for position in range(row.start, row.start + len(row.token_ids)):
+            stored = position >= row.store_from or row.refill[0] <= position < row.refill[1]
+            frame = int(self._frames[pages[position // size]]) if stored else -1
+            yield frame * size + position % size if stored else -1
 
     def _score(self, task: ScoreTask, logits: Tensor, index: dict[tuple[int, int], int]) -> ScoredTokens:
         """Logprobs of known tokens."""

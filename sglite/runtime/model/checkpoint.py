@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -90,14 +90,22 @@ class Checkpoint:
         return Checkpoint(self.folder, {name: info for name, info in ours if name is not None})
 
 
+@runtime_checkable
+class Holdable(Protocol):
+    """A source of files that can be kept open."""
+
+    def held(self) -> AbstractContextManager[TensorSource]:
+        """The same with its files open."""
+
+
 @contextmanager
 def held(source: TensorSource) -> Iterator[TensorSource]:
     """``source``, with its files kept open where they are those of a folder."""
-    if not isinstance(source, Checkpoint):
+    if not isinstance(source, Holdable):
         yield source
         return
-    with source.held() as checkpoint:
-        yield checkpoint
+    with source.held() as opened:
+        yield opened
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,50 +22,29 @@ from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorInfo
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.errors import ModelError
 from sglite.runtime.model.gguf_config import ROPE_DIVISORS
+from sglite.runtime.model.gguf_layouts import WHOLE, Form, Layout, layout_of
 from sglite.runtime.quant.gguf import unpacked
 
-WHOLE: Mapping[str, str] = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-LAYER: Mapping[str, str] = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "ffn_gate_inp": "mlp.gate",
-    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
-    "ffn_up_shexp": "mlp.shared_expert.up_proj",
-    "ffn_down_shexp": "mlp.shared_expert.down_proj",
-    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
-}
-"""Of a layer, ``blk.N.``; with ``.weight`` or ``.bias`` behind."""
-EXPERTS: Mapping[str, str] = {
-    "ffn_gate_exps": "gate_proj",
-    "ffn_up_exps": "up_proj",
-    "ffn_down_exps": "down_proj",
-}
-"""Of a layer: all experts in one tensor."""
-_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_LAYER = re.compile(r"(blk\.\d+\.)(.+)")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """``count`` rows of a tensor from ``first``, as a tensor of ``shape``."""
+
+    tensor: GGUFTensor
+    first: int
+    count: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows of a tensor, ``rows`` from ``first``, and what becomes of them."""
+    """A tensor of ours: what it is made of, and how (``None``: it is that)."""
 
-    tensor: GGUFTensor
-    first: int
-    rows: int
+    sources: tuple[_Rows, ...]
     shape: tuple[int, ...]
-    form: Callable[[Tensor], Tensor] | None = None
+    make: Callable[..., Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,11 +57,12 @@ class GGUFSource:
     pieces: Mapping[str, _Piece]
 
     def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
-        """The named tensors, file by file, as float32."""
-        for path in sorted({self.pieces[name].tensor.path for name in names}):
-            mapped = _mapped(path)
-            for name in sorted(n for n in names if self.pieces[n].tensor.path == path):
-                yield name, _read(mapped, self.pieces[name])
+        """The named tensors, in the order in which they lie in the files, as float32."""
+        mapped = {path: _mapped(path) for path in {s.tensor.path for n in names for s in self.pieces[n].sources}}
+        for name in sorted(names, key=lambda name: _place(self.pieces[name].sources[0])):
+            piece = self.pieces[name]
+            parts = [_read(mapped[source.tensor.path], source) for source in piece.sources]
+            yield name, parts[0] if piece.make is None else piece.make(*parts)
 
 
 def open_gguf_source(path: Path, config: ModelConfig) -> GGUFSource:
@@ -92,50 +71,66 @@ def open_gguf_source(path: Path, config: ModelConfig) -> GGUFSource:
         file = open_gguf(path)
     except GGUFError as error:
         raise ModelError(str(error)) from None
-    pieces: dict[str, _Piece] = {}
-    for name, tensor in file.tensors.items():
-        if name != ROPE_DIVISORS:
-            pieces.update(_pieces(tensor, config))
-    infos = {name: _info(piece) for name, piece in pieces.items()}
-    return GGUFSource(path, infos, pieces)
+    tensors = {name: tensor for name, tensor in file.tensors.items() if name != ROPE_DIVISORS}
+    layout = layout_of(config)
+    pieces = dict(_formed(tensors, layout))
+    formed = {source.tensor.name for piece in pieces.values() for source in piece.sources}
+    for name, tensor in tensors.items():
+        if name not in formed:
+            pieces.update(_renamed(tensor, layout))
+    return GGUFSource(path, {name: _info(piece) for name, piece in pieces.items()}, pieces)
 
 
-def _pieces(tensor: GGUFTensor, config: ModelConfig) -> Iterator[tuple[str, _Piece]]:
+def _formed(tensors: Mapping[str, GGUFTensor], layout: Layout) -> Iterator[tuple[str, _Piece]]:
+    """The tensors that have another form here, where all that one is made of is there."""
+    layers = dict.fromkeys(found[1] for name in tensors if (found := _LAYER.fullmatch(name)))
+    places = [("", "", form) for form in layout.whole_forms]
+    places += [(layer, f"model.layers.{layer[4:]}", form) for layer in layers for form in layout.forms]
+    for theirs, ours, form in places:
+        sources = [tensors.get(theirs + name) for name in form.sources]
+        present = tuple(_whole(tensor) for tensor in sources if tensor is not None)
+        if len(present) == len(sources):
+            yield ours + form.name, _made(form, present)
+
+
+def _made(form: Form, sources: tuple[_Rows, ...]) -> _Piece:
+    try:
+        made = form.make(*(torch.empty(source.shape, device="meta") for source in sources))
+    except (RuntimeError, IndexError):
+        said = " and ".join(f"{source.tensor.name} {list(source.shape)}" for source in sources)
+        raise ModelError(
+            f"{sources[0].tensor.path}: {form.name} cannot be made of {said}; do the metadata belong to the tensors?"
+        ) from None
+    return _Piece(sources, tuple(made.shape), form.make)
+
+
+def _renamed(tensor: GGUFTensor, layout: Layout) -> Iterator[tuple[str, _Piece]]:
     """What a tensor holds by our names; by its own where the architecture has no such tensor."""
-    found = _NAME.fullmatch(tensor.name)
-    if found is None:
-        stem, _, kind = tensor.name.rpartition(".")
-        yield f"{WHOLE[stem]}.{kind}" if stem in WHOLE else tensor.name, _whole(tensor)
-        return
-    layer, part, kind = found.groups()
-    if part in EXPERTS and kind == "weight" and len(tensor.shape) == 3:
+    stem, _, kind = tensor.name.rpartition(".")
+    found = _LAYER.fullmatch(stem)
+    layer, part = (f"model.layers.{found[1][4:]}", found[2]) if found else ("", "")
+    if part in layout.experts and kind == "weight" and len(tensor.shape) == 3:
         experts, rows, length = tensor.shape
         for expert in range(experts):
-            name = f"model.layers.{layer}.mlp.experts.{expert}.{EXPERTS[part]}.weight"
-            yield name, _Piece(tensor, expert * rows, rows, (rows, length))
+            piece = _Rows(tensor, expert * rows, rows, (rows, length))
+            yield f"{layer}{layout.experts[part].format(expert)}.weight", _Piece((piece,), piece.shape)
         return
-    piece = _whole(tensor)
-    if part == "ffn_gate_inp_shexp" and len(tensor.shape) == 1:
-        piece = _Piece(tensor, 0, 1, (1, *tensor.shape))
-    if config.architecture == "LlamaForCausalLM" and part in ("attn_q", "attn_k"):
-        heads = config.num_heads if part == "attn_q" else config.num_kv_heads
-        if tensor.shape[0] == heads * config.head_dim:
-            piece = _Piece(tensor, 0, piece.rows, tensor.shape, partial(_halves_from_pairs, heads=heads))
-    yield f"model.layers.{layer}.{LAYER[part]}.{kind}" if part in LAYER else tensor.name, piece
+    known = f"{layer}{layout.layer[part]}" if part in layout.layer else WHOLE.get(stem)
+    yield tensor.name if known is None else f"{known}.{kind}", _Piece((_whole(tensor),), tensor.shape)
 
 
-def _whole(tensor: GGUFTensor) -> _Piece:
-    return _Piece(tensor, 0, math.prod(tensor.shape[:-1]), tensor.shape)
+def _whole(tensor: GGUFTensor) -> _Rows:
+    return _Rows(tensor, 0, math.prod(tensor.shape[:-1]), tensor.shape)
 
 
-def _halves_from_pairs(x: Tensor, heads: int) -> Tensor:
-    """Rows of q or k of Llama models, which GGUF keeps for rotating neighbours, in the order for rotating halves."""
-    return x.view(heads, -1, 2, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
+def _place(rows: _Rows) -> tuple[Path, int, int]:
+    return rows.tensor.path, rows.tensor.offset, rows.first
 
 
 def _info(piece: _Piece) -> TensorInfo:
-    kind = piece.tensor.type.name
-    return TensorInfo(piece.tensor.path.name, piece.shape, kind if kind in FLOAT_TYPES else "F32", piece.tensor.name)
+    tensor = piece.sources[0].tensor
+    kind = tensor.type.name if tensor.type.name in FLOAT_TYPES else "F32"
+    return TensorInfo(tensor.path.name, piece.shape, kind, tensor.name)
 
 
 def _mapped(path: Path) -> Tensor:
@@ -144,11 +139,10 @@ def _mapped(path: Path) -> Tensor:
     return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
 
 
-def _read(mapped: Tensor, piece: _Piece) -> Tensor:
-    kind = piece.tensor.type
-    row = piece.tensor.shape[-1] // kind.block * kind.size
-    first = piece.tensor.offset + piece.first * row
-    if first + piece.rows * row > len(mapped):
-        raise ModelError(f"{piece.tensor.path}: the file has become shorter while it was read; try again")
-    numbers = unpacked(kind.name, mapped[first : first + piece.rows * row].view(piece.rows, row)).view(piece.shape)
-    return numbers if piece.form is None else piece.form(numbers)
+def _read(mapped: Tensor, rows: _Rows) -> Tensor:
+    kind = rows.tensor.type
+    row = rows.tensor.shape[-1] // kind.block * kind.size
+    first = rows.tensor.offset + rows.first * row
+    if first + rows.count * row > len(mapped):
+        raise ModelError(f"{rows.tensor.path}: the file has become shorter while it was read; try again")
+    return unpacked(kind.name, mapped[first : first + rows.count * row].view(rows.count, row)).view(rows.shape)

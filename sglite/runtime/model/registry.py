@@ -55,6 +55,7 @@ ARCHITECTURES: Mapping[str, type[CausalLM]] = MappingProxyType(
             MistralForCausalLM,
             MixtralForCausalLM,
             Olmo2ForCausalLM,
+            QWenLMHeadModel,
             Qwen2ForCausalLM,
             Qwen2ForRewardModel,
             Qwen2ForSequenceClassification,

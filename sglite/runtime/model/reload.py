@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,15 @@ from sglite.runtime.model.errors import CheckpointMismatch, ModelError
 from sglite.runtime.model.layers.weights import WeightTable
 from sglite.runtime.model.loader import check_finite, check_fit, copy_from, open_source
 from sglite.runtime.model.registry import model_class
+from sglite.runtime.protocol import EXPERT_TOKENS
 
 MAX_NAMED = 1000
 """Tensors that one message names."""
 MAX_VALUES = 2**22
 """Values that are read at once."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_NOT_COMPARED = {"dtype", "eos_token_ids", "bos_token_id", "has_head"}
-"""Of a checkpoint's configuration: weights are cast, the ends of texts stay those of the start."""
+_NOT_COMPARED = {"dtype", "quantization", "eos_token_ids", "bos_token_id", "has_head"}
+"""Of a checkpoint's configuration: weights are whole and cast, the ends of texts stay those of the start."""
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 
@@ -66,7 +67,9 @@ class ModelWeights:
         self._take(source, write=True)
 
     def read(self, name: str, rows: int) -> list[Any]:
-        """The first ``rows`` rows of a tensor as nested lists of floats."""
+        """The first ``rows`` rows of a tensor as nested lists of floats; of ``EXPERT_TOKENS`` as whole numbers."""
+        if name == EXPERT_TOKENS:
+            return [counts.tolist() for counts in self._weights.expert_tokens[:rows]]
         part = self._part(name)
         if part is None:
             near = difflib.get_close_matches(name, [*self._weights.parts, *self._weights.tied], 1)
@@ -111,8 +114,7 @@ class ModelWeights:
             shown = repr(str(folder))[:300]
             raise ModelError(f"{shown} is no folder where the engine runs; put it there, nothing is fetched")
         folder = folder.expanduser()
-        self._check_config(folder)
-        with held(open_source(folder, self._config)) as checkpoint:
+        with held(open_source(folder, self._checked_config(folder))) as checkpoint:
             try:
                 check_fit(checkpoint, self._weights, self._config)
             except CheckpointMismatch as error:
@@ -122,10 +124,10 @@ class ModelWeights:
                 if write:
                     copy_from(checkpoint, self._weights, shown=False)
 
-    def _check_config(self, folder: Path) -> None:
-        """Whether these weights, where they say what they are for, are for this model."""
+    def _checked_config(self, folder: Path) -> ModelConfig:
+        """This model's, with the quantisation of these weights; they may say what they are for, and then it must be."""
         if not (folder / "config.json").is_file():
-            return
+            return self._config
         found = read_config(folder)
         wrong = [
             f"{name} {getattr(found, name)!r} instead of {getattr(self._config, name)!r}"
@@ -134,6 +136,7 @@ class ModelWeights:
         ]
         if wrong:
             raise ModelError(f"{folder}: config.json is another model's: {'; '.join(wrong)}; start a server for it")
+        return replace(self._config, quantization=found.quantization)
 
     def _check_tensors(self, tensors: dict[str, Tensor]) -> None:
         wrong = [fault for name, tensor in tensors.items() if (fault := self._fault(name, tensor, tensors))]

@@ -34,7 +34,7 @@ def dequantise(
     rows, columns = values.shape[-2:]
     out = torch.empty(values.shape, dtype=torch.float32)
     pairs = zip(out.view(-1, rows, columns), values.reshape(-1, rows, columns), strict=True)
-    step = max(1, PIECE // columns)
+    step = _lines(columns)
     for i, (whole, source) in enumerate(pairs):
         tables = [table.reshape(-1, *table.shape[-2:])[i].float() for table in (scales, zeros) if table is not None]
         for first in range(0, rows, step):
@@ -68,11 +68,26 @@ def unpack(words: Tensor, bits: int, count: int) -> Tensor:
         return data[..., :count]
     if bits == 4:
         return torch.stack((data & 15, data >> 4), dim=-1).flatten(-2)[..., :count]
+    lines = data.view(-1, data.shape[-1])
+    out = torch.empty((len(lines), count), dtype=torch.uint8)
+    for first in range(0, len(lines), _lines(count)):
+        part = slice(first, first + _lines(count))
+        out[part] = _across_bytes(lines[part], bits, count)
+    return out.view(*words.shape[:-1], count)
+
+
+def _across_bytes(data: Tensor, bits: int, count: int) -> Tensor:
+    """Numbers that may begin in one byte and end in the next: uint8 [n, bytes] to int16 [n, count]."""
     first = torch.arange(count) * bits
-    low = data[..., first // 8].to(torch.int16)
-    high = data[..., (first // 8 + 1).clamp(max=data.shape[-1] - 1)].to(torch.int16)
+    low = data[:, first // 8].to(torch.int16)
+    high = data[:, (first // 8 + 1).clamp(max=data.shape[1] - 1)].to(torch.int16)
     numbers: Tensor = ((low | (high << 8)) >> (first % 8)) & (2**bits - 1)
-    return numbers.to(torch.uint8)
+    return numbers
+
+
+def _lines(columns: int) -> int:
+    """How many rows are a piece."""
+    return max(1, PIECE // columns)
 
 
 def from_fp4(data: Tensor) -> Tensor:

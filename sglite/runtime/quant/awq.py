@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorSource
 from sglite.runtime.model.errors import ModelError
 from sglite.runtime.model.fields import Fields
-from sglite.runtime.quant.arithmetic import dequantise, unpack
+from sglite.runtime.quant.arithmetic import dequantise
 from sglite.runtime.quant.group_size import read_group_size
 from sglite.runtime.quant.packed import PackedWeight, Unpacked
 from sglite.runtime.quant.stored import Stored
@@ -62,7 +63,9 @@ def _weight(stored: Stored, base: str, group: int | None) -> PackedWeight:
 
 
 def _columns(words: Tensor) -> Tensor:
-    """[rows, W] words to their numbers, [8 W, rows], columns in order."""
-    numbers = unpack(words, BITS, PER_WORD * words.shape[1])
-    ordered = numbers.view(len(words), -1, PER_WORD)[..., list(PLACES)]
-    return ordered.flatten(1).T
+    """[rows, W] words to their numbers, [8 W, rows] uint8, columns in order."""
+    turned = words.T.contiguous()
+    numbers = torch.empty((len(turned), PER_WORD, turned.shape[1]), dtype=torch.uint8)
+    for column, place in enumerate(PLACES):
+        numbers[:, column] = (turned >> (BITS * place)) & (2**BITS - 1)
+    return numbers.flatten(0, 1)

@@ -10,12 +10,13 @@ format has claimed is passed on as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from sglite.runtime.model.checkpoint import TensorInfo, TensorSource
+from sglite.runtime.model.checkpoint import TensorInfo, TensorSource, held
 from sglite.runtime.model.errors import ModelError
 
 
@@ -47,6 +48,7 @@ class Unpacked:
         hidden = spare.union(*(weight.parts.values() for weight in weights.values()))
         self._source = source
         self._weights = weights
+        self._spare = spare
         self._tensors = {name: info for name, info in source.tensors.items() if name not in hidden}
         for name, weight in weights.items():
             main = source.tensors[next(iter(weight.parts.values()))]
@@ -61,6 +63,12 @@ class Unpacked:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """What there is, weights as they are once unpacked."""
         return self._tensors
+
+    @contextmanager
+    def held(self) -> Iterator[Unpacked]:
+        """The same with its files open, see ``Checkpoint.held``."""
+        with held(self._source) as opened:
+            yield Unpacked(opened, self._weights, self._spare)
 
     def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
         """The named tensors in any order. ModelError names a weight whose parts hold what they cannot."""

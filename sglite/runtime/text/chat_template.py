@@ -18,6 +18,7 @@ from jinja2 import Template
 from jinja2.exceptions import TemplateError as JinjaError
 
 from sglite.runtime.text.calls import CallStyle, style_of, styled
+from sglite.runtime.text.default_templates import default_template
 from sglite.runtime.text.folder import TokenizerFiles, read_json, read_text
 from sglite.runtime.text.template_sandbox import MAX_TEXT, BoundedSandbox, TemplateOverrun
 from sglite.runtime.text.turns import TemplateError, TurnTable
@@ -240,7 +241,8 @@ def _read_sources(path: Path, files: TokenizerFiles) -> dict[str, str]:
             raise TemplateError(f"{path}: chat_template is a list without name and template; repair the file") from None
     if stored is not None:
         raise TemplateError(f"{path}: chat_template is a {type(stored).__name__}; a text or a list was expected")
-    return named
+    known = default_template(files)
+    return named if known is None else {"default": known, **named}
 
 
 def _prepare(message: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -190,6 +192,38 @@ def only(cache: Tensor, slots: list[int]) -> Tensor:
     return kept
 
 
+@settings(max_examples=50, deadline=None)
+@given(rows_of_a_step(), st.integers(1, 24), st.sampled_from([1, 4]), st.randoms(use_true_random=False))
+def test_layers_in_frames_give_what_they_give_in_pages(rows, window, page_size, rng) -> None:  # type: ignore[no-untyped-def]
+    """Frames are few: pages behind every query's window have none, and another layer, in pages, is none the wiser."""
+    backend, num_pages = CPUBackend(), 320
+    sizes: dict[str, Any] = {"num_kv_heads": 2, "head_dim": DIM, "v_head_dim": DIM}
+    groups = [GroupSpec(name="all", **sizes), GroupSpec(name="some", window=window, **sizes)]
+    pages, frames = list(range(num_pages)), list(range(num_pages))
+    rng.shuffle(frames)
+    layout = make_layout(rows, page_size, pages)
+    behind = [max(0, start - window + 1) // page_size for start, _, _ in rows]
+    tables = [
+        [-1 if index < out else frames[page] for index, page in enumerate(table)]
+        for out, table in zip(behind, layout.page_tables, strict=True)
+    ]
+    mapping = [frames[slot // page_size] * page_size + slot % page_size for slot in layout.slot_mapping]
+    pool = backend.allocate_pool(groups, num_pages=num_pages, page_size=page_size, num_frames=num_pages)
+    pool.k[0].normal_()
+    pool.v[0].normal_()
+    for page, frame in enumerate(frames):
+        for tensors in (pool.k, pool.v):
+            tensors[1].view(num_pages, -1)[frame] = tensors[0].view(num_pages, -1)[page]
+    meta = backend.plan(replace(layout, frame_tables=tables, frame_mapping=mapping))
+    q, k, v = (torch.randn(layout.query_starts[-1], heads, DIM) for heads in (4, 2, 2))
+    for layer in (0, 1):
+        backend.store_kv(pool, layer, k, v, meta)
+    in_pages, in_frames = (backend.attention(q, pool, layer, meta, scale=SCALE, window=window) for layer in (0, 1))
+    torch.testing.assert_close(in_frames, in_pages, atol=1e-6, rtol=1e-6)
+    with pytest.raises(BackendError, match="no frame_tables"):
+        backend.attention(q, pool, 1, backend.plan(layout), scale=SCALE, window=window)
+
+
 def test_tokens_with_slot_minus_one_are_not_stored_but_see_what_is_cached() -> None:
     backend = CPUBackend()
     pool = make_pool(4)
@@ -242,6 +276,7 @@ def test_bfloat16_rows_are_computed_in_bfloat16() -> None:
         ({"slot_mapping": [0, 1]}, "2 slots"),
         ({"starts": [0, 1]}, "2 starts"),
         ({"parents": [None, None]}, "2 parents for 1 rows"),
+        ({"frame_mapping": [0, 1, 2]}, "frame_mapping and frame_tables go together"),
     ],
 )
 def test_a_layout_that_contradicts_itself_is_refused(change: dict[str, list[int]], words: str) -> None:

@@ -31,6 +31,11 @@ def refusal(tmp_path: Path, config: dict[str, Any], tensors: Parts) -> str:
     return message
 
 
+def unquantise(tensors: Parts) -> None:
+    tensors.clear()
+    tensors["weight"] = WEIGHT
+
+
 DAMAGED: dict[str, tuple[str, Damage, str]] = {
     "no scale": (
         "fp8-block",
@@ -87,7 +92,7 @@ DAMAGED: dict[str, tuple[str, Damage, str]] = {
         lambda t: t.update(weight_zero_point=t["weight_zero_point"][:4]),
         f"{NAME}.weight_zero_point has shape [4, 3] instead of [8, 3]",
     ),
-    "no quantised tensor": ("gptq", lambda t: (t.clear(), t.update(weight=WEIGHT)), "no tensor is quantised"),
+    "no quantised tensor": ("gptq", unquantise, "no tensor is quantised"),
     "whole numbers of a float group": (
         "ct-fp8-channel",
         lambda t: t.update(weight=torch.ones(64, 96, dtype=torch.int8)),

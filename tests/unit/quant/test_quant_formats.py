@@ -154,7 +154,7 @@ def test_scales_of_activations_and_caches_are_left_in_the_file(tmp_path: Path) -
 def test_biases_that_an_export_added_are_left_in_the_file(tmp_path: Path) -> None:
     """Zero biases of a kind of layer are the export's own; where one layer's is not zero, the kind has biases."""
     stored, _ = FORMATS["gptq"].quantise(random_weight())
-    tensors = {}
+    tensors: Parts = {}
     for layer in range(2):
         for kind, value in (("q_proj", float(layer)), ("o_proj", 0.0)):
             base = f"layers.{layer}.self_attn.{kind}"

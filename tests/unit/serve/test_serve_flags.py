@@ -45,7 +45,7 @@ SAMPLES: dict[str, Any] = {
     "pin_budget": 0.1, "schedule_policy": "lpm", "random_seed": 9, "grammar_backend": "reference",
     "grammar_timeout_s": 1.0, "load_format": "dummy", "model_path": "m", "tokenizer_path": "t", "chat_template": "c",
     "revision": "r", "download_dir": "d", "show_progress": True,
-    "quantization": "awq_marlin", "kv_cache_dtype": "bfloat16",
+    "max_mamba_cache_size": 6, "quantization": "awq_marlin", "kv_cache_dtype": "bfloat16",
 }  # fmt: skip
 REFUSED = {"tp_size": 2, "dp_size": 2, "pp_size": 2, "ep_size": 2}
 REFUSED_SWITCHES = ("trust_remote_code", "skip_tokenizer_init")

@@ -57,6 +57,7 @@ def _paged(config: ModelConfig, name: str, layers: int, dtype: torch.dtype) -> G
         head_dim=config.head_dim,
         v_head_dim=config.head_dim,
         dtype=named,
+        window=config.sliding_window if name == _PAGED["sliding_attention"] else None,
         bytes_per_token=layers * 2 * config.num_kv_heads * config.head_dim * dtype.itemsize,
     )
 

@@ -79,7 +79,7 @@ class MoE:
         self.shared = GatedMLP(weights, f"{name}.{shared}", config, size=moe.shared_size) if moe.shared_size else None
         gate = f"{name}.{shared}_gate"
         self.shared_gate = Linear(weights, {gate: 1}, config.hidden_size) if moe.shared_gate else None
-        self.counts = torch.zeros(moe.num_experts, dtype=torch.int64, device=weights.device)
+        self.counts = weights.expert_counter(moe.num_experts)
 
     def __call__(self, x: Tensor, backend: Backend) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""

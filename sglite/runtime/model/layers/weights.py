@@ -12,7 +12,7 @@ other. Where checkpoints of a family differ, a layer may ask what this one has (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,7 @@ class WeightTable:
         self._parts: dict[str, Tensor] = {}
         self._tied: dict[str, str] = {}
         self._conversions: dict[str, Conversion] = {}
+        self._expert_tokens: list[Tensor] = []
         self._num_bytes = 0
 
     @property
@@ -63,6 +64,16 @@ class WeightTable:
     def num_bytes(self) -> int:
         """Memory of everything allocated."""
         return self._num_bytes
+
+    @property
+    def expert_tokens(self) -> Sequence[Tensor]:
+        """By layer with experts, in their order: how many tokens each expert has had, [E] int64."""
+        return self._expert_tokens
+
+    def expert_counter(self, experts: int) -> Tensor:
+        """Zeroes for a layer's experts, which count for as long as the model is loaded."""
+        self._expert_tokens.append(torch.zeros(experts, dtype=torch.int64, device=self.device))
+        return self._expert_tokens[-1]
 
     def found(self, name: str) -> tuple[int, ...] | None:
         """Shape of the checkpoint's tensor of that name; ``None``: it has none, or there is no checkpoint."""

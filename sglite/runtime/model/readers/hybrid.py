@@ -44,8 +44,9 @@ def _read(fields: Fields) -> ModelConfig:
     if not fields.flag("attn_output_gate", True):
         raise ModelError(f"{fields.where}: attn_output_gate=false is not supported; only gated attention is")
     common = read_common(fields, kinds=_KINDS, partial_rotary=True)
-    if common.activation != "silu":
-        raise ModelError(f"{fields.where}: hidden_act={fields.get('hidden_act')!r} is not supported; only silu is")
+    for name in ("hidden_act", "output_gate_type"):
+        if fields.text(name, "silu") not in ("silu", "swish"):
+            raise ModelError(f"{fields.where}: {name}={fields.get(name)!r} is not supported; only silu is")
     return replace(common, delta=_read_delta(fields))
 
 

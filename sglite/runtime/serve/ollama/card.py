@@ -1,4 +1,5 @@
-"""A model as Ollama's clients look at it: size, digest, family, figures of its architecture. All read from its folder.
+"""A model as Ollama's clients look at it: size, digest, family, figures of its architecture. All read from its folder
+or GGUF file.
 
 Only ``config.json`` and the headers of the weight files are opened, within bounds; what is missing is left out.
 """
@@ -8,11 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from sglite.runtime.gguf import GGUF, is_gguf, open_gguf
 
 MAX_HEADER = 100 * 2**20
 """Bytes of a safetensors file's header."""
@@ -45,10 +50,13 @@ class Card:
     num_parameters: int
     precision: str
     figures: dict[str, Any]
+    format: str = "safetensors"
 
     @classmethod
     def read(cls, folder: Path, dtype: str) -> Card:
-        """Of the model in ``folder``, which is computed in ``dtype``."""
+        """Of the model in ``folder``, or of a GGUF file, which is computed in ``dtype``."""
+        if is_gguf(folder):
+            return cls._of_gguf(open_gguf(folder))
         raw = _bytes(folder / "config.json")
         config = json.loads(raw or b"{}")
         text = config.get("text_config") or config
@@ -56,22 +64,42 @@ class Card:
         listed = [[file.name, stat.st_size] for file, stat in weights]
         quantised = (config.get("quantization_config") or {}).get("quant_method")
         stored = config.get("dtype") or config.get("torch_dtype") or dtype
-        newest = max((stat.st_mtime for _, stat in weights), default=0.0)
         return cls(
             architecture=str(config.get("model_type") or "unknown"),
             size=sum(stat.st_size for _, stat in weights),
             digest=hashlib.sha256(raw + json.dumps(listed).encode()).hexdigest(),
-            modified_at=datetime.fromtimestamp(newest, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            modified_at=_newest([stat for _, stat in weights]),
             num_parameters=sum(count for file, _ in weights for count in _sizes(file)),
             precision=str(quantised).upper() if quantised else _PRECISIONS.get(stored, str(stored)),
             figures={name: text[field] for field, name in _FIGURES.items() if text.get(field) is not None},
+        )
+
+    @classmethod
+    def _of_gguf(cls, file: GGUF) -> Card:
+        architecture = file.text("general.architecture") or "unknown"
+        prefix = f"{architecture}."
+        found = {key.removeprefix(prefix): file.scalar(key) for key in file if key.startswith(prefix)}
+        weights = [(path, path.stat()) for path in file.paths]
+        listed = json.dumps([found, [[path.name, stat.st_size] for path, stat in weights]], default=str)
+        counts: Counter[str] = Counter()
+        for tensor in file.tensors.values():
+            counts[tensor.type.name] += math.prod(tensor.shape)
+        return cls(
+            architecture=architecture,
+            size=sum(stat.st_size for _, stat in weights),
+            digest=hashlib.sha256(listed.encode()).hexdigest(),
+            modified_at=_newest([stat for _, stat in weights]),
+            num_parameters=counts.total(),
+            precision=counts.most_common(1)[0][0],
+            figures={key: value for key, value in found.items() if value is not None},
+            format="gguf",
         )
 
     def details(self) -> dict[str, Any]:
         """Ollama's ``details``."""
         return {
             "parent_model": "",
-            "format": "safetensors",
+            "format": self.format,
             "family": self.architecture,
             "families": [self.architecture],
             "parameter_size": shortened(self.num_parameters),
@@ -85,6 +113,11 @@ def shortened(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.1f}{letter}"
     return str(count)
+
+
+def _newest(stats: list[os.stat_result]) -> str:
+    newest = max((stat.st_mtime for stat in stats), default=0.0)
+    return datetime.fromtimestamp(newest, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _bytes(file: Path) -> bytes:
