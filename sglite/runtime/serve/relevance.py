@@ -14,13 +14,13 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from sglite.runtime.pooling import Undeclared, read_labels
-from sglite.runtime.serve.context_length import check_length
+from sglite.runtime.serve.context_length import check_characters, made_prompts
 from sglite.runtime.serve.embed import Wanted, embed, ids_of
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.generations import Row, start
@@ -108,28 +108,28 @@ class Relevance:
 
     def _prompts(self, pairs: Sequence[tuple[str, str]], instruction: str | None) -> list[list[int]]:
         """The questions that the reranker is asked."""
+        return made_prompts(self._serving, self._questions(pairs, instruction), "text")
+
+    def _questions(self, pairs: Sequence[tuple[str, str]], instruction: str | None) -> Iterator[list[int]]:
         template, tokenizer = self._serving.engine.chat_template, self._serving.engine.tokenizer
         assert template is not None and tokenizer is not None
         system = [] if instruction is None else [{"role": "system", "content": instruction}]
-        found = []
         for query, document in pairs:
+            check_characters(self._serving, [query, document], "text")
             messages = [*system, {"role": "query", "content": query}, {"role": "document", "content": document}]
             try:
-                found.append(tokenizer.encode(template.render(messages, add_generation_prompt=True)))
+                yield tokenizer.encode(template.render(messages, add_generation_prompt=True))
             except TemplateError as error:
                 raise Refused(400, f"the chat template could not make a prompt of the texts: {error}") from None
-        return found
 
 
 async def label_logprobs(
-    serving: Serving, prompts: Sequence[list[int]], labels: list[int], options: Mapping[str, Any], where: str = "text"
+    serving: Serving, prompts: Sequence[list[int]], labels: list[int], options: Mapping[str, Any]
 ) -> tuple[list[list[float]], list[dict[str, Any]]]:
     """Log probabilities of ``labels``, in their order, as the token after each prompt; and the engine's events.
 
-    ``where``: what the client calls the prompts. What prompts have in common is computed once.
+    Each prompt has room for that token. What prompts have in common is computed once.
     """
-    for ids in prompts:
-        check_length(serving, len(ids), 1, where)
     asked = {**options, "return_logprob": True, "token_ids_logprob": labels}
     sampling = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True}
     started = await start(
