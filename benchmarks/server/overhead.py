@@ -2,8 +2,9 @@
 
     python -m benchmarks.server.overhead [scripted] [model] [--rate 50] [--step-ms 0 5] [--route chat generate]
 
-``scripted``: streamed answers of 16 tokens from a server whose steps compute nothing, begun at a fixed rate whether or
-not earlier ones have ended. Processor time is that of the processes as the system counts it. ``model``: the bundled
+``scripted``: answers of 16 tokens, as streams and whole, and of one, from a server whose steps compute nothing, begun
+at a fixed rate whether or not earlier ones have ended. Processor time is that of the processes as the system counts it:
+the median of parts of two seconds and, as other work on the machine only adds to it, the least. ``model``: the bundled
 model, so many streams at once through a server and in this process, in turns. Clients are bare sockets.
 """
 
@@ -19,17 +20,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 _READY = re.compile(r"sglite is ready at http://([\d.]+):(\d+)")
-_TICK = os.sysconf("SC_CLK_TCK")
 _TEXT = "Which planet is the largest of the solar system, and how many moons has it? Answer in a few words."
 _TOKENS = 16
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "generate": "/generate"}
 _WARM_UP = 100
+_PART_SECONDS = 2.0
+_SHAPES = ((_TOKENS, True), (_TOKENS, False), (1, True))
+"""Tokens of an answer, and whether it is a stream."""
 
 
 @dataclass
@@ -58,7 +61,7 @@ class Server:
         return _cpu(self.pid), sum(_cpu(int(child)) for child in children)
 
     async def ask(self, path: str, body: bytes) -> Reply:
-        """Send a request for a stream and read it to its end."""
+        """Send a request and read the answer to its end."""
         reader, writer = self.idle.pop() if self.idle else await asyncio.open_connection(self.host, self.port)
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         start = time.perf_counter()
@@ -66,23 +69,32 @@ class Server:
         status = await reader.readuntil(b"\r\n\r\n")
         assert status.startswith(b"HTTP/1.1 200"), status + await reader.read(2000)
         reply = Reply()
-        while size := int(await reader.readline(), 16):
-            chunk = (await reader.readexactly(size + 2))[:-2]
+        async for chunk in _chunks(reader, status.lower()):
             texts = chunk.count(b'"content":"') + chunk.count(b'"text":"') - chunk.count(b'"content":""')
             if texts and not reply.events:
                 reply.first_s = time.perf_counter() - start
             reply.events += texts
             if b'"completion_tokens":' in chunk:
-                reply.tokens = int(chunk.rpartition(b'"completion_tokens":')[2].partition(b",")[0])
-        await reader.readline()
+                reply.tokens = int(re.split(b"[,}]", chunk.rpartition(b'"completion_tokens":')[2])[0])
         reply.whole_s = time.perf_counter() - start
         self.idle.append((reader, writer))
         return reply
 
 
+async def _chunks(reader: asyncio.StreamReader, head: bytes) -> AsyncIterator[bytes]:
+    """The body in the pieces that it was written in."""
+    if b"content-length: " in head:
+        yield await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r")[0]))
+        return
+    while size := int(await reader.readline(), 16):
+        yield (await reader.readexactly(size + 2))[:-2]
+    await reader.readline()
+
+
 def _cpu(pid: int) -> float:
-    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / _TICK
+    """Processor seconds of a process: its threads' time as the scheduler counts it, which is exact."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 @contextlib.contextmanager
@@ -101,49 +113,58 @@ def served(*command: str) -> Iterator[Server]:
         process.wait(30)
 
 
-def body_of(route: str, number: int, tokens: int) -> bytes:
-    """A request for a stream of so many tokens; no two have the same prompt."""
+def body_of(route: str, number: int, tokens: int, stream: bool = True) -> bytes:
+    """A request for so many tokens; no two have the same prompt."""
     text = f"{number}: {_TEXT}"
     if route == "generate":
         sampling = {"max_new_tokens": tokens, "ignore_eos": True}
-        return json.dumps({"text": text, "sampling_params": sampling, "stream": True}).encode()
+        return json.dumps({"text": text, "sampling_params": sampling, "stream": stream}).encode()
     prompt: dict[str, Any] = {"messages": [{"role": "user", "content": text}]} if route == "chat" else {"prompt": text}
-    usage = {"include_usage": True}
-    fields = {"model": "default", "stream": True, "stream_options": usage, "ignore_eos": True, "temperature": 0}
-    return json.dumps({**prompt, **fields, "max_tokens": tokens}).encode()
+    fields: dict[str, Any] = {"model": "default", "ignore_eos": True, "temperature": 0, "max_tokens": tokens}
+    streamed = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    return json.dumps({**prompt, **fields, **streamed}).encode()
 
 
-async def open_loop(server: Server, route: str, rate: float, count: int) -> list[Reply]:
+async def open_loop(server: Server, route: str, rate: float, count: int, shape: tuple[int, bool]) -> list[Reply]:
     """``count`` requests, one every ``1 / rate`` seconds."""
     loop = asyncio.get_running_loop()
     begin, tasks = loop.time(), []
     for number in range(count):
         await asyncio.sleep(begin + number / rate - loop.time())
-        tasks.append(asyncio.ensure_future(server.ask(_PATHS[route], body_of(route, number, _TOKENS))))
+        tasks.append(asyncio.ensure_future(server.ask(_PATHS[route], body_of(route, number, *shape))))
     return list(await asyncio.gather(*tasks))
 
 
-def scripted(route: str, rate: float, seconds: float, step_ms: float) -> str:
-    """One row of the table."""
+def scripted(route: str, rate: float, seconds: float, step_ms: float) -> Iterator[str]:
+    """Rows of the table, one a shape."""
     with served("benchmarks.server.scripted", "serve", "--step-ms", str(step_ms)) as server:
 
-        async def measure() -> tuple[list[Reply], float, float]:
-            await open_loop(server, route, rate, _WARM_UP)
-            api, engine = server.cpu()
-            replies = await open_loop(server, route, rate, int(rate * seconds))
-            api_after, engine_after = server.cpu()
-            return replies, api_after - api, engine_after - engine
+        async def measure(shape: tuple[int, bool]) -> tuple[list[Reply], list[tuple[float, float]]]:
+            replies, costs = [], []
+            await open_loop(server, route, rate, _WARM_UP, shape)
+            for _ in range(max(1, int(seconds / _PART_SECONDS))):
+                api, engine = server.cpu()
+                part = await open_loop(server, route, rate, int(rate * _PART_SECONDS), shape)
+                api_after, engine_after = server.cpu()
+                costs.append(((api_after - api) / len(part), (engine_after - engine) / len(part)))
+                replies += part
+            server.idle.clear()  # they belong to this loop
+            return replies, costs
 
-        replies, api, engine = asyncio.run(measure())
+        for shape in _SHAPES:
+            name = f"{route}, {shape[0]} {'streamed' if shape[1] else 'whole'}, {step_ms:g} ms a step"
+            yield _row(name, *asyncio.run(measure(shape)))
+
+
+def _row(name: str, replies: list[Reply], costs: list[tuple[float, float]]) -> str:
     firsts = sorted(reply.first_s * 1000 for reply in replies)
     p50, p99 = statistics.median(firsts), firsts[int(len(firsts) * 0.99)]
-    tokens, events = sum(reply.tokens for reply in replies), sum(reply.events for reply in replies)
     whole = statistics.median(reply.whole_s for reply in replies) * 1000
-    costs = f"{1000 * api / len(replies):.2f} ms | {1e6 * api / tokens:.0f} us | {1000 * engine / len(replies):.2f} ms"
-    return (
-        f"| {route}, {step_ms:g} ms a step | {p50:.2f} ms | {p99:.2f} ms | {whole:.1f} ms | {costs} | "
-        f"{tokens / events:.1f} |"
+    shown = " | ".join(
+        f"{1000 * statistics.median(of):.2f}, {1000 * min(of):.2f} ms" for of in zip(*costs, strict=True)
     )
+    events = sum(reply.events for reply in replies) / len(replies)
+    return f"| {name} | {p50:.2f} ms | {p99:.2f} ms | {whole:.1f} ms | {shown} | {events:.1f} |"
 
 
 def throughput(route: str, streams: int, tokens: int, rounds: int) -> str:
@@ -200,13 +221,12 @@ def main() -> None:
     parser.add_argument("--route", nargs="+", default=["chat"], choices=sorted(_PATHS))
     given = parser.parse_args()
     if "scripted" in given.what:
-        print(
-            "| | first text p50 | p99 | whole p50 | server, a request | a token | engine, a request | tokens an event |"
-        )
-        print("|---|---:|---:|---:|---:|---:|---:|---:|")
+        print("| | first text p50 | p99 | whole p50 | server, a request | engine, a request | events |")
+        print("|---|---:|---:|---:|---:|---:|---:|")
         for route in given.route:
             for step_ms in given.step_ms:
-                print(scripted(route, given.rate, given.seconds, step_ms), flush=True)
+                for row in scripted(route, given.rate, given.seconds, step_ms):
+                    print(row, flush=True)
     if "model" in given.what:
         print("| | tokens/s through the server | here | ratio | server, a token | its engine | engine here |")
         print("|---|---:|---:|---:|---:|---:|---:|")

@@ -23,6 +23,8 @@ ATTACK = "soak"
 _AT_ONCE = 6
 _WARM_SECONDS = 20
 _BETWEEN = 2.0
+_MAX_PEAK = 128
+"""MB by which memory may ever, for however short a time, exceed what it was after the first seconds."""
 _GENERATING = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate",
     "/generate", "/program",
@@ -88,6 +90,17 @@ async def _leave(port: int, rng: random.Random, path: str, body: dict[str, Any])
     (connection.reset if rng.random() < 0.5 else connection.close)()
 
 
+def forget_peak(pid: int) -> None:
+    """``peak`` begins anew."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def peak(pid: int) -> float:
+    """MB of memory that a process has occupied at most."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 2**10
+
+
 def slope(samples: list[tuple[float, float]]) -> float:
     """Growth per minute, by least squares."""
     count = len(samples)
@@ -100,7 +113,8 @@ def slope(samples: list[tuple[float, float]]) -> float:
 def test_an_hour_like_any_other(server: Server) -> None:
     seconds = sized(60, 600)
     seen, times, faults = Counter[str](), [], []
-    memory: dict[str, list[tuple[float, float]]] = {"API": [], "engine": []}
+    processes = {"API": server.pid, "engine": server.engine_pid}
+    memory: dict[str, list[tuple[float, float]]] = {name: [] for name in processes}
 
     async def attack() -> None:
         began = time.monotonic()
@@ -109,8 +123,10 @@ def test_an_hour_like_any_other(server: Server) -> None:
             asyncio.ensure_future(worker(server.port, seed, end, seen, times, faults)) for seed in range(_AT_ONCE)
         ]
         await asyncio.sleep(_WARM_SECONDS)
+        for pid in processes.values():
+            forget_peak(pid)
         while time.monotonic() < end:
-            for name, pid in (("API", server.pid), ("engine", server.engine_pid)):
+            for name, pid in processes.items():
                 memory[name].append((time.monotonic() - began, resident(pid) / 2**20))
             await asyncio.sleep(_BETWEEN)
         await asyncio.gather(*clients)
@@ -126,7 +142,8 @@ def test_an_hour_like_any_other(server: Server) -> None:
     figure(ATTACK, "answers p50, p99, s", [round(part_of(times, share), 3) for share in (0.5, 0.99)])
     figure(ATTACK, "memory, MB: first, last; growth a minute", f"{sizes}, {growth}")
     tenths = {name: [round(samples[len(samples) * i // 10][1]) for i in range(10)] for name, samples in memory.items()}
-    figure(ATTACK, "memory at each tenth", tenths)
+    peaks = {name: round(peak(pid)) for name, pid in processes.items()}
+    figure(ATTACK, "memory at each tenth; at most", f"{tenths}; {peaks}")
     figure(ATTACK, "held afterwards", work)
     figure(ATTACK, "/health meanwhile", probe.seen)
     figure(ATTACK, "costliest on the loop, ms of processor", [(round(1000 * s), n) for s, n in server.costliest()])
@@ -135,3 +152,4 @@ def test_an_hour_like_any_other(server: Server) -> None:
     assert back < 10 * PATIENCE and not any(work.values()), work
     for name, samples in memory.items():
         assert samples[-1][1] - samples[0][1] < 30 + seconds / 60, (name, samples[0], samples[-1])
+        assert peaks[name] - samples[0][1] < _MAX_PEAK, (name, samples[0], peaks)

@@ -16,6 +16,7 @@ from typing import Any
 
 MARK = "watched: "
 _KEPT = 5
+_ANSWERING = "RequestResponseCycle.run_asgi"
 
 
 def watch() -> list[tuple[float, str]]:
@@ -38,11 +39,16 @@ def watch() -> list[tuple[float, str]]:
 
 
 def _path(handle: Any) -> str:
-    """Of the request that a handle answers. Asked before, because a task that has ended knows it no more."""
+    """Of the request that a handle answers. Asked before, because a task that has ended knows it no more.
+
+    Asked of nothing else: the names of a frame, once looked at, hold on to what they named until it ends.
+    """
     task = getattr(handle._callback, "__self__", None)
-    frame = getattr(task.get_coro(), "cr_frame", None) if isinstance(task, asyncio.Task) else None
-    cycle = None if frame is None else frame.f_locals.get("self")
-    return str(getattr(cycle, "scope", {}).get("path", ""))[:60]
+    coroutine = task.get_coro() if isinstance(task, asyncio.Task) else None
+    frame = getattr(coroutine, "cr_frame", None)
+    if frame is None or getattr(coroutine, "__qualname__", "") != _ANSWERING:
+        return ""
+    return str(frame.f_locals["self"].scope.get("path", ""))[:60]
 
 
 def _name(handle: Any) -> str:
@@ -52,8 +58,9 @@ def _name(handle: Any) -> str:
     if isinstance(task, asyncio.Task):
         frames = task.get_stack(limit=1)
         place = f" at {frames[-1].f_code.co_name}:{frames[-1].f_lineno}" if frames else ""
-        return f"{getattr(task.get_coro(), '__qualname__', task)}{place}"
-    return str(getattr(callback, "__qualname__", callback))[:100]
+        return f"{getattr(task.get_coro(), '__qualname__', '')}{place}"
+    # By name alone: what a value says of itself may be of any length.
+    return str(getattr(callback, "__qualname__", type(callback).__name__))[:100]
 
 
 def main() -> None:

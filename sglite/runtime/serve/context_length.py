@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.serving import Serving
 
 CODE = "context_length_exceeded"
+MAX_MADE_TOKENS = 2**22
+"""Of all prompts that one request has made from texts that they share: a short body can ask for very many."""
 
 
 def check_characters(serving: Serving, texts: Sequence[str], prompt: str) -> None:
@@ -42,3 +44,21 @@ def check_length(
             f"give {limit}<={most - num_prompt} or leave it out"
         )
         raise Refused(400, message, param=limit, code=CODE)
+
+
+def made_prompts(serving: Serving, prompts: Iterable[list[int]], where: str) -> list[list[int]]:
+    """Prompts that are made as they are asked for, with room for one token each. ``Refused`` at the first that does
+    not fit, or when all together have more than ``MAX_MADE_TOKENS`` tokens; those after it are never made.
+
+    ``where``: what the client calls them.
+    """
+    found: list[list[int]] = []
+    total = 0
+    for prompt in prompts:
+        check_length(serving, len(prompt), 1, where)
+        total += len(prompt)
+        if total > MAX_MADE_TOKENS:
+            message = f"{where} make prompts of more than {MAX_MADE_TOKENS} tokens together; send fewer at a time"
+            raise Refused(400, message, param=where)
+        found.append(prompt)
+    return found

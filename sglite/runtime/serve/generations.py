@@ -11,6 +11,7 @@ from sglite.runtime.engine.engine import Engine
 from sglite.runtime.engine.generation import Generation
 from sglite.runtime.engine.presenter import Progress
 from sglite.runtime.serve.in_flight import InFlight
+from sglite.runtime.serve.logprob_count import count_logprobs
 from sglite.runtime.serve.merge import Merged
 
 _BREATH = 16
@@ -68,11 +69,6 @@ class Started:
                 seen[index] = state
                 yield index, part
 
-    async def events(self) -> AsyncGenerator[tuple[int, dict[str, Any]], None]:
-        """``news``, with events in place of what they are made of."""
-        async for index, progress in self.news():
-            yield index, progress.event()
-
     def end(self) -> None:
         """Nobody waits any more: what is left is aborted."""
         for rid in self.rids:
@@ -81,13 +77,14 @@ class Started:
 
 async def start(engine: Engine, in_flight: InFlight, rows: Sequence[Row]) -> Started:
     """Begins all of ``rows`` or, with ``Refused`` or ``ValueError``, none."""
-    in_flight.admit(sum(row.width for row in rows))
+    logprobs = [count_logprobs(len(row.input_ids), row.sampling, row.options, in_flight.longest) for row in rows]
+    in_flight.admit(sum(row.width for row in rows), sum(logprobs))
     started = Started(in_flight)
     try:
         for index, row in enumerate(rows):
             rid = in_flight.name(row.rid)
             generation = engine.submit(row.input_ids, row.sampling, rid=rid, **row.options)
-            in_flight.add(rid, generation)
+            in_flight.add(rid, generation, logprobs=logprobs[index])
             started.rids.append(rid)
             started.generations.append(generation)
             started.widths.append(row.width)

@@ -1,4 +1,5 @@
-"""The generations that clients wait for: how many there may be, and how one is ended by name."""
+"""The generations that clients wait for: how many there may be and how much they may hold, and how one is ended by
+name."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from collections import Counter
 from sglite.runtime.engine.generation import Generation
 from sglite.runtime.observe.exchange import Exchange
 from sglite.runtime.observe.observer import Observer
+from sglite.runtime.sample.params import InvalidParameter
 from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.logprob_count import MAX_LOGPROBS, MAX_OPEN_LOGPROBS
 from sglite.runtime.serve.merge import Bell
 
 _RETRY_SECONDS = 1
@@ -17,15 +20,19 @@ _RETRY_SECONDS = 1
 class InFlight:
     """Open generations by request id. Used on the server's event loop only.
 
-    ``limit``: more requests than the engine may hold are refused with 429, not queued.
+    ``limit``: more requests than the engine may hold are refused with 429, not queued. ``longest``: tokens of the
+    longest sequence.
     """
 
-    def __init__(self, limit: int, observer: Observer | None = None) -> None:
+    def __init__(self, limit: int, observer: Observer | None = None, longest: int = 2**15) -> None:
         self._limit = limit
+        self.longest = longest
         self._observer = observer
         self._open: dict[str, Generation] = {}
         self._bell: Bell | None = None
         self._outputs = 0
+        self._logprobs: dict[str, int] = {}
+        """Of those that asked for some, how many."""
         self.calls: Counter[str] = Counter()
         """Requests so far, by route."""
 
@@ -39,10 +46,20 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._open)
 
-    def admit(self, count: int = 1) -> None:
-        """``Refused`` (429) if ``count`` more outputs are too many."""
+    def admit(self, count: int = 1, logprobs: int = 0) -> None:
+        """``Refused`` (429) if ``count`` more outputs or so many log probabilities are too many for now;
+        ``InvalidParameter`` if they always would be."""
         if self._outputs + count > self._limit:
             message = f"{self._outputs} requests are open, {count} more exceed the {self._limit} there may be"
+            raise Refused(429, message, code="queue_full", retry_after=_RETRY_SECONDS)
+        if logprobs > MAX_LOGPROBS:
+            message = (
+                f"top_logprobs_num: {logprobs} log probabilities would be told, alternatives times positions, and "
+                f"{MAX_LOGPROBS} may be; ask for fewer alternatives, prompt positions, output tokens or prompts"
+            )
+            raise InvalidParameter("top_logprobs_num", logprobs, message)
+        if logprobs and sum(self._logprobs.values()) + logprobs > MAX_OPEN_LOGPROBS:
+            message = f"open requests hold too many log probabilities for {logprobs} more; try again later"
             raise Refused(429, message, code="queue_full", retry_after=_RETRY_SECONDS)
 
     def name(self, given: str | None = None) -> str:
@@ -51,9 +68,19 @@ class InFlight:
             raise Refused(400, f"rid {given!r} belongs to a request that is still open; give another one", param="rid")
         return given or uuid.uuid4().hex
 
-    def add(self, rid: str, generation: Generation, program: str = "", exchange: Exchange | None = None) -> None:
-        """``generation`` begins, of ``program``, on behalf of ``exchange`` unless that is the present task's."""
+    def add(
+        self,
+        rid: str,
+        generation: Generation,
+        program: str = "",
+        exchange: Exchange | None = None,
+        logprobs: int = 0,
+    ) -> None:
+        """``generation`` begins, of ``program``, on behalf of ``exchange`` unless that is the present task's; it has
+        up to so many ``logprobs``."""
         self._open[rid] = generation
+        if logprobs:
+            self._logprobs[rid] = logprobs
         self._outputs += len(generation.request_ids)
         if self._observer is not None:
             generation.observe(self._observer.begin(rid, generation.request_ids, program=program, exchange=exchange))
@@ -61,6 +88,7 @@ class InFlight:
     def discard(self, rid: str) -> None:
         """Nobody waits for it any more: what is left of it is aborted."""
         generation = self._open.pop(rid, None)
+        self._logprobs.pop(rid, None)
         if generation is None:
             return
         self._outputs -= len(generation.request_ids)

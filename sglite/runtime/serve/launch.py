@@ -27,7 +27,7 @@ from sglite.runtime.engine.spawned import Spawned
 from sglite.runtime.parse.detect import formats_of
 from sglite.runtime.serve.app import create_app
 from sglite.runtime.serve.banner import EngineFacts, banner
-from sglite.runtime.serve.connection import MAX_HEAD_BYTES, Connection
+from sglite.runtime.serve.connection import Connection
 from sglite.runtime.serve.drain import Drain
 from sglite.runtime.serve.options import ServeOptions
 from sglite.runtime.serve.serving import defaults_of
@@ -39,6 +39,8 @@ _BACKLOG = 2048
 _LAST_SECONDS = 2.0
 """How long answers may take to end once their generations have been ended."""
 _DRAIN_POLL_SECONDS = 0.02
+_GC_THRESHOLDS = 10_000, 20, 20
+"""A request makes some thousand objects and hardly a cycle."""
 _PARENT_POLL_SECONDS = 0.5
 
 
@@ -68,11 +70,10 @@ class _Server(uvicorn.Server):
             self._drain,
             http=Connection,
             ws="none",
-            loop="asyncio",
+            loop="auto",
             log_config=None,
             access_log=False,
             lifespan="on",
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
             server_header=False,
@@ -95,6 +96,7 @@ class _Server(uvicorn.Server):
         # What is there by now stays: no collection need look at it, which stops the loop for a tenth of a second.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         if self.started and not self._signalled:
             print(self._banner(), flush=True)
 

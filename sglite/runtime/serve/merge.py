@@ -16,7 +16,8 @@ PACE_SECONDS = 0.002
 
 
 class Bell:
-    """Has things done on the event loop it is made on, from any thread; what comes together shares one wake-up."""
+    """Has things done on the event loop it is made on, from any thread: at once on the loop's own, else soon; what
+    comes together from others shares one wake-up."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -30,14 +31,13 @@ class Bell:
         return self._loop is asyncio.get_running_loop()
 
     def call(self, action: Callable[[], None]) -> None:
-        """Do ``action`` soon, or never if the loop ends before."""
-        self._waiting.append(action)
-        if self._rung or self._loop.is_closed():
-            return
-        self._rung = True
+        """Do ``action``, or never if the loop ends before. It must be fit to be done within whatever runs there."""
         if threading.get_ident() == self._thread:
-            self._loop.call_soon(self._answer)
-        else:
+            action()
+            return
+        self._waiting.append(action)
+        if not (self._rung or self._loop.is_closed()):
+            self._rung = True
             self._loop.call_soon_threadsafe(self._answer)
 
     def _answer(self) -> None:
@@ -57,7 +57,8 @@ class Merged(AsyncIterator[tuple[int, list[Progress]]]):
     def __init__(self, generations: Sequence[Generation], bell: Bell) -> None:
         self._generations = generations
         self._changed: dict[int, None] = {}
-        self._news = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None
+        """While somebody waits."""
         self._seen = [0] * len(generations)
         self._open = len(generations)
         self._loop = asyncio.get_running_loop()
@@ -76,11 +77,17 @@ class Merged(AsyncIterator[tuple[int, list[Progress]]]):
 
     def _note(self, index: int) -> None:
         self._changed[index] = None
+        if self._news is None:
+            return
         early = 0.0 if self._generations[index].finished else self._due - self._loop.time()
         if early <= 0:
-            self._news.set()
+            self._tell()
         elif self._timer is None:
-            self._timer = self._loop.call_later(early, self._news.set)
+            self._timer = self._loop.call_later(early, self._tell)
+
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     async def __anext__(self) -> tuple[int, list[Progress]]:
         while True:
@@ -99,12 +106,13 @@ class Merged(AsyncIterator[tuple[int, list[Progress]]]):
             await self._wait()
 
     async def _wait(self) -> None:
-        self._news.clear()
+        self._news = self._loop.create_future()
         if self._num_told > len(self._generations):
             self._due = self._loop.time() + PACE_SECONDS
         try:
-            await self._news.wait()
+            await self._news
         finally:
+            self._news = None
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None

@@ -204,10 +204,10 @@ async def _events(started: Started, ask: _Ask) -> AsyncGenerator[bytes, None]:
     """Each output's events by its place among all: ``index``, for more than one."""
     intervals = [step for step, width in zip(ask.intervals, started.widths, strict=True) for _ in range(width)]
     shown: dict[int, int] = {}
-    async for index, event in started.events():
-        length = len(event["output_ids"])
-        over = event["meta_info"]["finish_reason"] is not None
+    async for index, progress in started.news():
+        length, over = progress.num_tokens, progress.finish_reason is not None
         if not over and length < shown.get(index, 0) + intervals[index] and index in shown:
             continue
         shown[index] = length
+        event = progress.event()
         yield sse({**event, "index": index} if ask.many else event)

@@ -19,8 +19,10 @@ from typing import Any
 from sglite.runtime.engine.engine import Engine
 from sglite.runtime.engine.generation import Generation
 from sglite.runtime.engine.sequence import Sequence as EngineSequence
+from sglite.runtime.serve.context_length import MAX_MADE_TOKENS
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.in_flight import InFlight
+from sglite.runtime.serve.logprob_count import count_logprobs
 from sglite.runtime.serve.program_call import Call
 from sglite.runtime.serve.program_nodes import (
     AnyNode,
@@ -41,6 +43,8 @@ _MAX_CHAIN = 64
 """Generations that the engine holds behind each other; more wait here."""
 _MAX_PLACES = 65_536
 """Places of a sequence that ``truncate`` may name."""
+_BREATH = 16
+"""Choices that are encoded before others get a turn on the loop."""
 _MAX_PENDING = 2**24
 """Characters that may wait to be encoded."""
 
@@ -209,11 +213,13 @@ class ServedSequence:
             return await asyncio.to_thread(self._tokenizer.encode, text, add_bos=first)
         return self._tokenizer.encode(text, add_bos=first)
 
+    async def _waiting_ids(self) -> list[int]:
+        """The ids of the text that waits."""
+        return await self._encoded(self._pending, first=self._fresh) if self._pending or self._fresh else []
+
     async def _take_pending(self) -> list[int]:
         """The ids of the text that waits, which are about to be committed."""
-        if not self._pending and not self._fresh:
-            return []
-        ids = await self._encoded(self._pending, first=self._fresh)
+        ids = await self._waiting_ids()
         self._pending, self._fresh = "", False
         return ids
 
@@ -221,11 +227,14 @@ class ServedSequence:
 
     async def _generate(self, sequence: EngineSequence, call: Call, node: Generate) -> None:
         """Starts the node's generation behind those before it and leaves a task that follows it."""
-        self._in_flight.admit()
-        ids = await self._take_pending()
+        options, ids = node.options(), await self._waiting_ids()
+        size, longest = len(sequence) + len(ids), self._in_flight.longest
+        logprobs = count_logprobs(size, node.sampling_params, options, longest)
+        self._in_flight.admit(logprobs=logprobs)
+        self._pending, self._fresh = "", False
         rid = self._in_flight.name()
-        generation = sequence.chain(ids, node.sampling_params, rid=rid, **node.options())
-        self._in_flight.add(rid, generation, sequence.program_id, call.exchange)
+        generation = sequence.chain(ids, node.sampling_params, rid=rid, **options)
+        self._in_flight.add(rid, generation, sequence.program_id, call.exchange, logprobs)
         task = asyncio.ensure_future(self._follow(_Job(call, node, ()), node, generation))
         self._running[task] = _Running(call, node, rid)
 
@@ -275,22 +284,35 @@ class ServedSequence:
 
         What the choices share is computed once. Nothing is committed.
         """
-        texts = [self._pending, *(self._pending + choice for choice in node.choices)]
-        encoded = [await self._encoded(text, first=self._fresh) for text in texts]
-        common = common_start(encoded)
-        scores = await self._scored(
-            sequence.program_id,
-            [*sequence.token_ids, *encoded[0][:common]],
-            [ids[common:] for ids in encoded[1:]],
-            call,
-            node,
-        )
+        before, rests = await self._continued(len(sequence), node.choices)
+        scores = await self._scored(sequence.program_id, [*sequence.token_ids, *before], rests, call, node)
         found: dict[str, Any] = {"scores": scores}
         if node.unconditional:
             rows = [[row[1] for row in meta["input_token_logprobs"] if row[0] is not None] for meta in scores]
             start = self._tokenizer.encode("", add_bos=True)
             found["unconditional"] = await self._scored(sequence.program_id, start, rows, call, node)
         return found
+
+    async def _continued(self, length: int, choices: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """What the text that waits has in common with all that it and a choice make, and what each goes on with.
+
+        Made one at a time: the text may be long, and the choices many. ``length``: of the sequence before it.
+        """
+        whole = await self._encoded(self._pending, first=self._fresh)
+        if length + len(whole) >= self._in_flight.longest:
+            message = f"the text before the choices has {length + len(whole)} tokens, too many for the context; cut it"
+            raise Refused(400, message, param="choices")
+        parts: list[tuple[int, list[int]]] = []
+        for index, choice in enumerate(choices):
+            ids = await self._encoded(self._pending + choice, first=self._fresh)
+            shared = common_start([whole, ids])
+            parts.append((shared, ids[shared:]))
+            if index % _BREATH == _BREATH - 1:
+                await asyncio.sleep(0)
+        common = min(len(whole), *(shared for shared, _ in parts))
+        if sum(shared - common + len(rest) for shared, rest in parts) > MAX_MADE_TOKENS:
+            raise Refused(400, f"the choices have more than {MAX_MADE_TOKENS} tokens together", param="choices")
+        return whole[:common], [[*whole[common:shared], *rest] for shared, rest in parts]
 
     async def _scored(
         self, program: str, prompt: list[int], rests: list[list[int]], call: Call, node: Score

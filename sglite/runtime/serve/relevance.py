@@ -15,13 +15,13 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from sglite.runtime.pooling import Pooling, Undeclared, read_labels
-from sglite.runtime.serve.context_length import check_length
+from sglite.runtime.serve.context_length import check_characters, made_prompts
 from sglite.runtime.serve.embed import Wanted, embed, ids_of, pooled
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.generations import Row, start
@@ -114,12 +114,10 @@ class Relevance:
         elif instruction is not None:
             raise Refused(400, "the model has no template that an instruction could go to", param="instruction")
         else:
-            whole = Pooling(normalize=False)
-            queries = await ids_of(serving, [query for query, _ in pairs], where="text", pooling=whole)
-            documents = await ids_of(serving, [document for _, document in pairs], where="text", pooling=whole)
-            ids = [query + document for query, document in zip(queries, documents, strict=True)]
-        for row in ids:
-            check_length(serving, len(row), 0, "text")
+            texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+            encoded = await ids_of(serving, texts, where="text", pooling=Pooling(normalize=False))
+            known = dict(zip(texts, encoded, strict=True))
+            ids = made_prompts(serving, (known[query] + known[document] for query, document in pairs), "text")
         found = await pooled(serving, ids, options)
         return Scores([1 / (1 + math.exp(-max(-700.0, float(scores[0])))) for scores in found.vectors], found.events)
 
@@ -140,28 +138,28 @@ class Relevance:
 
     def _prompts(self, pairs: Sequence[tuple[str, str]], instruction: str | None) -> list[list[int]]:
         """The questions that the reranker is asked."""
+        return made_prompts(self._serving, self._questions(pairs, instruction), "text")
+
+    def _questions(self, pairs: Sequence[tuple[str, str]], instruction: str | None) -> Iterator[list[int]]:
         template, tokenizer = self._serving.engine.chat_template, self._serving.engine.tokenizer
         assert template is not None and tokenizer is not None
         system = [] if instruction is None else [{"role": "system", "content": instruction}]
-        found = []
         for query, document in pairs:
+            check_characters(self._serving, [query, document], "text")
             messages = [*system, {"role": "query", "content": query}, {"role": "document", "content": document}]
             try:
-                found.append(tokenizer.encode(template.render(messages, add_generation_prompt=True)))
+                yield tokenizer.encode(template.render(messages, add_generation_prompt=True))
             except TemplateError as error:
                 raise Refused(400, f"the chat template could not make a prompt of the texts: {error}") from None
-        return found
 
 
 async def label_logprobs(
-    serving: Serving, prompts: Sequence[list[int]], labels: list[int], options: Mapping[str, Any], where: str = "text"
+    serving: Serving, prompts: Sequence[list[int]], labels: list[int], options: Mapping[str, Any]
 ) -> tuple[list[list[float]], list[dict[str, Any]]]:
     """Log probabilities of ``labels``, in their order, as the token after each prompt; and the engine's events.
 
-    ``where``: what the client calls the prompts. What prompts have in common is computed once.
+    Each prompt has room for that token. What prompts have in common is computed once.
     """
-    for ids in prompts:
-        check_length(serving, len(ids), 1, where)
     asked = {**options, "return_logprob": True, "token_ids_logprob": labels}
     sampling = {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True}
     started = await start(

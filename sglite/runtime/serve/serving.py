@@ -73,11 +73,12 @@ class Serving:
         """Settles what the options leave to the checkpoint. ``ConfigError`` for what does not fit it."""
         names = options.tool_call_parser, options.reasoning_parser
         models = Models(engine.model_path, options.served_model_name)
-        observer = observer_of(options, models.name)
+        observer, config = observer_of(options, models.name), engine.config
+        limit = config.max_running + engine.args.max_queued_requests
         return cls(
             engine=engine,
             options=options,
-            in_flight=InFlight(engine.config.max_running + engine.args.max_queued_requests, observer),
+            in_flight=InFlight(limit, observer, min(config.context_length, config.max_total_tokens)),
             observer=observer,
             models=models,
             formats=formats_of(engine.chat_template, engine.tokenizer, *names),

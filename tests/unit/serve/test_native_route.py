@@ -313,7 +313,7 @@ def test_more_requests_than_the_engine_may_hold_are_turned_away(server: Served, 
     with pytest.raises(Refused, match="1 requests are open") as refused:
         full.admit()
 
-    def turn_away(self: InFlight, count: int) -> None:
+    def turn_away(self: InFlight, *counts: int) -> None:
         raise refused.value
 
     monkeypatch.setattr(InFlight, "admit", turn_away)

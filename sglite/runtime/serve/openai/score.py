@@ -15,13 +15,14 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sglite.runtime.serve.body import read_object
+from sglite.runtime.serve.context_length import check_characters, made_prompts
 from sglite.runtime.serve.embed import MAX_INPUTS
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header
@@ -64,7 +65,7 @@ class Score:
         labels = self._read_labels(fields)
         softmax, options = fields.flag("apply_softmax"), read_options(fields)
         prompts = await asyncio.to_thread(self._prompts, fields, fields.flag("item_first"))
-        work = label_logprobs(self._serving, prompts, labels, options, "items")
+        work = label_logprobs(self._serving, prompts, labels, options)
         rows, events = await unless_gone(request, work)
         scores = [_shares(row) if softmax else [math.exp(one) for one in row] for row in rows]
         return {"object": "scoring", "scores": scores, "usage": usage_of_prompts(events)}
@@ -89,15 +90,19 @@ class Score:
         if not good or (kind is list and not all(type(token) is int for row in (query, *items) for token in row)):
             message = "query and items must be text, or both lists of token ids (items: a list of such lists)"
             raise Refused(400, message, param="items")
-        joined = [item + query if item_first else query + item for item in items]
-        if kind is str:
-            tokenizer = self._serving.engine.tokenizer
-            if tokenizer is None:
-                raise Refused(400, "this server has no tokenizer; send token ids", param="query")
-            joined = [tokenizer.encode(text, add_bos=True) for text in joined]
-        if not all(joined):
+        joined = (item + query if item_first else query + item for item in items)  # one at a time: query may be long
+        prompts = made_prompts(self._serving, self._encoded(joined) if kind is str else joined, "items")
+        if not all(prompts):
             raise Refused(400, "an item and the query are both empty; send some text", param="items")
-        return joined
+        return prompts
+
+    def _encoded(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        tokenizer = self._serving.engine.tokenizer
+        if tokenizer is None:
+            raise Refused(400, "this server has no tokenizer; send token ids", param="query")
+        for text in texts:
+            check_characters(self._serving, [text], "items")
+            yield tokenizer.encode(text, add_bos=True)
 
     async def _relevances(self, request: Request, fields: Fields) -> dict[str, Any]:
         fields.refuse(REFUSED)

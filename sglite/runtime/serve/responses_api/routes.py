@@ -170,7 +170,8 @@ class _Making:
             self._fail(refusal(error))
         finally:
             self._run.end()
-            self._store.put(Kept(self.response, [*self._ask.items, *self.response["output"]], kept.task))
+            if self._store.get(self.response["id"]) is kept:  # nobody has deleted it
+                self._store.put(Kept(self.response, [*self._ask.items, *self.response["output"]], kept.task))
 
     # --- in events --------------------------------------------------------------------------------------------
 
