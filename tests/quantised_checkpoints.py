@@ -148,6 +148,13 @@ def scaled(
     return stored, values.float() * scale.float()
 
 
+def int8_asymmetric(weight: Tensor) -> tuple[Parts, Tensor]:
+    """Whole numbers a byte, with a zero a row."""
+    codes, scales, zeros = grouped(weight, 8, weight.shape[1], symmetric=False)
+    stored = {"weight": (codes - 128).to(torch.int8), "weight_zero_point": (zeros - 128).to(torch.int8)}
+    return {**stored, "weight_scale": scales}, (codes - zeros).float() * scales
+
+
 def pack_quantized(
     weight: Tensor, *, bits: int, group: int, symmetric: bool, order: bool = False
 ) -> tuple[Parts, Tensor]:
@@ -224,6 +231,9 @@ FORMATS: dict[str, Format] = {
     ),
     "ct-int8": Format(
         ct("int", "int-quantized", num_bits=8, strategy="channel"), lambda w: scaled(w, dtype=torch.int8)
+    ),
+    "ct-int8-asym": Format(
+        ct("int", "int-quantized", num_bits=8, strategy="channel", symmetric=False), int8_asymmetric
     ),
     "ct-w4a16": Format(
         ct("int", "pack-quantized", num_bits=4, strategy="group", group_size=GROUP),

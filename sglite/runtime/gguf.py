@@ -23,7 +23,7 @@ MAGIC = b"GGUF"
 MAX_HEADER_BYTES = 2**28
 """Keys, values and tensor descriptions end before this; the largest vocabularies take a twentieth of it."""
 MAX_ITEMS = 2**22
-"""Texts in all arrays of a file together."""
+"""Texts in all arrays of a file together; numbers in one array that is asked for."""
 MAX_KEYS = MAX_TENSORS = 2**16
 MAX_PARTS = 1024
 MAX_NAME_BYTES = 1024
@@ -156,7 +156,12 @@ class GGUF:
     def numbers(self, key: str) -> list[Any] | None:
         """A list of numbers or flags; ``None`` when absent. GGUFError for a value of another type."""
         value = self._value(key, "a list of numbers", lambda kind: kind in _SCALARS, array=True)
-        return None if value is None else self._unpack(value.kind, value.at, value.count or 0)
+        if value is None:
+            return None
+        count = value.count or 0
+        if count > MAX_ITEMS:
+            raise GGUFError(f"{self.path}: {key} lists {count} numbers; {MAX_ITEMS} are allowed")
+        return self._unpack(value.kind, value.at, count)
 
     def is_array(self, key: str) -> bool:
         """Whether there is a list under ``key``."""

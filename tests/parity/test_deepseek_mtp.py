@@ -19,13 +19,14 @@ from sglite.runtime.backend.base import ForwardContext
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.model.errors import CheckpointMismatch, ModelError
 from sglite.runtime.model.loader import LoadedModel, load_model
+from sglite.runtime.model.reload import ModelWeights
 
 LAYERS, DRAFTS = 4, 2
 LENGTH = 50
 drafting = pytest.mark.parametrize("name", ["deepseek_v3", "deepseek_v3-switches", "deepseek_v32"])
 
 
-def make(name: str, folder: Path) -> tuple[Any, Any]:
+def make(name: str, folder: Path, seed: int = 0) -> tuple[Any, Any]:
     """A checkpoint with drafting layers by their hub names; transformers' model, and its model of those layers."""
     from transformers.modeling_layers import MtpModel
 
@@ -35,9 +36,9 @@ def make(name: str, folder: Path) -> tuple[Any, Any]:
         "mtp_mlp_layer_types": ["sparse"] * DRAFTS,
     }
     family = FAMILIES[name]
-    main = random_model(replace(family, config={**family.config, **switches}))
+    main = random_model(replace(family, config={**family.config, **switches}), seed)
     oracle: Any = MtpModel(main, DRAFTS)
-    randomise(oracle.layers, seed=1)
+    randomise(oracle.layers, seed + 1)
     main.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": DRAFTS}))
@@ -144,6 +145,18 @@ def test_an_embedding_of_its_own_is_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=f"{name} differs from model.embed_tokens.weight"):
         load_model(tmp_path, backend=CPUBackend(), drafts=True)
+
+
+def test_weights_are_exchanged_with_those_of_the_drafting_layers(tmp_path: Path) -> None:
+    """The parts of projections that attention looks at change with the whole."""
+    for seed, name in enumerate(("old", "new")):
+        make("deepseek_v3", tmp_path / name, 10 * seed)
+    old, new = (load_model(tmp_path / name, backend=CPUBackend(), drafts=True) for name in ("old", "new"))
+    ids = list(range(3, 30))
+    assert not torch.allclose(drafted(old, ids, 40)[1], drafted(new, ids, 40)[1], atol=0.1)
+    ModelWeights(old.weights, old.config).load(str(tmp_path / "new"))
+    for exchanged, fresh in zip(drafted(old, ids, 40), drafted(new, ids, 40), strict=True):
+        assert torch.equal(exchanged, fresh)
 
 
 def test_drafts_are_refused_where_there_are_none(tmp_path: Path) -> None:

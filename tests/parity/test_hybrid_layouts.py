@@ -109,6 +109,20 @@ def test_a_head_is_tied_as_the_whole_model_says(tmp_path: Path) -> None:
     check(whole_model(tmp_path / "model", tensors, config, tie_word_embeddings=True), model)
 
 
+def test_states_stay_exact_where_weights_are_not(tmp_path: Path) -> None:
+    """In bfloat16 the memory is float32 all the same: an error of the weights' rounding, not one that grows."""
+    model = random_model(FAMILIES["qwen3_next"])
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, backend=CPUBackend(), dtype="bfloat16")
+    (states,) = (group for group in loaded.groups if group.kind == "state")
+    assert [tensor.dtype for tensor in states.state_tensors] == ["bfloat16", "float32"]
+    with torch.no_grad():
+        expected = model.to(torch.bfloat16)(torch.tensor([IDS]), use_cache=False).logits[0].float()
+    runner = PagedRunner(loaded, CPUBackend())
+    found = torch.cat([runner.step([Extend("row", IDS[i : i + 10])])[0] for i in range(0, len(IDS), 10)])
+    assert (found - expected).abs().mean() < 0.1 < expected.abs().mean()
+
+
 def test_what_configs_leave_out() -> None:
     """Sizes that the first configs of the family did not mention."""
     model = random_model(FAMILIES["qwen3_next"])

@@ -225,7 +225,8 @@ class Backend(Protocol):
         ``x`` [T, channels], any strides; ``weight`` [channels, width], the oldest input's first. What came before the
         row is in its state slot, ``pool.states[group][layer][0]`` [slots, channels, width - 1] (zeros at the start of a
         sequence), which is left with the row's last inputs. Tokens that store no keys count like others. Rows have
-        different slots; each gets what it would get alone, but for rounding. BackendError: a row has drafts or no slot.
+        different slots; each gets what it would get alone, but for rounding. Summed up in float32. BackendError: a row
+        has drafts or no slot.
         """
 
     def gated_delta_rule(

@@ -32,17 +32,17 @@ _EPSILON = 1e-6
 def causal_conv(x: Tensor, weight: Tensor, states: Tensor, runs: Sequence[Run]) -> Tensor:
     """See ``Backend.causal_conv``; ``states`` [slots, channels, width - 1]."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    kept = states.shape[2]
+    kept, taps = states.shape[2], weight.T.float().contiguous()
     for run in runs:
-        before = states.index_select(0, run.slots).to(x.dtype)
-        inputs = torch.cat((before, x[run.tokens].transpose(1, 2)), dim=2)
-        result = F.silu(F.conv1d(inputs, weight[:, None], groups=len(weight))).transpose(1, 2)
-        if run.own is None:
-            out[run.tokens] = result
-        else:
-            out[run.tokens[run.own]] = result[run.own]
-        last = (run.lengths[:, None] + torch.arange(kept))[:, None].expand(-1, len(weight), -1)
-        states[run.slots] = inputs.gather(2, last).to(states.dtype)
+        before = states.index_select(0, run.slots).transpose(1, 2).to(x.dtype)
+        inputs, count = torch.cat((before, x[run.tokens]), dim=1), run.tokens.shape[1]
+        wide = inputs.float()
+        result = wide[:, kept:] * taps[kept]
+        for tap in range(kept):  # shifted sums over whole tokens, whose channels lie side by side
+            result.addcmul_(wide[:, tap : tap + count], taps[tap])
+        _put(out, F.silu(result, inplace=True).to(out.dtype), run)
+        last = (run.lengths[:, None] + torch.arange(kept))[..., None].expand(-1, -1, len(weight))
+        states.index_copy_(0, run.slots, inputs.gather(1, last).transpose(1, 2).to(states.dtype))
     return out
 
 
@@ -61,13 +61,17 @@ def gated_delta_rule(
         state = states.index_select(0, run.slots)
         rule = _one_token if run.tokens.shape[1] == 1 else _many_tokens
         result, state = rule(_Inputs(*(part.transpose(1, 2) for part in (queries, keys, values, forget, write))), state)
-        states[run.slots] = state
-        result = result.transpose(1, 2).to(out.dtype)
-        if run.own is None:
-            out[run.tokens] = result
-        else:
-            out[run.tokens[run.own]] = result[run.own]
+        states.index_copy_(0, run.slots, state)
+        _put(out, result.transpose(1, 2).to(out.dtype), run)
     return out
+
+
+def _put(out: Tensor, result: Tensor, run: Run) -> None:
+    """Write what a run gave, [B, n, ...], to its tokens."""
+    if run.own is None:
+        out[run.tokens] = result
+    else:
+        out[run.tokens[run.own]] = result[run.own]
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -85,10 +89,10 @@ class _Inputs(NamedTuple):
 
 
 def _one_token(x: _Inputs, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The rule for n = 1: what is read, and the memory after it."""
-    state = state * x.decay.exp()[..., None]
+    """The rule for n = 1: what is read, and the memory after it, in the place of ``state``."""
+    state.mul_(x.decay.exp()[..., None])
     written = (x.v - x.k @ state) * x.beta[..., None]
-    state = state + x.k.transpose(-1, -2) @ written
+    state.addcmul_(x.k.transpose(-1, -2), written)
     return x.q @ state, state
 
 

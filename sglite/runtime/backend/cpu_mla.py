@@ -15,7 +15,8 @@ from torch import Tensor
 from sglite.runtime.backend.cpu_plan import CPUMetadata, Segment, read_slots
 
 BLOCK = 2**21
-"""Numbers that are held at a time: scores, or latents gathered for single queries."""
+"""Numbers that are held at a time: scores, or latents gathered for single queries. Larger ones leave the caches, and
+a block of a causal chunk leaves out the slots behind its last query."""
 
 
 def attend_latents(q: Tensor, latents: Tensor, size: int, segments: Sequence[Segment], scale: float) -> Tensor:
@@ -76,7 +77,7 @@ def _best(scores: Tensor, visible: Tensor, slots: Tensor, top_k: int) -> Tensor:
     Of equal scores the first are taken, whatever the width: a sort or ``topk`` would leave it to chance.
     """
     scores = scores.masked_fill(~visible, -torch.inf)
-    least = scores.topk(min(top_k, scores.shape[-1]), dim=-1).values[..., -1:]
+    least = scores.topk(min(top_k, scores.shape[-1]), dim=-1, sorted=False).values.amin(-1, keepdim=True)
     better, equal = scores > least, (scores == least) & visible
     room = top_k - better.sum(-1, keepdim=True)
     taken = better | (equal & (equal.cumsum(-1) <= room))

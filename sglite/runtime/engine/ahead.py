@@ -93,16 +93,6 @@ class Ahead:
             request.draft = None
         self._cache.finish(cursor.node, request.num_computed)
 
-    def leave(self, request: Request, step: int) -> None:
-        """``request`` gives up its place. Its last token is published, as if it were to go on, where that brings the
-        tree to where its recurrent state stands."""
-        cursor = request.cursor
-        assert cursor is not None and not request.in_flight
-        if request.state_slots:
-            self.publish(request, step)
-        if cursor.node.lookahead is request:
-            cursor.node.lookahead = None
-
     def withdraw(self, request: Request) -> None:
         """Tokens of ``request`` were taken back: leave their place in the tree, and what nobody else uses of it."""
         cursor = request.cursor

@@ -56,7 +56,7 @@ class Engine:
     """A model, loaded and ready.
 
     Args:
-        model_path: a folder in Hugging Face layout or a hub name; ``None``: the bundled model.
+        model_path: a folder in Hugging Face layout, a GGUF file or a hub name; ``None``: the bundled model.
         launch: who runs the core; on a thread here, unless told otherwise (see ``spawned.Spawned``).
         arguments: see ``EngineArgs``.
 

@@ -306,7 +306,8 @@ class Scheduler:
         """Give up slot, pages, state and place in the tree."""
         cursor = request.cursor
         assert cursor is not None and request.in_flight == 0
-        self._ahead.leave(request, self._steps - 1)
+        if cursor.node.lookahead is request:
+            cursor.node.lookahead = None
         self._states.release(request)
         self.memory.release(request)
         if request.finish is not None and request.finish.type in ("stop", "length"):

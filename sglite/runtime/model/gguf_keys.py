@@ -50,14 +50,12 @@ class Keys:
         """True or false; ``None`` when absent."""
         return self.file.flag(self.key(name))
 
-    def must_be(self, name: str, *values: object) -> None:
+    def must_be(self, name: str, *values: float | None) -> None:
         """A key that is served with these values, and absent, only."""
         key = self.key(name)
-        found = (
-            None if key not in self.file else self.file.flag(key) if name == "attention.causal" else self.number(name)
-        )
-        if found is not None and found not in values:
-            raise ModelError(f"{self.file.path}: {key}={found} is not supported; only {values[0]} is")
+        found = "a list" if self.file.is_array(key) else self.file.scalar(key)
+        if key in self.file and found not in values:
+            raise ModelError(f"{self.file.path}: {key}={found!s:.80} is not supported; only {values[0]} is")
 
     def refuse_others(self) -> None:
         """ModelError names a key that nobody asked for."""

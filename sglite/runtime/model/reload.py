@@ -36,8 +36,9 @@ MAX_NAMED = 1000
 MAX_VALUES = 2**22
 """Values that are read at once."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_NOT_COMPARED = {"dtype", "quantization", "eos_token_ids", "bos_token_id", "has_head"}
-"""Of a checkpoint's configuration: weights are whole and cast, the ends of texts stay those of the start."""
+_NOT_COMPARED = {"dtype", "quantization", "eos_token_ids", "bos_token_id", "has_head", "drafts"}
+"""Of a checkpoint's configuration: weights are whole and cast, what is loaded and the ends of texts stay those of the
+start."""
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 
 

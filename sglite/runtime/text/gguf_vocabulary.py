@@ -19,6 +19,8 @@ from sglite.runtime.gguf import GGUF, GGUFError, open_gguf
 from sglite.runtime.text.folder import TokenizerError
 from sglite.runtime.text.spm import SentencePieceModel, sentencepiece_backend
 
+Piece = tuple[str, float, int]
+"""Text, score and type of a token."""
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _SPACE = "\u2581"
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -57,6 +59,13 @@ SPLITTINGS: Mapping[str, Splitting] = {
             r"|\s*[\r\n]+|\s+(?!\S)|\s+",
         ),
     ),
+    "gpt-4o": Splitting(
+        (
+            rf"{_LEAD}{_UPPER}*{_LOWER}+{_CONTRACTION}?|{_LEAD}{_UPPER}+{_LOWER}*{_CONTRACTION}?|\p{{N}}{{1,3}}"
+            r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ),
+        whole_words=True,
+    ),
     "tekken": Splitting(
         (
             rf"{_LEAD}{_UPPER}*{_LOWER}+|{_LEAD}{_UPPER}+{_LOWER}*|\p{{N}}"
@@ -89,7 +98,7 @@ def load_gguf_vocabulary(path: Path) -> Backend:
         raise TokenizerError(f"{path}: its vocabulary is not usable ({error}); convert the model again") from None
 
 
-def _pieces(file: GGUF) -> list[tuple[str, float, int]]:
+def _pieces(file: GGUF) -> list[Piece]:
     """Text, score and type of every id; padding at the end of the vocabulary is left out."""
     texts = file.texts("tokenizer.ggml.tokens") or []
     kinds = file.numbers("tokenizer.ggml.token_type") or [_NORMAL] * len(texts)
@@ -105,7 +114,7 @@ def _pieces(file: GGUF) -> list[tuple[str, float, int]]:
     return list(zip(texts[:size], scores, kinds, strict=False))
 
 
-def _byte_level(file: GGUF, pieces: list[tuple[str, float, int]]) -> Backend:
+def _byte_level(file: GGUF, pieces: list[Piece]) -> Backend:
     name = file.text("tokenizer.ggml.pre")
     splitting = SPLITTINGS.get(name or "")
     if splitting is None:
@@ -131,31 +140,38 @@ def _byte_level(file: GGUF, pieces: list[tuple[str, float, int]]) -> Backend:
     return backend
 
 
-def _add(backend: Backend, pieces: list[tuple[str, float, int]], kinds: tuple[int, ...], *, special: bool) -> None:
-    found = [AddedToken(text, special=special, normalized=False) for text, _, kind in pieces if kind in kinds]
+def _add(
+    backend: Backend, pieces: list[Piece], kinds: tuple[int, ...], *, special: bool, normalized: bool = False
+) -> None:
+    found = [AddedToken(text, special=special, normalized=normalized) for text, _, kind in pieces if kind in kinds]
     (backend.add_special_tokens if special else backend.add_tokens)(found)
 
 
-def _sentencepiece(file: GGUF, pieces: list[tuple[str, float, int]]) -> Backend:
+def _sentencepiece(file: GGUF, pieces: list[Piece]) -> Backend:
     """As GGUF's own readers do, a space is put before the first word and after each special token."""
     names = {"unk": ("unknown", 0), "bos": ("bos", 1), "eos": ("eos", 2), "pad": ("padding", -1)}
     found = {name: (file.integer(f"tokenizer.ggml.{key}_token_id"), default) for name, (key, default) in names.items()}
     prefix = file.flag("tokenizer.ggml.add_space_prefix")
+    if file.flag("tokenizer.ggml.remove_extra_whitespaces"):
+        raise TokenizerError(f"{file.path}: tokenizer.ggml.remove_extra_whitespaces=true is not supported; false is")
+    # Tokens that users defined are found in the text when its spaces are marked: Gemma has runs of them. With a space
+    # added in front, that would be part of their names, so there they are found before.
+    spaces_marked = prefix is False
     model = SentencePieceModel(
-        pieces=pieces,
+        pieces=[(text, score, _UNUSED if kind == _USER_DEFINED else kind) for text, score, kind in pieces],
         model_type=2,
         byte_fallback=any(kind == _BYTE for _, _, kind in pieces),
         ids={name: default if given is None else given for name, (given, default) in found.items()},
         charsmap=b"",
         add_dummy_prefix=prefix is None or prefix,
-        remove_extra_whitespaces=bool(file.flag("tokenizer.ggml.remove_extra_whitespaces")),
+        remove_extra_whitespaces=False,
     )
-    backend = sentencepiece_backend(model, legacy=True)
-    if not model.remove_extra_whitespaces:
-        # Before the text, whether or not it begins with a space itself.
-        first = [normalizers.Prepend(_SPACE)] if model.add_dummy_prefix else []
-        backend.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", _SPACE)])
-        backend.pre_tokenizer = None
+    backend = sentencepiece_backend(model, legacy=False)
+    # What that one cuts with is replaced: the space comes before a text whether or not it begins with one itself.
+    first = [normalizers.Prepend(_SPACE)] if model.add_dummy_prefix else []
+    backend.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", _SPACE)])
+    backend.pre_tokenizer = None
+    _add(backend, pieces, (_USER_DEFINED,), special=False, normalized=spaces_marked)
     return backend
 
 

@@ -159,6 +159,14 @@ def test_chunk_ends_of_a_long_prompt_are_saved_while_there_is_room() -> None:
     assert ask(full, "again", long, 1)[0] == len(long) - 1, "what was saved for want of anything better went first"
 
 
+def test_what_was_saved_because_there_was_room_goes_first() -> None:
+    b = hybrid(states={"ssm": 6}, max_running=1, max_step_tokens=96)
+    ask(b, "kept", PROMPT, 1)
+    ask(b, "long", [i * i % 5 for i in range(4 * SPARE_INTERVAL)], 1)
+    assert states(b)["dropped"] == 1, "a slot for the end of the long prompt"
+    assert ask(b, "again", PROMPT, 1) == (19, 1, 1)
+
+
 def test_slots_are_counted_and_what_was_dropped_is_built_again() -> None:
     b = hybrid(states={"ssm": 3}, max_running=1)
     prompts = [[i, *PROMPT] for i in range(4)]

@@ -177,6 +177,14 @@ def test_values_and_tensors_are_those_that_were_written(tmp_path: Path) -> None:
         open_gguf(write_gguf(tmp_path / "n.gguf", {"half": float("nan")}, {})).number("half")
 
 
+def test_long_lists_of_numbers_are_no_trouble_until_they_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(raw(text("a") + struct.pack("<IIQ", 9, 0, MAX_ITEMS + 1) + b"\0" * (MAX_ITEMS + 1)))
+    file = open_gguf(path)
+    with pytest.raises(GGUFError, match=f"a lists {MAX_ITEMS + 1} numbers"):
+        file.numbers("a")
+
+
 def test_a_file_of_version_2_is_the_same(tmp_path: Path) -> None:
     file = open_gguf(write_gguf(tmp_path / "m.gguf", {"five": U32(5)}, {"a": torch.ones(2)}, version=2))
     assert file.integer("five") == 5 and file.floats(file.tensors["a"]) == [1, 1]

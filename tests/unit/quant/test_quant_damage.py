@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from quantised_checkpoints import FORMATS, Parts, write_folder
+from quantised_checkpoints import FORMATS, Parts, pack_quantized, write_folder
 
 from sglite.runtime.model.checkpoint import open_checkpoint
 from sglite.runtime.model.errors import ModelError
@@ -85,6 +85,11 @@ DAMAGED: dict[str, tuple[str, Damage, str]] = {
         "ct-w4a16",
         lambda t: t.update(weight_packed=t["weight_packed"][:0], weight_shape=torch.tensor([0, 96])),
         f"{NAME}.weight_packed has shape [0, 12]",
+    ),
+    "no zeros of bytes": (
+        "ct-int8-asym",
+        lambda t: t.pop("weight_zero_point"),
+        f"{NAME}.weight_zero_point is missing",
     ),
     "no packed zeros": ("ct-w4a16-asym", lambda t: t.pop("weight_zero_point"), f"{NAME}.weight_zero_point is missing"),
     "packed zeros of another shape": (
@@ -180,6 +185,12 @@ def test_settings_that_are_not_served_are_refused_by_name(tmp_path: Path, name: 
     made, config, told = REFUSED[name]
     tensors, _ = FORMATS[made].quantise(WEIGHT)
     assert told in refusal(tmp_path, config, tensors)
+
+
+def test_bits_that_fill_their_words_but_are_not_served_are_refused(tmp_path: Path) -> None:
+    tensors, _ = pack_quantized(WEIGHT, bits=3, group=32, symmetric=True)
+    message = refusal(tmp_path, regrouped("ct-w4a16", num_bits=3), tensors)
+    assert f"{NAME}.weight_packed has 3 bits; supported: 2, 4, 8" in message
 
 
 def test_what_to_use_instead_is_said(tmp_path: Path) -> None:

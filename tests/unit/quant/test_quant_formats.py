@@ -58,6 +58,16 @@ def test_fused_experts_of_fp8_are_one_tensor(tmp_path: Path) -> None:
     assert torch.equal(read(source, "mlp.experts.gate_up_proj"), torch.stack([weight for _, weight in each]))
 
 
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 1, 1), (3, 64), (3, 64, 1), (1,)])
+def test_fused_experts_may_have_a_scale_each_or_one_a_row(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    values = random_weight(3 * 64, 96).view(3, 64, 96).to(torch.float8_e4m3fn)
+    scale = torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 0.5
+    tensors = {"down_proj": values, "down_proj_scale": scale, "down_proj_input_scale": torch.ones(3)}
+    source = view(tmp_path, tensors, {"quant_method": "fp8"}, "mlp.experts")
+    per_row = scale.view(3, -1, 1) if scale.numel() > 1 else scale
+    assert torch.equal(read(source, "mlp.experts.down_proj"), values.float() * per_row)
+
+
 def test_pieces_of_large_weights_make_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sglite.runtime.quant.arithmetic.PIECE", 500)
     for i, name in enumerate(("fp8-small-block", "gptq-act-order", "ct-w4a16-asym")):

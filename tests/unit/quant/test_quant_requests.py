@@ -103,6 +103,13 @@ def test_files_of_older_exports_are_read(tmp_path: Path, name: str) -> None:
     assert torch.equal(*results)
 
 
+def test_the_older_name_of_the_field_is_read(tmp_path: Path) -> None:
+    config = FORMATS["ct-int8"].config
+    folder = make_checkpoint(tmp_path / "m", compression_config=config)
+    found = read_config(folder).quantization
+    assert found == config and summary(found) == "compressed-tensors, 8 bits"
+
+
 def test_engines_say_how_their_weights_are_quantised(tmp_path: Path) -> None:
     write_quantised(make_checkpoint(tmp_path / "source"), "gptq", tmp_path / "quantised", tmp_path / "plain")
     common: dict[str, Any] = {"skip_tokenizer_init": True, "max_total_tokens": 256}

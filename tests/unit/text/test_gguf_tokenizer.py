@@ -32,6 +32,20 @@ TEXTS = [
 ]
 
 
+O200K = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+"""As tiktoken's o200k_base has it."""
+
+
 def from_json(state: dict[str, Any], path: Path, **more: Any) -> Path:
     """A GGUF file with the vocabulary of a tokenizer.json, and ten ids of padding behind it."""
     pieces = {**state["model"]["vocab"], **{token["content"]: token["id"] for token in state["added_tokens"]}}
@@ -68,6 +82,7 @@ def published(name: str) -> Tokenizer:
         "llama-bpe": [start + r"\p{N}{1,3}|" + rest],
         "qwen2": [start + r"\p{N}|" + rest],
         "tekken": [tekken + r"|\s*[\r\n]+|\s+(?!\S)|\s+"],
+        "gpt-4o": [O200K],
         "deepseek-v3": [r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", deepseek],
     }
     made = v.byte_level_backend()
@@ -80,14 +95,14 @@ def published(name: str) -> Tokenizer:
         made.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     if name == "qwen2":
         made.normalizer = normalizers.NFC()
-    if name in ("llama-bpe", "tekken"):
+    if name in ("llama-bpe", "tekken", "gpt-4o"):
         state = json.loads(made.to_str())
         state["model"]["ignore_merges"] = True
         made = Tokenizer.from_str(json.dumps(state))
     return made
 
 
-@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "deepseek-v3", "tekken"])
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "deepseek-v3", "tekken", "gpt-4o"])
 def test_equals_the_published_tokenizer(name: str, tmp_path: Path) -> None:
     theirs = published(name)
     ours = load_tokenizer(from_json(json.loads(theirs.to_str()), tmp_path / "m.gguf", tokenizer__ggml__pre=name))
@@ -101,7 +116,7 @@ def test_equals_the_published_tokenizer(name: str, tmp_path: Path) -> None:
 def test_every_name_is_one_of_those_or_another_word_for_it() -> None:
     assert SPLITTINGS["llama3"] == SPLITTINGS["llama-v3"] == SPLITTINGS["llama-bpe"]
     assert SPLITTINGS["deepseek-r1-qwen"] == SPLITTINGS["qwen2"]
-    assert len(set(SPLITTINGS.values())) == 6
+    assert len(set(SPLITTINGS.values())) == 7
 
 
 def test_a_word_in_the_vocabulary_is_whole_where_the_published_tokenizer_keeps_it(tmp_path: Path) -> None:
@@ -139,6 +154,31 @@ def test_equals_sentencepiece(tmp_path: Path) -> None:
         assert ours.decode(ids) == theirs.decode(ids)
 
 
+def test_runs_of_spaces_that_were_made_tokens_are_found(tmp_path: Path) -> None:
+    """As in Gemma, whose texts get no space in front."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line for each in v.CORPUS for line in each.splitlines() if line.strip()),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=420,
+        model_type="bpe",
+        character_coverage=0.999,
+        user_defined_symbols=["\u2581\u2581", "\u2581\u2581\u2581", "\n", "\n\n", "<td>"],
+        control_symbols=["<start_of_turn>"],
+        byte_fallback=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        minloglevel=2,
+        num_threads=1,
+    )
+    theirs = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
+    ours = load_tokenizer(from_sentencepiece(tmp_path, tmp_path / "m.gguf", tokenizer__ggml__add_space_prefix=False))
+    for text in [*TEXTS, "a  b", "def f():\n    return  1\n\n\n     x", "<td>  </td>"]:
+        ids = theirs.encode(text)
+        assert ours.encode(text, parse_special=False) == ids
+        assert ours.decode(ids) == theirs.decode(ids)
+
+
 def test_a_space_follows_each_special_token_unless_the_file_says_otherwise(tmp_path: Path) -> None:
     folder = v.sentencepiece_folder("bpe")
     ours = load_tokenizer(from_sentencepiece(folder, tmp_path / "a.gguf"))
@@ -146,6 +186,12 @@ def test_a_space_follows_each_special_token_unless_the_file_says_otherwise(tmp_p
     end = ours.id_of("<|im_end|>")
     assert ours.encode("<|im_end|>a") == [end, *ours.encode("a")]
     assert ours.encode("a") != bare.encode("a") and bare.decode(bare.encode(" a")) == " a"
+
+
+def test_squeezed_spaces_are_refused(tmp_path: Path) -> None:
+    folder = v.sentencepiece_folder("bpe")
+    with pytest.raises(TokenizerError, match="remove_extra_whitespaces=true"):
+        load_tokenizer(from_sentencepiece(folder, tmp_path / "m.gguf", tokenizer__ggml__remove_extra_whitespaces=True))
 
 
 def test_bos_eos_and_turn_ends_come_from_the_file(tmp_path: Path) -> None:
@@ -195,6 +241,7 @@ def test_pooling_is_declared_by_the_file(kind: int | None, said: str, tmp_path: 
         ("tokenizer.ggml.model", "t5", "t5"),
         ("tokenizer.ggml.tokens", ["a", "a"], "types"),
         ("tokenizer.ggml.token_type", [1], "types"),
+        ("tokenizer.ggml.token_type", None, "in the vocabulary twice"),
         ("tokenizer.ggml.token_type", "no list", "not a list"),
         ("tokenizer.ggml.merges", ["a b", "no such"], "not usable"),
         ("tokenizer.ggml.eos_token_id", "two", "not a whole number"),
@@ -202,7 +249,8 @@ def test_pooling_is_declared_by_the_file(kind: int | None, said: str, tmp_path: 
     ],
 )
 def test_what_cannot_be_followed_is_refused_in_one_line(key: str, item: Any, said: str, tmp_path: Path) -> None:
-    path = from_json(json.loads(v.byte_level_backend().to_str()), tmp_path / "m.gguf", **{key: item})
+    more = {"tokenizer.ggml.tokens": ["a", "a"]} if said.startswith("in the") else {}
+    path = from_json(json.loads(v.byte_level_backend().to_str()), tmp_path / "m.gguf", **{key: item, **more})
     with pytest.raises(TokenizerError, match=said) as error:
         load_tokenizer(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
