@@ -72,8 +72,8 @@ class Request:
         "grammar", "group", "held_pages", "hidden", "in_flight", "inherited_priority", "logprobs", "num_cached",
         "num_computed", "num_scheduled", "order", "page_table", "pages_sent", "preempting", "program", "prompt_len",
         "rank", "reasons", "request", "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time",
-        "state_at", "state_slots", "status", "stop", "suspect", "tokens", "unsent_forced", "waited", "window_first",
-        "window_pages",
+        "state_at", "state_slots", "status", "stop", "suspect", "tokens", "unsent_forced", "waited", "window_end",
+        "window_first", "window_pages",
     )  # fmt: skip
 
     def __init__(
@@ -121,6 +121,8 @@ class Request:
         self.window_pages: list[int] = []
         """The pages that its last row sees in layers with a window, of its page table from ``window_first`` on."""
         self.window_first = 0
+        self.window_end = -1
+        """Where that row ended."""
         self.blocked_on: RadixNode | None = None
         self.blocked_planned = -1
         self.inherited_priority = request.priority

@@ -46,7 +46,9 @@ class WindowPlanner:
 
     def start(self, request: Request, start: int) -> int:
         """The position, at most ``start``, from which ``request`` must compute so that every row sees its window."""
-        return start if self._frames is None else self._frames.whole_depth(request.page_table, start)
+        if self._frames is None or self._holds(request, start):
+            return start
+        return self._frames.whole_depth(request.page_table, start)
 
     def copy_waits(self, request: Request, node: RadixNode, step: int) -> bool:
         """Whether the page that the path to ``node`` needs a copy of is filled anew by step ``step`` itself."""
@@ -106,7 +108,7 @@ class WindowPlanner:
         for copy in copies:
             frames.copy(copy.src, copy.dst, copy.num_tokens)
             frames.unuse(copy.src, keep=True)
-        request.window_pages, request.window_first = pages, first
+        request.window_pages, request.window_first, request.window_end = pages, first, end
         self._fill(request, refill.start, refill.end, step)
 
     def stored(self, request: Request, start: int, end: int) -> None:
@@ -120,9 +122,8 @@ class WindowPlanner:
         frames, size = self._frames, self._cache.page_size
         if frames is None:
             return True
-        first, known = request.window_first, request.window_first + len(request.window_pages)
-        sees = first * size <= max(0, start - frames.before) and known * size >= start
-        return sees and -(-upto // size) - known <= frames.num_available
+        known = request.window_first + len(request.window_pages)
+        return self._holds(request, start) and -(-upto // size) - known <= frames.num_available
 
     def grow(self, request: Request, upto: int) -> None:
         """The last row, or one right behind it, goes on to ``upto``; ``can_grow`` found the frames."""
@@ -139,9 +140,10 @@ class WindowPlanner:
         request.window_pages = request.window_pages + more
 
     def advance(self, request: Request, start: int) -> None:
-        """The next row begins at ``start``: pages that it does not see are left."""
+        """The next row computes the position ``start``: pages that it does not see are left."""
         if self._frames is None:
             return
+        request.window_end = start + 1
         passed = max(0, start - self._frames.before) // self._cache.page_size - request.window_first
         if not passed:
             return
@@ -154,7 +156,7 @@ class WindowPlanner:
             return
         if pages is None:
             self._unuse(request, request.window_pages, keep=True)
-            request.window_pages, request.window_first = [], 0
+            request.window_pages, request.window_first, request.window_end = [], 0, -1
             return
         for page in set(pages).intersection(request.window_pages):
             self._frames.unuse(page, keep=False)
@@ -164,6 +166,16 @@ class WindowPlanner:
         """Tell the executor of frames."""
         if self._frames is not None:
             output.frames, output.frame_copies = self._frames.take_news()
+
+    def _holds(self, request: Request, start: int) -> bool:
+        """The request's last row ended at ``start`` or behind it: its pages, if its path still has them, hold the whole
+        window before that."""
+        if not request.window_first * self._cache.page_size < start <= request.window_end:
+            return False
+        frames, first, pages = self._frames, request.window_first, request.window_pages
+        assert frames is not None
+        seen = first * frames.page_size <= max(0, start - frames.before)
+        return seen and request.page_table[first : first + len(pages)] == pages
 
     def _unuse(self, request: Request, pages: Iterable[int], keep: bool) -> None:
         """The first of the request's window pages are seen no more; ``keep``: all are likely to be wanted again."""
