@@ -8,7 +8,7 @@
 #   make test-faults  attacks, and processes that die: ten minutes; SGLITE_FAULTS=full takes the full numbers
 #   make lint         ruff and mypy alone
 #   make bench-constrained   measure constrained generation beside its peers; QUICK=--quick takes a part of it
-#   make reference    docs/reference.md from the docstrings
+#   make reference    docs/reference.md from the docstrings, the list of models in docs/models.md from the tests
 #   make bench-programs      measure the examples beside the same work as HTTP calls; QUICK=--quick takes small sizes
 #   make demo-model   train the bundled model again (over an hour)
 #   make clean        remove caches and build outputs; the next call of any of the above checks the set-up again
@@ -64,6 +64,7 @@ bench-constrained: $(READY)
 
 reference: $(READY)
 	$(PY) -m tools.api_reference
+	$(PY) -m tools.model_matrix
 
 bench-programs: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.programs.run $(QUICK)

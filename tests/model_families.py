@@ -1,9 +1,10 @@
 """Tiny random checkpoints of every model family, made by transformers' own classes and written in the hub's layout.
 
     folder = make_family("qwen3_moe", tmp_path)     config, weights; the names on disk are those of the hub
-    ours.generate_close_to(transformers)            tests/parity/test_families.py
 
-An entry of ``FAMILIES`` is the ``model_type`` that transformers knows the family by, and the config fields that make it
+``tests/parity/test_families.py`` compares each with transformers, ``tools/model_matrix.py`` lists them in the docs.
+
+An entry of ``FAMILIES`` is the ``model_type`` that transformers knows a family by, and the config fields that make it
 tiny. Sizes are chosen so that nothing is ambiguous: no two sizes that a layout could confuse are equal, and every switch
 of a family is on in one of its variants. Weights are scaled so that greedy choices are clear.
 """
@@ -29,6 +30,8 @@ class Family:
     """As hub configs name the class, where transformers writes another."""
     kind: str = "dense"
     """dense, moe, mla, hybrid, sliding: which walls of the engine it needs."""
+    oracle: str = "transformers"
+    """What it is compared with."""
 
 
 COMMON: dict[str, Any] = {
@@ -86,6 +89,7 @@ FAMILIES: dict[str, Family] = {
         "deepseek",
         {**DEEPSEEK_MOE, "first_k_dense_replace": 1, "moe_layer_freq": 1, "norm_topk_prob": False},
         kind="moe",
+        oracle="parts of transformers",
     ),
     "deepseek-switches": Family(
         "deepseek",
@@ -97,6 +101,7 @@ FAMILIES: dict[str, Family] = {
             "attention_bias": True,
         },
         kind="moe",
+        oracle="parts of transformers",
     ),
     "deepseek_v2": Family("deepseek_v2", {**DEEPSEEK, **GROUPED}, kind="mla"),
     "deepseek_v2-lite": Family(
@@ -202,6 +207,18 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5": Family("qwen3_5_text", HYBRID, kind="hybrid"),
     "qwen3_5_moe": Family("qwen3_5_moe_text", {**HYBRID_MOE, "norm_topk_prob": None}, kind="hybrid"),
 }
+
+
+def architecture_of(family: Family) -> str:
+    """The class that configs of the family name."""
+    import deepseek_oracle  # noqa: F401  (makes a family known)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if family.architecture is not None:
+        return family.architecture
+    known: Any = AutoModelForCausalLM._model_mapping
+    kind: Any = AutoConfig.for_model
+    return str(known[type(kind(family.model_type))].__name__)
 
 
 def make_family(name: str, folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:

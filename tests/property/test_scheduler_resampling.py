@@ -113,7 +113,7 @@ class Asked:
         return str(end)
 
 
-@pytest.mark.parametrize("first", range(0, 100, 50))
+@pytest.mark.parametrize("first", [0, 50, 1050])  # in the last one a request gets scores, but no pages
 def test_random_constraints_in_random_engines(first: int) -> None:
     run(range(first, first + 50))
 

@@ -66,6 +66,29 @@ def test_the_size_of_the_cache(given, free, tokens, origin):
 
 
 @pytest.mark.parametrize(
+    ("window", "share", "given", "frames"),
+    [
+        (128, 768, {"max_running_requests": 16}, 2 * 16 * 10 + 128),
+        (128, 1024, {"max_running_requests": 16}, 2 * 16 * 10 + 128),
+        (128, 768, {"max_running_requests": 16, "max_total_tokens": 1600}, 0),
+        (4096, 768, {}, 0),
+        (None, 0, {}, 0),
+    ],
+)
+def test_layers_with_a_window_have_frames_where_these_are_fewer_than_the_pages(window, share, given, frames):
+    """What they save goes to the pages of the others; a pool in which all windows fit anyway is not split."""
+    facts = {**FACTS.__dict__, "free_memory": 2**26, "window": window, "window_bytes_per_token": share}
+    config, plain = settle(Facts(**facts), **given), settle(Facts(**{**facts, "window": None}), **given)
+    assert config.num_frames == frames and config.window == window
+    used = config.max_total_tokens * (1024 - share) + frames * 16 * share
+    if frames:
+        assert config.num_pages > plain.num_pages and config.num_pages <= 16 * frames
+        assert used <= 2**25 + frames * 16 * share
+    else:
+        assert config.num_pages == plain.num_pages
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"max_total_tokens": 2**21}, "give max_total_tokens<=1048576"),

@@ -9,7 +9,7 @@ import pytest
 
 import sglite
 from sglite import testing
-from tools import api_reference
+from tools import api_reference, model_matrix
 
 LISTED = {name for names in api_reference.SECTIONS.values() for name in names}
 
@@ -45,3 +45,7 @@ def test_the_page_does_not_depend_on_the_run() -> None:
     assert " at 0x" not in page
     assert str(Path.home()) not in page
     assert page == api_reference.page()
+
+
+def test_the_list_of_models_is_what_the_tests_check() -> None:
+    assert model_matrix.PAGE.read_text(encoding="utf-8") == model_matrix.page(), "run `make reference`"

@@ -66,9 +66,7 @@ class Scheduler:
         self._states = StatePlanner(cache)
         self._ahead = Ahead(cache, self.memory, limits.look_ahead, proposer)
         self._rows = RowPlanner(cache, self.memory, self._states, self._ahead, limits.chunk_size, self._make_room)
-        self._updater = updater
-        self._policy = policy
-        self._clock = clock
+        self._updater, self._policy, self._clock = updater, policy, clock
         self._requeued = 0
         self._starved = False
         """A request alone lacked pages: its own prefix, shared page by page, fills the pool. Start from nothing."""
@@ -218,10 +216,13 @@ class Scheduler:
         return True
 
     def _extend_or_requeue(self, request: Request, plan: StepPlan, reserve: int = 0) -> bool:
-        """Plan a row; a request that cannot even start goes back to the queue. ``False``: it did."""
+        """Plan a row; one that cannot even start goes back to the queue, once it has the scores that others give it."""
         if self._rows.extend(request, plan, reserve):
             return True
-        self._back_to_queue(request)
+        if request.in_flight:
+            self._preempt(request)
+        else:
+            self._back_to_queue(request)
         self._starved |= plan.is_empty and not self.running
         return False
 
@@ -395,5 +396,4 @@ class Scheduler:
         for request in [*self.running.values()]:
             if request.cursor is not None and request.cursor.node.lookahead is request:
                 request.cursor.node.lookahead = None
-            request.preempting = True
-            self._settle(request)
+            self._preempt(request)

@@ -112,9 +112,12 @@ class WindowPlanner:
         self._fill(request, refill.start, refill.end, step)
 
     def stored(self, request: Request, start: int, end: int) -> None:
-        """A row stores ``[start, end)`` of what ``request`` knows or is about to know."""
-        if self._frames is not None:
-            self._fill(request, start, end, None)
+        """A row that has its frames stores ``[start, end)`` of what ``request`` knows or is about to know."""
+        if self._frames is None:
+            return
+        self._fill(request, start, end, None)
+        if start <= request.window_end:
+            request.window_end = max(request.window_end, end)
 
     def can_grow(self, request: Request, start: int, upto: int) -> bool:
         """Whether a row that computes ``[start, upto)``, right behind the last one, sees all it must, and there are
@@ -143,7 +146,6 @@ class WindowPlanner:
         """The next row computes the position ``start``: pages that it does not see are left."""
         if self._frames is None:
             return
-        request.window_end = start + 1
         passed = max(0, start - self._frames.before) // self._cache.page_size - request.window_first
         if not passed:
             return

@@ -131,8 +131,8 @@ class ModelConfig:
     delta: DeltaConfig | None = None
     quantization: Mapping[str, Any] | None = None
     """The checkpoint's ``quantization_config`` as it stands."""
-    dtype: str = "float32"
-    """The checkpoint's own, as torch names it."""
+    dtype: str = ""
+    """The checkpoint's own, as torch names it; empty: the config does not say."""
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 

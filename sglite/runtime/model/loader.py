@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -21,7 +23,7 @@ from torch import Tensor
 from sglite.runtime.backend.base import Backend
 from sglite.runtime.gguf import is_gguf
 from sglite.runtime.model.architectures import read_config
-from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorSource, held, open_checkpoint
+from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorInfo, TensorSource, held, open_checkpoint
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.errors import CheckpointMismatch, ModelError
 from sglite.runtime.model.generation import GenerationDefaults, read_generation_defaults
@@ -35,6 +37,8 @@ from sglite.runtime.quant.dequantise import dequantised
 
 LoadFormat = Literal["auto", "dummy"]
 NAMES_SHOWN = 8
+TORCH_NAMES: Mapping[str, str] = MappingProxyType({"F32": "float32", "F16": "float16", "BF16": "bfloat16"})
+"""What torch calls the types of files."""
 DUMMY_STD = 0.02
 
 
@@ -83,8 +87,8 @@ def load_model(
     if load_format not in ("auto", "dummy"):
         raise ModelError(f"load_format={load_format!r} is unknown; use 'auto' or 'dummy'")
     config = with_drafts(folder, read_config(folder)) if drafts else read_config(folder)
-    torch_dtype = resolve_dtype(dtype, config, backend)
     source = open_source(folder, config) if load_format == "auto" else None
+    torch_dtype = resolve_dtype(dtype, config, backend, source)
     if headless and source is not None and not config.tie_word_embeddings:
         config = replace(config, has_head="lm_head.weight" in source.tensors)
     found = None if source is None else {name: info.shape for name, info in source.tensors.items()}
@@ -124,14 +128,30 @@ def open_source(folder: Path, config: ModelConfig) -> TensorSource:
     return checkpoint if config.quantization is None else dequantised(checkpoint, config.quantization)
 
 
-def resolve_dtype(name: str, config: ModelConfig, backend: Backend) -> torch.dtype:
-    """The torch type to load in; ModelError lists what the backend computes with."""
+def resolve_dtype(
+    name: str, config: ModelConfig, backend: Backend, source: TensorSource | None = None
+) -> torch.dtype:
+    """The torch type to load in; ModelError lists what the backend computes with.
+
+    ``auto``: the config's or, where it names none, that of most numbers in ``source``, if they are stored as they are.
+    """
     served = {str(d).removeprefix("torch."): d for d in backend.guarantees.dtypes}
     if name == "auto":
-        name = config.dtype if config.dtype in served else "bfloat16"
+        whole = {} if source is None or config.quantization is not None else source.tensors
+        said = config.dtype or _most_stored(whole)
+        name = said if said in served else "bfloat16"
     if name not in served:
         raise ModelError(f"dtype={name!r} is not served by the {backend.name} backend; use auto or {', '.join(served)}")
     return served[name]
+
+
+def _most_stored(tensors: Mapping[str, TensorInfo]) -> str:
+    """The type of most numbers, as torch names it; empty where there are no floats."""
+    counts: Counter[str] = Counter()
+    for info in tensors.values():
+        if info.dtype in TORCH_NAMES:
+            counts[TORCH_NAMES[info.dtype]] += math.prod(info.shape)
+    return counts.most_common(1)[0][0] if counts else ""
 
 
 def weight_bytes(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from engines import Bench, toy_reference
 
 from sglite.runtime.cache.frames import Frames, WindowSpec
+from sglite.runtime.spec.base import Draft
 
 LONG = [i % 5 for i in range(100)]
 
@@ -49,10 +52,14 @@ def test_a_sequence_far_longer_than_all_frames_runs_without_giving_way() -> None
     assert bench.core.scheduler.preemptions == 0 and frames_of(bench).taken_away > 50
 
 
-def test_a_full_hit_replays_its_last_token_only() -> None:
-    bench = bench_of(window=8, num_frames=6)
-    run(bench, "a", LONG)
-    assert run(bench, "b", LONG) == 1, "the window before the end of a prompt is kept longest"
+def test_a_prompt_that_is_known_replays_no_more_than_without_a_window() -> None:
+    """The windows before the end of a prompt and before the end of a sequence are kept longest."""
+    few, plain = bench_of(window=8, num_frames=12), Bench(num_pages=200, page_size=4)
+    for bench in (few, plain):
+        run(bench, "a", LONG, 30)
+    assert frames_of(few).taken_away > 10
+    for i, prompt in enumerate((LONG, [*LONG, *toy_reference(LONG, 30)])):
+        assert run(few, f"b{i}", prompt) == run(plain, f"b{i}", prompt) <= 2
 
 
 def test_a_branch_starts_from_the_deepest_whole_window_and_fills_what_it_lacks() -> None:
@@ -87,5 +94,22 @@ def test_what_a_failed_step_was_to_fill_is_filled_again() -> None:
     run(bench, "other", [4, 4, 3, *LONG])
     failures = iter([False, True])
     bench.worker.fail_step = lambda step: next(failures, False)
-    run(bench, "b", [*LONG[:60], 1, 1, 1])
+    branches = {"b": [*LONG[:60], 1, 1, 1], "c": [*LONG[:40], 3, 3, 3]}
+    for name, prompt in branches.items():
+        bench.add(name, prompt, 4)
+    bench.run()
+    assert {name: bench.done[name].tokens for name in branches} == {
+        name: toy_reference(prompt, 4) for name, prompt in branches.items()
+    }
     assert bench.core.scheduler.failed_steps == 1
+
+
+def test_accepted_drafts_are_not_computed_again() -> None:
+    class Oracle:
+        def propose(self, tokens: Sequence[int], limit: int) -> Draft:
+            guesses = toy_reference(tokens, min(3, limit))
+            return Draft(guesses, list(range(-1, len(guesses) - 1)))
+
+    bench = bench_of(window=8, num_frames=20, proposer=Oracle())
+    assert run(bench, "a", LONG, 40) == 0
+    assert bench.core.num_steps < 20

@@ -80,6 +80,7 @@ def test_context_includes_what_rope_scaling_adds(rope: dict[str, Any], context: 
         ({"hidden_size": None}, "field 'hidden_size' is missing; it must be a positive integer"),
         ({"hidden_size": "64"}, "field 'hidden_size' is '64'; it must be a positive integer"),
         ({"num_hidden_layers": 0}, "field 'num_hidden_layers' is 0"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000 is more than 1000"),
         ({"vocab_size": True}, "field 'vocab_size' is True"),
         ({"rms_norm_eps": -1.0}, "field 'rms_norm_eps' is -1.0; it must be a number above 0"),
         ({"rope_theta": math.inf}, "field 'rope_theta' is inf; it must be a finite number"),

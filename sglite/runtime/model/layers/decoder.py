@@ -130,7 +130,7 @@ class CausalLM(ABC):
         return self.norm(x)
 
     def pooled(self, hidden: Tensor) -> Tensor:
-        """What stands for texts, [n, size], of their last tokens' hidden states [n, hidden]: those, or a head's scores."""
+        """What stands for texts, [n, size], of their last hidden states [n, hidden]: those, or a head's scores."""
         return hidden
 
     @torch.inference_mode()

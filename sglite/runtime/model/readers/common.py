@@ -9,11 +9,12 @@ from types import MappingProxyType
 from sglite.runtime.model.config import Activation, LayerKind, ModelConfig
 from sglite.runtime.model.errors import ModelError
 from sglite.runtime.model.fields import Fields
-from sglite.runtime.model.rope_config import max_context, read_rope
+from sglite.runtime.model.rope_config import RopeConfig, max_context, read_rope
 
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 )
+MAX_LAYERS = 1000
 KINDS: tuple[LayerKind, ...] = ("full_attention", "sliding_attention", "linear_attention")
 
 
@@ -34,6 +35,8 @@ def read_common(
     max_positions = fields.positive_int("max_position_embeddings")
     rope = read_rope(fields, max_positions)
     layers = fields.positive_int("num_hidden_layers")
+    if layers > MAX_LAYERS:
+        raise ModelError(f"{fields.where}: num_hidden_layers={layers} is more than {MAX_LAYERS}; is it the right file?")
     bos = fields.token_ids("bos_token_id")
     return ModelConfig(
         architecture=fields.sequence("architectures")[0],
@@ -44,7 +47,7 @@ def read_common(
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        max_context=max_context(rope, max_positions),
+        max_context=read_context(fields, rope, max_positions),
         rms_norm_eps=fields.positive_float("rms_norm_eps", 1e-6),
         rope=rope,
         rotary_dim=read_rotary_dim(fields, head_dim, partial_rotary),
@@ -54,10 +57,18 @@ def read_common(
         activation=read_activation(fields),
         layer_kinds=read_kinds(fields, layers, kinds),
         quantization=fields.mapping(fields.named("quantization_config", "compression_config")) or None,
-        dtype=fields.text("dtype", fields.text("torch_dtype", "float32")),
+        dtype=fields.text("dtype", fields.text("torch_dtype", "")),
         eos_token_ids=fields.token_ids("eos_token_id"),
         bos_token_id=bos[0] if bos else None,
     )
+
+
+def read_context(fields: Fields, rope: RopeConfig, max_positions: int) -> int:
+    """Positions the model serves. Attention in chunks (Qwen's 1M models) is not computed: the context ends where it
+    would begin to matter."""
+    chunks = Fields(fields.mapping("dual_chunk_attention_config"), f"{fields.where}: dual_chunk_attention_config")
+    whole = max_context(rope, max_positions)
+    return min(whole, chunks.positive_int("original_max_position_embeddings")) if chunks.values else whole
 
 
 def read_head_dim(fields: Fields, hidden: int, heads: int) -> int:

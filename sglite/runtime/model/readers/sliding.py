@@ -127,7 +127,10 @@ def split_rope(fields: Fields) -> tuple[dict[str, Any], dict[str, Any]]:
     by_kind = Fields(fields.mapping("rope_parameters"), f"{fields.where}: rope_parameters")
     if not by_kind.values:
         return local, dict(fields.values)
-    unknown = [name for name in by_kind.values if name not in ("full_attention", "sliding_attention")]
+    said = {name: value for name, value in by_kind.values.items() if value is not None}
+    if said.get("rope_type") == "default":  # beside the kinds, where it says nothing
+        said.pop("rope_type")
+    unknown = [name for name in said if name not in ("full_attention", "sliding_attention")]
     if unknown:
         raise ModelError(
             f"{by_kind.where} has {', '.join(unknown)}; only full_attention and sliding_attention are read"
