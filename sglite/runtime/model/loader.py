@@ -128,9 +128,7 @@ def open_source(folder: Path, config: ModelConfig) -> TensorSource:
     return checkpoint if config.quantization is None else dequantised(checkpoint, config.quantization)
 
 
-def resolve_dtype(
-    name: str, config: ModelConfig, backend: Backend, source: TensorSource | None = None
-) -> torch.dtype:
+def resolve_dtype(name: str, config: ModelConfig, backend: Backend, source: TensorSource | None = None) -> torch.dtype:
     """The torch type to load in; ModelError lists what the backend computes with.
 
     ``auto``: the config's or, where it names none, that of most numbers in ``source``, if they are stored as they are.
