@@ -37,8 +37,10 @@ from sglite.runtime.quant.dequantise import dequantised
 
 LoadFormat = Literal["auto", "dummy"]
 NAMES_SHOWN = 8
-TORCH_NAMES: Mapping[str, str] = MappingProxyType({"F32": "float32", "F16": "float16", "BF16": "bfloat16"})
-"""What torch calls the types of files."""
+LOADED_AS: Mapping[str, str] = MappingProxyType(
+    {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+)
+"""Type of a file -> what its weights are best loaded in, as torch names it."""
 DUMMY_STD = 0.02
 
 
@@ -144,11 +146,11 @@ def resolve_dtype(name: str, config: ModelConfig, backend: Backend, source: Tens
 
 
 def _most_stored(tensors: Mapping[str, TensorInfo]) -> str:
-    """The type of most numbers, as torch names it; empty where there are no floats."""
+    """What most numbers are best loaded in, as torch names it; empty where there are no floats."""
     counts: Counter[str] = Counter()
     for info in tensors.values():
-        if info.dtype in TORCH_NAMES:
-            counts[TORCH_NAMES[info.dtype]] += math.prod(info.shape)
+        if info.dtype in LOADED_AS:
+            counts[LOADED_AS[info.dtype]] += math.prod(info.shape)
     return counts.most_common(1)[0][0] if counts else ""
 
 
