@@ -8,23 +8,18 @@ cache where transformers has no such thing.
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_matrix import GREEDY, PLAIN, PROMPTS, N, check, constrained, interview, walk
 from model_families import FAMILIES, Family, random_model
 from tiny_engines import Oracle, is_idle, settles, some_prompts, tiny_engine
 from tiny_models import make_tokenizer
 
-import sglite as sgl
 from sglite import Engine
 
-PROMPTS = some_prompts(6, seed=4)
-N = 10
-GREEDY = {"temperature": 0, "max_new_tokens": N, "ignore_eos": True}
-PLAIN: dict[str, Any] = {"disable_radix_cache": True, "disable_overlap_schedule": True}
 SHAPES: list[dict[str, Any]] = [
     {},
     {"chunked_prefill_size": 7, "page_size": 1, "disable_overlap_schedule": True},
@@ -32,14 +27,6 @@ SHAPES: list[dict[str, Any]] = [
     {"page_size": 4, "max_mamba_cache_size": 2, "disable_overlap_schedule": True},
 ]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-SCHEMA = json.dumps(
-    {
-        "type": "object",
-        "properties": {"kind": {"enum": ["longer value", "shorter"]}, "n": {"type": "integer", "maximum": 99}},
-        "required": ["kind", "n"],
-        "additionalProperties": False,
-    }
-)
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +58,6 @@ def rest(engine: Engine) -> dict[str, int]:
     assert states["free"] + states["cached"] == states["total"]
     assert states["saved"] - states["dropped"] == states["cached"]
     return states
-
-
-def check(results: list[dict[str, Any]], oracle: Oracle, prompts: list[list[int]] = PROMPTS, n: int = N) -> None:
-    for result, prompt in zip(results, prompts, strict=True):
-        truth, meta = oracle.greedy(prompt, n), result["meta_info"]
-        truth.check_tokens(result["output_ids"])
-        assert meta["prompt_tokens"] == len(prompt) == meta["cached_tokens"] + meta["computed_prompt_tokens"]
-        assert meta["completion_tokens"] == len(result["output_ids"]) == n
-        if "output_token_logprobs" in meta:
-            truth.check_rows(meta["input_token_logprobs"], len(prompt) - len(meta["input_token_logprobs"]))
-            truth.check_rows(meta["output_token_logprobs"], len(prompt))
 
 
 @every_shape
@@ -151,51 +127,15 @@ def test_several_outputs_of_a_prompt_compute_it_once(engine: Engine) -> None:
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_forced_tokens_do_not_change_what_a_constraint_gives(folder: Path, temperature: float) -> None:
     """With jump-forward, without, and without a cache; values that are taken back and tried again included."""
-    prompts = ["Give JSON: ", "x", "the quick brown fox"]
-    params = [
-        {"temperature": temperature, "max_new_tokens": 60, "seed": 3, "json_schema": SCHEMA},
-        {"temperature": temperature, "max_new_tokens": 60, "seed": 4, "regex": "(yes|no), sir and madam"},
-        {"temperature": temperature, "max_new_tokens": 60, "seed": 5, "regex": "[a-c]{3}(, [a-c]{3}){4}"},
-    ]
     found, forced = [], []
     for shape in (PLAIN, {"jump_forward": False}, *SHAPES):
         with tiny_engine(folder, **shape) as engine:
-            results = [*engine.generate(prompts, params), *engine.generate(prompts, params)]
+            results = constrained(engine, temperature)
             found.append([result["output_ids"] for result in results])
             forced.append(sum(result["meta_info"]["forced_tokens"] for result in results))
             rest(engine)
     assert all(other == found[0] for other in found[1:])
     assert forced[1] == 0 < forced[2] and set(json.loads(results[0]["text"])) == {"kind", "n"}
-
-
-def walk(engine: Engine, seed: int) -> list[Any]:
-    """A random program over sequences; everything that it saw."""
-    rng = random.Random(seed)
-    seen: list[Any] = []
-    sequences = [engine.open_sequence(f"program {seed}", [40, 41, 42])]
-    for _ in range(12):
-        index = rng.randrange(len(sequences))
-        sequence = sequences[index]
-        what = rng.choice(["extend", "generate", "generate", "fork", "truncate", "score", "sample"])
-        if what == "extend":
-            sequence.extend([rng.randrange(30, 300) for _ in range(rng.randrange(1, 20))])
-        elif what == "fork" and len(sequences) < 6:
-            sequences += sequence.fork(rng.randrange(1, 4))
-        elif what == "truncate":
-            sequence.truncate(rng.randrange(1, len(sequence) + 1))
-        elif what == "score":
-            scores = [g.result()["meta_info"] for g in sequence.score([[100, 7], [101], [200, 8, 9]])]
-            seen += [round(p, 2) for meta in scores for p, _, _ in meta["input_token_logprobs"]]
-        else:
-            params = {**GREEDY, "max_new_tokens": rng.randrange(1, 9)}
-            if what == "sample":
-                params |= {"temperature": 1.0, "seed": rng.randrange(99), "ignore_eos": False}
-            result = sequence.generate(params).result()
-            seen.append((result["output_ids"], result["meta_info"]["finish_reason"]))
-    seen += [sequence.token_ids for sequence in sequences]
-    for sequence in sequences:
-        sequence.close()
-    return seen
 
 
 def test_sequences_that_fork_and_truncate_are_what_they_are_without_a_cache(folder: Path) -> None:
@@ -235,18 +175,6 @@ def test_a_conversation_computes_only_what_is_new(engine: Engine) -> None:
         history = [*known, 30 + turn, 50]
         meta = engine.generate(input_ids=history, sampling_params=GREEDY)["meta_info"]
         assert meta["cached_tokens"] >= len(known) - 1
-
-
-@sgl.function
-def interview(s: sgl.ProgramState, name: str) -> None:
-    s += "The person is " + name + ". "
-    s += "Age: " + sgl.gen("age", regex="[1-9][0-9]", temperature=0) + ". "
-    forks = s.fork(3)
-    for i, fork in enumerate(forks):
-        fork += f"Question {i}: " + sgl.gen("answer", max_tokens=6, temperature=0, ignore_eos=True)
-    s += "Mood: " + sgl.select("mood", ["glad", "sad and tired", "sad"])
-    s += " / ".join(fork["answer"] for fork in forks)
-    s += sgl.gen("end", max_tokens=5, temperature=0.7, seed=4)
 
 
 def test_programs_give_what_they_give_without_a_cache(folder: Path) -> None:
