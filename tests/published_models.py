@@ -332,6 +332,13 @@ MODELS: dict[str, Published] = {
         fields={"head_dim": 128, "hidden_size": 5120, "num_heads": 32, "max_context": 1024000, "sliding_window": None},
         names=DENSE,
     ),
+    "Mistral-Small-3.1-24B-Instruct-2503": Published(
+        parameters=23.572e9,
+        cache=40 * 2 * 8 * 128 * 2,
+        fields={"head_dim": 128, "vocab_size": 131072, "max_context": 131072, "rope.theta": 1e9, "eos_token_ids": (2,)},
+        names=("language_model.model.layers.39.mlp.up_proj.weight", "language_model.lm_head.weight"),
+        left=("vision_tower.patch_conv.weight", "multi_modal_projector.linear_1.weight"),
+    ),
     "Mixtral-8x7B-v0.1": Published(
         parameters=46.7e9,
         cache=131072,
