@@ -5,8 +5,8 @@
 ``tests/parity/test_families.py`` compares each with transformers, ``tools/model_matrix.py`` lists them in the docs.
 
 An entry of ``FAMILIES`` is the ``model_type`` that transformers knows a family by, and the config fields that make it
-tiny. Sizes are chosen so that nothing is ambiguous: no two sizes that a layout could confuse are equal, and every switch
-of a family is on in one of its variants. Weights are scaled so that greedy choices are clear.
+tiny. Sizes are chosen so that nothing is ambiguous: no two sizes that a layout could confuse are equal, and every
+switch of a family is on in one of its variants. Weights are scaled so that greedy choices are clear.
 """
 
 from __future__ import annotations

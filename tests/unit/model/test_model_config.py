@@ -97,6 +97,8 @@ def test_context_includes_what_rope_scaling_adds(rope: dict[str, Any], context: 
             "field 'max_window_layers' is '2'; it must be a number of layers",
         ),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "is not supported; only full_attention"),
+        ({"quantization": {"bits": 4}}, "field 'quantization' is that of MLX"),
+        ({"architectures": ["MistralForCausalLM"], "model_type": "ministral3"}, "model_type='ministral3' is not"),
         ({"layer_types": "all"}, "field 'layer_types' is 'all'; it must be a list"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic' is not supported (its keys change"),
         ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type='longrope' is not supported; supported: default,"),

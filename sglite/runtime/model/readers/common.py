@@ -25,6 +25,11 @@ def read_common(
 
     ``kinds``: layers that the family can have; ``partial_rotary``: its heads may be rotated in part.
     """
+    if fields.get("quantization") is not None and fields.get("quantization_config") is None:
+        raise ModelError(
+            f"{fields.where}: field 'quantization' is that of MLX, whose layout is not supported; use GGUF, "
+            "AWQ or GPTQ, or the unquantised checkpoint"
+        )
     hidden, heads = fields.positive_int("hidden_size"), fields.positive_int("num_attention_heads")
     kv_heads = fields.positive_int("num_key_value_heads", heads)
     if heads % kv_heads:

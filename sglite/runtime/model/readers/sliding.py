@@ -85,6 +85,11 @@ SWIGLU = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
 
 def read_mistral(fields: Fields) -> ModelConfig:
     """Mistral: ``sliding_window`` is of all layers; ``null`` means none, its absence 4096."""
+    inner = fields.text("model_type", "mistral")
+    if inner not in ("mistral", "mistral3"):
+        raise ModelError(
+            f"{fields.where}: model_type={inner!r} is not supported under this class; it has layers of another family"
+        )
     absent = "sliding_window" not in fields.values
     fields = with_defaults(fields, {**MISTRAL, "sliding_window": 4096} if absent else MISTRAL)
     return with_window(fields, read_common(fields, kinds=_kinds(fields)))
