@@ -10,7 +10,7 @@ from collections.abc import Callable
 _LOOP_SECONDS = 1.0
 """After so long it is noticed that an event loop that was to read does so no more."""
 
-_PACE_SECONDS = 0.001
+_PACE_SECONDS = 0.002
 """What comes more often than this is read together by a loop: waking up costs more than a token."""
 
 

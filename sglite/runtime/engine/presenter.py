@@ -20,6 +20,8 @@ from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.text.stop import StopMatcher
 from sglite.runtime.text.tokenizer import Tokenizer
 
+_UTF8 = codecs.getincrementaldecoder("utf-8")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogprobLayout:
@@ -160,7 +162,7 @@ class Presenter:
         self._ends: list[int] = []
         """Bytes of text after each output token."""
         self._cut: int | None = None
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8 = _UTF8("replace")
         self._decoded = 0
         self._text = ""
         self._stop = StopMatcher(sampling.stop, sampling.stop_regex) if sampling.stop or sampling.stop_regex else None
@@ -168,8 +170,11 @@ class Presenter:
 
     def add(self, output: RequestOutput) -> None:
         """Take in what the engine sent."""
-        for token in output.new_token_ids:
-            self._add_token(token)
+        if self._stop is None and self._tokenizer is not None:
+            self._add_tokens(output.new_token_ids, self._tokenizer)
+        else:
+            for token in output.new_token_ids:
+                self._add_token(token)
         self._rows.extend(output.logprobs)
         self._prompt_rows.extend(output.prompt_logprobs)
         self._accounting = output.accounting
@@ -228,6 +233,14 @@ class Presenter:
         return self.output_ids[:kept] + (self._tokenizer.encode(rest, parse_special=False) if rest else [])
 
     # --- text -------------------------------------------------------------------------------------------------
+
+    def _add_tokens(self, tokens: list[int], tokenizer: Tokenizer) -> None:
+        """Where no text is looked for."""
+        skip, shown = self._sampling.skip_special_tokens, self._shown_special
+        for token in tokens:
+            self._bytes += tokenizer.join((token,), skip_special_tokens=skip and token not in shown, at_start=False)[0]
+            self._ends.append(len(self._bytes))
+        self.output_ids += tokens
 
     def _add_token(self, token: int) -> None:
         self.output_ids.append(token)

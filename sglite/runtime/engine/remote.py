@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import threading
@@ -28,6 +29,7 @@ import msgspec
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.engine.child import EngineProcess, Spawn
 from sglite.runtime.engine.client import SHUT_DOWN, Handler, hand
+from sglite.runtime.engine.gather import gathered
 from sglite.runtime.engine.generation import EngineError, RequestRefused
 from sglite.runtime.engine.health import Health, Load
 from sglite.runtime.engine.loop_reading import LoopReading
@@ -264,13 +266,14 @@ class RemoteClient:
         """Hand on what the process has said; whether there may be more."""
         with self._reading:
             found = self._process.receive(wait)
-            for message in found or ():
-                if isinstance(message, Outputs):
-                    self._dispatch(message.outputs)
-                elif isinstance(message, Answer):
-                    self._answer(message)
-                elif isinstance(message, Dying):
-                    self._said = message.message
+            for told, messages in itertools.groupby(found or (), type):
+                if told is Outputs:
+                    self._dispatch(gathered(output for message in messages for output in message.outputs))
+                elif told is Answer:
+                    for message in messages:
+                        self._answer(message)
+                elif told is Dying:
+                    self._said = next(messages).message
             return found is not None
 
     def read_on(self, loop: asyncio.AbstractEventLoop | None) -> None:

@@ -158,17 +158,17 @@ class Channel:
     def _whole(self) -> list[Any]:
         """Takes the messages that are complete out of what has come."""
         found: list[Any] = []
-        at = 0
-        while self._wrong is None and len(self._came) - at >= _HEADER.size:
+        at, size, came = 0, _HEADER.size, self._came
+        while self._wrong is None and len(came) - at >= size:
             try:
-                end = at + _HEADER.size + _length(self._came[at : at + _HEADER.size])
-                if end > len(self._came):
+                end = at + size + _length(came, at)
+                if end > len(came):
                     break
-                found.append(self._message(self._came[at + _HEADER.size : end]))
+                found.append(self._message(came[at + size : end]))
                 at = end
             except WireError as error:
                 self._wrong = error
-        del self._came[:at]
+        del came[:at]
         return found
 
     def _message(self, body: bytearray) -> Any:
@@ -194,13 +194,14 @@ class Channel:
         self._socket.close()
 
 
-def _length(header: bytearray) -> int:
-    """Bytes of the message that follows. ``WireError`` for what begins no frame."""
-    magic, version, length = _HEADER.unpack(header)
+def _length(came: bytearray, at: int) -> int:
+    """Bytes of the message that follows the header at ``at``. ``WireError`` for what begins no frame."""
+    magic, version, length = _HEADER.unpack_from(came, at)
     if magic != MAGIC:
-        raise WireError(f"{bytes(header)!r} does not begin a message of sglite's")
+        raise WireError(f"{bytes(came[at : at + _HEADER.size])!r} does not begin a message of sglite's")
     if version != VERSION:
         raise WireError(f"the peer speaks version {version} of the protocol, this process version {VERSION}")
     if length > MAX_FRAME:
         raise WireError(f"a message of {length} bytes was announced, {MAX_FRAME} is the most")
-    return int(length)
+    found: int = length
+    return found

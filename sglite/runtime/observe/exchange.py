@@ -9,7 +9,7 @@ Times are those of one monotonic clock in seconds; ``wall`` relates them to the 
 from __future__ import annotations
 
 import re
-import uuid
+import secrets
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -90,10 +90,12 @@ current_exchange: ContextVar[Exchange | None] = ContextVar("sglite_exchange", de
 
 def request_id(given: str | None) -> str:
     """``given`` where it is fit to be a header, a name in a log and part of a path; else a new one."""
-    return given if given is not None and _ID.fullmatch(given) else uuid.uuid4().hex
+    return given if given is not None and _ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def trace_context(headers: Mapping[str, str]) -> dict[str, str]:
     """The W3C trace context among ``headers``, as far as it is well-formed text."""
+    if not headers:
+        return {}
     names = ("traceparent", "tracestate")
     return {name: headers[name] for name in names if name in headers and _TRACE.fullmatch(headers[name])}

@@ -155,6 +155,8 @@ class Observer:
             since = tracked.admitted_at if tracked.program else tracked.exchange.began_at
             tally.first_token.observe(now - since)
             self._prompt(tracked, accounting, now)
+            if count > 1:
+                tally.between_tokens.observe(0.0, count - 1)
         else:
             tally.between_tokens.observe((now - tracked.last_at) / count, count)
         tracked.last_at = now

@@ -31,14 +31,19 @@ class Keys:
         self._api_key = None if api_key is None else api_key.encode()
         self._admin_key = None if admin_key is None else admin_key.encode()
         self._routes = [(compile_path(route.path)[0], route.methods, route.access) for route in routes]
-        self._known = {path: self._of_path(path) for path in {route.path for route in routes if "{" not in route.path}}
+        self._keyless = api_key is None and admin_key is None
+        self._known = {
+            (route.path, method): self._found(route.path, method)
+            for route in routes
+            for method in (route.methods if "{" not in route.path else ())
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers 401 and 403 itself."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        given = list(_given(scope))
+        given = [] if self._keyless else list(_given(scope))
         is_admin = self._admin_key is not None and _any_is(given, self._admin_key)
         refused = self._refusal(self._access(scope["path"], scope.get("method", "GET")), given, is_admin)
         if refused is None:
@@ -49,12 +54,12 @@ class Keys:
 
     def _access(self, path: str, method: str) -> Access:
         """Of the route that the router finds: the first of that path and method, else the first of that path."""
-        of_path = self._known.get(path) or self._of_path(path)
+        return self._known.get((path, method)) or self._found(path, method)
+
+    def _found(self, path: str, method: str) -> Access:
+        of_path = [(methods, access) for pattern, methods, access in self._routes if pattern.match(path)]
         of_method = [access for methods, access in of_path if method in methods]
         return (of_method or [access for _, access in of_path] or [Access.NORMAL])[0]
-
-    def _of_path(self, path: str) -> list[tuple[tuple[str, ...], Access]]:
-        return [(methods, access) for pattern, methods, access in self._routes if pattern.match(path)]
 
     def _refusal(self, access: Access, given: list[bytes], is_admin: bool) -> Refused | None:
         if access is Access.OPEN or is_admin:

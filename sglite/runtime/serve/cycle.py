@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message
 
+from sglite.runtime.serve.gone import WATCH
+
 logger = logging.getLogger(__name__)
 HIGH_WATER = 64 * 1024
 """Bytes of a body that may wait to be read by the application."""
@@ -69,6 +71,7 @@ class Cycle:
         """The answer is over."""
         self._line = line
         self._scope = scope
+        scope[WATCH] = self._watched
         self._default_headers = default_headers
         self._expects = expects
         self._news = asyncio.Event()
@@ -78,6 +81,8 @@ class Cycle:
         self._chunked = self._silent = False
         self._left: int | None = None
         """Bytes that the answer's head has announced and that are still to come."""
+        self._watchers: list[asyncio.Future[None]] = []
+        """Of the client's going away."""
 
     # --- what the connection says -----------------------------------------------------------------------------
 
@@ -98,6 +103,9 @@ class Cycle:
         """The client has gone."""
         self._gone = not self.complete
         self._news.set()
+        for watcher in self._watchers if self._gone else ():
+            if not watcher.done():
+                watcher.set_result(None)
 
     async def run(self, app: ASGIApp) -> None:
         """The application's answer; one that fails is told so if that can be said, and cut off if not."""
@@ -107,6 +115,8 @@ class Cycle:
         except Exception as error:
             logger.error("a request failed", exc_info=error)
             failed = error
+        finally:
+            self._scope.pop(WATCH, None)  # else the two would hold each other
         if self._gone or self.complete:
             return
         if failed is None:
@@ -133,6 +143,15 @@ class Cycle:
             return {"type": "http.disconnect"}
         body, self._body = bytes(self._body), bytearray()
         return {"type": "http.request", "body": body, "more_body": not self._whole}
+
+    def _watched(self) -> asyncio.Future[None]:
+        """See ``gone.WATCH``."""
+        self._line.read_on()
+        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._gone:
+            watcher.set_result(None)
+        self._watchers.append(watcher)
+        return watcher
 
     async def send(self, message: Message) -> None:
         """See ASGI. Raises ``RuntimeError`` for messages that make no answer."""

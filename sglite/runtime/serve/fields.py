@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,10 @@ _MAX_NAMED = 16
 
 
 class Fields:
-    """The fields of one object. ``where``: what precedes a field's name in messages. ``null`` is the same as absent."""
+    """The fields of one object. ``where``: what precedes a field's name in messages. ``null`` is the same as absent.
+
+    Most fields that a route knows are absent from most requests: asking for one of those costs a look into the object.
+    """
 
     def __init__(self, body: Mapping[str, Any], where: str = "") -> None:
         self._body = body
@@ -24,21 +27,35 @@ class Fields:
 
     def raw(self, name: str) -> Any:
         """The value as it came; ``None``: none."""
-        self._read.add(name)
-        return self._body.get(name)
+        value = self._body.get(name)
+        if value is not None:
+            self._read.add(name)
+        return value
+
+    def given(self, names: Iterable[str]) -> dict[str, Any]:
+        """Those of ``names`` that have a value, in their order, as they came."""
+        body = self._body
+        found = {name: value for name in names if (value := body.get(name)) is not None}
+        if found:
+            self._read.update(found)
+        return found
 
     def flag(self, name: str, default: bool = False) -> bool:
         """true or false."""
-        value = self.raw(name)
-        if value is not None and not isinstance(value, bool):
+        value = self._body.get(name)
+        if value is None:
+            return default
+        self._read.add(name)
+        if not isinstance(value, bool):
             raise self.wrong(name, "must be true or false")
-        return default if value is None else value
+        return value
 
     def text(self, name: str, most: int | None = None) -> str | None:
         """Text of at most ``most`` characters."""
-        value = self.raw(name)
+        value = self._body.get(name)
         if value is None:
             return None
+        self._read.add(name)
         if not isinstance(value, str):
             raise self.wrong(name, "must be text")
         if most is not None and len(value) > most:
@@ -47,18 +64,20 @@ class Fields:
 
     def integer(self, name: str, low: int, high: int) -> int | None:
         """An integer in ``[low, high]``."""
-        value = self.raw(name)
+        value = self._body.get(name)
         if value is None:
             return None
+        self._read.add(name)
         if type(value) is not int or not low <= value <= high:
             raise self.wrong(name, f"must be an integer in [{low}, {high}]")
         return value
 
     def number(self, name: str, low: float, high: float) -> float | None:
         """A number in ``[low, high]``."""
-        value = self.raw(name)
+        value = self._body.get(name)
         if value is None:
             return None
+        self._read.add(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise self.wrong(name, f"must be a number in [{low:g}, {high:g}]")
         return float(value)
@@ -86,18 +105,19 @@ class Fields:
 
     def one_of(self, name: str, values: Collection[str]) -> str | None:
         """One of some words."""
-        value = self.raw(name)
+        value = self._body.get(name)
         if value is None:
             return None
+        self._read.add(name)
         if not isinstance(value, str) or value not in values:
             raise self.wrong(name, f"must be one of {', '.join(sorted(values))}")
         return value
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
         """Fields that cannot be honoured, with the reason; those whose value asks for nothing pass."""
-        for name, reason in reasons.items():
-            if self.raw(name) not in (None, False, [], {}, ""):
-                raise Refused(400, f"{self._where}{name} is not supported: {reason}", param=self._where + name)
+        for name, value in self.given(reasons).items():
+            if value not in (False, [], {}, ""):
+                raise Refused(400, f"{self._where}{name} is not supported: {reasons[name]}", param=self._where + name)
 
     def wrong(self, name: str, rule: str) -> Refused:
         """The refusal of a value."""

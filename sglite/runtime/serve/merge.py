@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from sglite.runtime.engine.generation import Generation
 from sglite.runtime.engine.presenter import Progress
 
-PACE_SECONDS = 0.002
+PACE_SECONDS = 0.004
 """Tokens of one request that come faster than this share events: an event costs more than a token."""
 
 
@@ -50,8 +50,8 @@ class Merged(AsyncIterator[tuple[int, list[Progress]]]):
     """Pairs (which generation, its progress), each state once, the last one complete; raises what went wrong.
 
     A slow reader misses intermediate states and loses nothing, since progress is cumulative; so does one whose tokens
-    come faster than every ``PACE_SECONDS``. The first states, of which the very first may hold nothing to show, and the
-    last are told at once. For the loop of ``bell``.
+    come faster than every ``PACE_SECONDS``. The first state, the second if that held nothing to show, and the last are
+    told at once. For the loop of ``bell``.
     """
 
     def __init__(self, generations: Sequence[Generation], bell: Bell) -> None:
@@ -62,7 +62,8 @@ class Merged(AsyncIterator[tuple[int, list[Progress]]]):
         self._seen = [0] * len(generations)
         self._open = len(generations)
         self._loop = asyncio.get_running_loop()
-        self._num_told = 0
+        self._beginning = dict.fromkeys(range(len(generations)), 0)
+        """Of those whose beginning may not have been shown, how often they were told."""
         self._due = 0.0
         """When the next news may be told."""
         self._timer: asyncio.TimerHandle | None = None
@@ -99,15 +100,21 @@ class Merged(AsyncIterator[tuple[int, list[Progress]]]):
                     continue
                 self._seen[index] = version
                 self._open -= over
-                self._num_told += 1
+                if index in self._beginning:
+                    self._begin(index, progress)
                 return index, progress
             if not self._open:
                 raise StopAsyncIteration
             await self._wait()
 
+    def _begin(self, index: int, progress: list[Progress]) -> None:
+        self._beginning[index] += 1
+        if self._beginning[index] > 1 or any(part.text for part in progress):
+            del self._beginning[index]
+
     async def _wait(self) -> None:
         self._news = self._loop.create_future()
-        if self._num_told > len(self._generations):
+        if not self._beginning:
             self._due = self._loop.time() + PACE_SECONDS
         try:
             await self._news

@@ -91,8 +91,10 @@ class Observed:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 headers = [*message.get("headers", ()), (b"x-request-id", exchange.id.encode())]
-                media = next((value for name, value in headers if name.lower() == b"content-type"), b"")
-                exchange.streamed = media.startswith(_STREAMS)
+                for name, value in headers:
+                    if name.lower() == b"content-type":
+                        exchange.streamed = value.startswith(_STREAMS)
+                        break
                 message = {**message, "headers": headers}
             await send(message)
 

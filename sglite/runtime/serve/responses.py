@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.gone import WhileThere, watch
 
 T = TypeVar("T")
 SSE = "text/event-stream"
@@ -43,7 +43,7 @@ class EventStream(StreamingResponse):
         end: called when it is over, complete or not.
         media_type: of the whole.
         idle: sent when nothing else was for ``idle_s`` seconds; nothing: never.
-        gone: done when the client has gone away, where somebody waits for that already.
+        gone: done when the client has gone away, where somebody watches for that already.
     """
 
     def __init__(
@@ -63,65 +63,78 @@ class EventStream(StreamingResponse):
         self._idle = idle
         self._idle_s = idle_s
         self._gone = gone
-        self._sending = False
-        self._sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See Response."""
-        writing = asyncio.ensure_future(self._write(send))
-        gone = self._gone or asyncio.ensure_future(client_gone(receive))
+        filler = _Filler(send, self._idle, self._idle_s)
         try:
-            while not (writing.done() or gone.done()):
-                await asyncio.wait({writing, gone}, timeout=self._patience(), return_when=asyncio.FIRST_COMPLETED)
-                if self._patience() == 0 and not (writing.done() or gone.done()):
-                    await self._keep_alive(send)
-            if writing.done():
-                writing.result()
+            with WhileThere(self._gone or watch(scope, receive)):
+                await self._write(send, filler)
         finally:
             self._end()
-            gone.cancel()
-            writing.cancel()
-            await asyncio.wait({writing})
+            filler.stop()
             await self._events.aclose()
 
-    async def _write(self, send: Send) -> None:
-        self._sent_at = time.monotonic()
+    async def _write(self, send: Send, filler: _Filler) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        filler.start()
         async for line in self._events:
-            self._sending = True
+            filler.sending = True
             await send({"type": "http.response.body", "body": line, "more_body": True})
-            self._sending, self._sent_at = False, time.monotonic()
+            filler.sent()
+        filler.stop()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _patience(self) -> float | None:
-        """Seconds until something must be said; ``None``: any number of them."""
-        return max(0.0, self._sent_at + self._idle_s - time.monotonic()) if self._idle else None
 
-    async def _keep_alive(self, send: Send) -> None:
-        """Say that nothing happens; a client that does not read what did happen is not told."""
-        if not self._sending:
-            await send({"type": "http.response.body", "body": self._idle, "more_body": True})
-        self._sent_at = time.monotonic()
+class _Filler:
+    """Says that nothing happens when nothing was said for a while; a client that does not read what did happen is not
+    told. One timer does for all."""
+
+    def __init__(self, send: Send, idle: bytes, idle_s: float) -> None:
+        self._send = send
+        self._idle = idle
+        self._idle_s = idle_s
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._filling: asyncio.Task[None] | None = None
+        self._sent_at = 0.0
+        self.sending = False
+
+    def start(self) -> None:
+        """The answer has begun."""
+        self._sent_at = self._loop.time()
+        if self._idle:
+            self._timer = self._loop.call_later(self._idle_s, self._look)
+
+    def sent(self) -> None:
+        """Something has been said."""
+        self.sending, self._sent_at = False, self._loop.time()
+
+    def stop(self) -> None:
+        """Nothing more is to be said."""
+        for one in (self._timer, self._filling):
+            if one is not None:
+                one.cancel()
+
+    def _look(self) -> None:
+        due = self._sent_at + self._idle_s
+        if self._loop.time() >= due:
+            if not self.sending:
+                message = {"type": "http.response.body", "body": self._idle, "more_body": True}
+                self._filling = self._loop.create_task(self._fill(message))
+            self._sent_at = self._loop.time()
+            due = self._sent_at + self._idle_s
+        self._timer = self._loop.call_at(due, self._look)
+
+    async def _fill(self, message: Message) -> None:
+        await self._send(message)
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The result of ``work``, which is cancelled if the client goes away before. The body must have been read."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(client_gone(request.receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise nobody_there()
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def client_gone(receive: Receive) -> None:
-    """Waits until the client has closed the connection. The body must have been read."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    with WhileThere(watch(request.scope, request.receive)):
+        return await work
+    raise nobody_there()
 
 
 def nobody_there() -> Refused:

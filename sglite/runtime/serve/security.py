@@ -31,6 +31,7 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """The Content-Security-Policy of a page that states none."""
+_NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _CDN = "https://cdn.jsdelivr.net"
 _POLICIES = {
     "/docs": (
@@ -77,9 +78,7 @@ class Guard:
         path: str = scope["path"]
 
         async def send_marked(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                _mark(MutableHeaders(scope=message), path)
-            await send(message)
+            await send(_marked(message, path) if message["type"] == "http.response.start" else message)
 
         refused = self._refusal(scope)
         if refused is None:
@@ -90,22 +89,22 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Refused | None:
         size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
-        size += sum(len(name) + len(value) for name, value in scope["headers"])
+        for name, value in scope["headers"]:
+            size += len(name) + len(value)
         if size > MAX_HEADER_BYTES:
             message = f"path and headers have {size} bytes, {MAX_HEADER_BYTES} are allowed; send less"
             return Refused(431, message, code="headers_too_large")
         if not self._keyless:
             return None
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
+        host = _first(scope, b"host") or ""
         if self._loopback and host and not self._is_here(host):
             message = (
                 f"Host {host[:100]!r} is not this machine: without an API key this server answers to localhost and to "
                 "addresses only; start it with --api-key, or have the proxy before it send 'Host: localhost'"
             )
             return Refused(403, message, code="foreign_host")
-        origin = headers.get("origin")
-        if origin is not None and not self._may_call(origin, headers):
+        origin = _first(scope, b"origin")
+        if origin is not None and not self._may_call(origin, Headers(scope=scope)):
             message = (
                 f"pages of {origin[:100]!r} may not call this server; name the origin in --cors-origins, or start the "
                 "server with --api-key"
@@ -130,11 +129,25 @@ def is_loopback(host: str) -> bool:
     return _is_address(host) and ipaddress.ip_address(host).is_loopback
 
 
-def _mark(headers: MutableHeaders, path: str) -> None:
-    headers["X-Content-Type-Options"] = "nosniff"
-    if headers.get("content-type", "").startswith("text/html"):
+def _first(scope: Scope, wanted: bytes) -> str | None:
+    """The first header of that name, which is lower case as those of a scope are."""
+    for name, value in scope["headers"]:
+        if name == wanted:
+            found: str = value.decode("latin-1")
+            return found
+    return None
+
+
+def _marked(message: Message, path: str) -> Message:
+    """The beginning of an answer, with the headers that all have and those of a page."""
+    given = message.get("headers", ())
+    raw = [pair for pair in given if pair[0].lower() != _NO_SNIFFING[0]]
+    message = {**message, "headers": [*raw, _NO_SNIFFING]}
+    if any(value.startswith(b"text/html") for name, value in raw if name.lower() == b"content-type"):
+        headers = MutableHeaders(scope=message)
         headers["Referrer-Policy"] = "no-referrer"
         headers.setdefault("Content-Security-Policy", _POLICIES.get(path, PAGE_POLICY))
+    return message
 
 
 def _normal(origin: str) -> str:

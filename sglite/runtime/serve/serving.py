@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from starlette.requests import Request
@@ -59,11 +60,25 @@ class Serving:
     formats: Formats
     sampling_defaults: dict[str, float]
 
+    @cached_property
+    def shown_special(self) -> dict[tuple[bool, bool], tuple[int, ...]]:
+        """Ids of special tokens that parsers have to see: of turns with calls or without, with thoughts or without."""
+        tokenizer = self.engine.tokenizer
+        if tokenizer is None:
+            return {}
+        return {
+            (tools, thinks): Formats(
+                tools=self.formats.tools if tools else None, reasoning=self.formats.reasoning if thinks else None
+            ).shown_special(tokenizer)
+            for tools in (False, True)
+            for thinks in (False, True)
+        }
+
     def sampling(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The sampling parameters of a request to an API of somebody else's, with the defaults of this server."""
         return with_defaults(self.sampling_defaults, asked)
 
-    @property
+    @cached_property
     def capacity(self) -> int:
         """Tokens of the longest sequence, prompt and output together."""
         return min(self.engine.config.context_length, self.engine.config.max_total_tokens)

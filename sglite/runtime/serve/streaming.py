@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from sglite.runtime.serve.errors import Refused, refusal
-from sglite.runtime.serve.responses import NDJSON, SSE, EventStream, client_gone, ndjson, nobody_there, sse
+from sglite.runtime.serve.gone import watch
+from sglite.runtime.serve.responses import NDJSON, SSE, EventStream, ndjson, nobody_there, sse
 
 FIRST_LINE_SECONDS = 2.0
 """How long an answer waits for its first line."""
@@ -46,10 +47,11 @@ async def stream(
 
     Raises what the first line fails with, where that comes soon.
     """
-    first = asyncio.ensure_future(anext(lines))
-    gone = asyncio.ensure_future(client_gone(request.receive))
+    loop = asyncio.get_running_loop()
+    first = loop.create_task(_first(lines))
+    gone = watch(request.scope, request.receive)
     try:
-        await asyncio.wait({first, gone}, timeout=FIRST_LINE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        await _either(loop, first, gone)
         if first.done() and not isinstance(first.exception(), StopAsyncIteration):
             first.result()
         elif gone.done():
@@ -61,6 +63,29 @@ async def stream(
         raise
     lines = _all(first, lines, wire)
     return EventStream(lines, end, wire.media_type, idle=wire.idle, idle_s=keep_alive_s, gone=gone)
+
+
+async def _first(lines: AsyncGenerator[bytes, None]) -> bytes:
+    return await anext(lines)
+
+
+async def _either(loop: asyncio.AbstractEventLoop, first: asyncio.Future[bytes], gone: asyncio.Future[None]) -> None:
+    """Waits for one of the two, ``FIRST_LINE_SECONDS`` at most."""
+    waiting = loop.create_future()
+
+    def wake(_: object = None) -> None:
+        if not waiting.done():
+            waiting.set_result(None)
+
+    timer = loop.call_later(FIRST_LINE_SECONDS, wake)
+    first.add_done_callback(wake)
+    gone.add_done_callback(wake)
+    try:
+        await waiting
+    finally:
+        timer.cancel()
+        first.remove_done_callback(wake)
+        gone.remove_done_callback(wake)
 
 
 async def _all(

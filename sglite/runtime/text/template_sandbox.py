@@ -54,6 +54,11 @@ _WIDTH_METHODS = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
 _PERCENT_WIDTH = re.compile(r"%[^a-zA-Z%]*(?:\d{5,}|\*)")
 
 
+_DICT_ATTRIBUTES = frozenset(dir(dict))
+_HARMLESS = frozenset({str, int, float, bool, list, dict})
+"""Types whose values are no functions."""
+
+
 class TemplateOverrun(SecurityError):
     """A template asked for more than the bounds of this module allow."""
 
@@ -122,7 +127,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         """Compile a template. Raises jinja2's `TemplateError`, or what the Python compiler raises."""
         with self.metered():
             tree = _Instrument().visit(self.parse(source))
-            return Template.from_code(self, self.compile(tree), self.make_globals(None))
+            return Template.from_code(self, self.compile(tree), dict(self.globals))  # every rendering copies them
 
     @contextmanager
     def metered(self) -> Iterator[None]:
@@ -150,8 +155,20 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
             raise TemplateOverrun("a template may not work on bytes")
         return super().call(__context, __obj, *args, **kwargs)
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """See Jinja; a short way to what can only be an item of a dictionary, or a plain value of a namespace."""
+        if type(obj) is dict and attribute in obj and attribute not in _DICT_ATTRIBUTES:
+            return obj[attribute]
+        if type(obj) is _Namespace and not attribute.startswith("_"):
+            value = getattr(obj, attribute, None)
+            if type(value) in _HARMLESS:
+                return value
+        return super().getattr(obj, attribute)
+
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Jinja's own wrapper of `str.format`, with a bound on what the format may build."""
+        if isinstance(value, str | list | dict):
+            return None
         wrapped = super().wrap_str_format(value)
         if wrapped is None:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,6 @@ import sglite as sgl
 from sglite.runtime.sample.params import MAX_BIASES, MAX_N, MAX_STOP_CHARS, MAX_STOP_IDS, MAX_STOPS
 from sglite.runtime.serve import body, native, sessions, tokens
 from sglite.runtime.serve.app import all_routes
-from sglite.runtime.serve.fields import Fields
 from sglite.runtime.serve.openai import chat, completions, messages, sampling
 from sglite.runtime.serve.openai.chat import read_chat
 from sglite.runtime.serve.openai.completions import read_completion
@@ -60,30 +60,34 @@ def test_every_route_is_in_the_table_with_its_access(routes: list[Route]) -> Non
     assert told.keys() - wanted.keys() == set(), "documented, and not there"
 
 
-def read_names(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+class Noting(dict[str, Any]):
+    """A body that notes which names it is asked for."""
+
+    def __init__(self, given: dict[str, Any], asked: set[str]) -> None:
+        super().__init__(given)
+        self._asked = asked
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self._asked.add(name)
+        return super().get(name, default)
+
+
+def read_names(serving: Serving) -> dict[str, set[str]]:
     """Names of the fields that each of OpenAI's routes asks for."""
     found: dict[str, set[str]] = {}
-    into: list[set[str]] = []
-    raw = Fields.raw
 
-    def noted(self: Fields, name: str) -> object:
-        into[-1].add(name)
-        return raw(self, name)
+    def asking(route: str, **given: Any) -> Noting:
+        asked = found.setdefault(route, set())
+        return Noting({"structured_outputs": Noting({"regex": "a"}, asked), **given}, asked)
 
-    monkeypatch.setattr(Fields, "raw", noted)
-    constrained = {"structured_outputs": {"regex": "a"}}
-    for route, read in {
-        "chat": lambda: read_chat(serving, {**constrained, "messages": [{"role": "user", "content": "Hi"}]}),
-        "completions": lambda: asyncio.run(read_completion(serving, {**constrained, "prompt": "Hi"})),
-        "responses": lambda: read_ask(serving, store.Store(), {**constrained, "input": "Hi"}),
-    }.items():
-        into.append(found.setdefault(route, set()))
-        read()
+    read_chat(serving, asking("chat", messages=[{"role": "user", "content": "Hi"}]))
+    asyncio.run(read_completion(serving, asking("completions", prompt="Hi")))
+    read_ask(serving, store.Store(), asking("responses", input="Hi"))
     return found
 
 
-def test_every_field_that_is_read_is_on_the_page(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = read_names(serving, monkeypatch)
+def test_every_field_that_is_read_is_on_the_page(serving: Serving) -> None:
+    names = read_names(serving)
     shown = {part for name in re.findall(r"`([\w.]+)`", FIELDS) for part in (name, *name.split("."))}
     others = {"disable_fallback", "disable_any_whitespace", "disable_additional_properties", "whitespace_pattern"}
     assert all(len(found) > 50 for found in names.values())

@@ -73,7 +73,7 @@ class CallDelta:
     name: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class ChatDelta:
     """News of turn ``index`` of a call. ``progress``: the engine's, so far; ``finish``: why it ended, at its end."""
 

@@ -70,9 +70,10 @@ async def plan(serving: Serving, call: ChatCall) -> Plan:
     options = {**call.options, "constraint": constraint}
     if call.constraint is not None or (tools and call.choice.mode == "required"):
         sampling.setdefault("on_limit", "try_close")
-    sampling = {name: value for name, value in sampling.items() if name not in call.idle_stops}
+    for name in call.idle_stops:
+        sampling.pop(name, None)
     if sampling.get("skip_special_tokens", True):
-        options["shown_special"] = formats.shown_special(tokenizer)
+        options["shown_special"] = serving.shown_special[formats.tools is not None, reasoning is not None]
     row = Row(input_ids=ids, sampling=sampling, options=options, rid=call.rid)
     return Plan(row=row, tokenizer=tokenizer, formats=formats, tools=tools, opened=opened)
 

@@ -78,14 +78,21 @@ class TurnReader:
         self._length = len(text)
         if reason is not None:
             found += self._parser.finish()
-        calls = tuple(_joined(self._calls(found)))
-        reasoning = "".join(one.text for one in found if isinstance(one, Reasoning))
+        content = reasoning = ""
+        of_calls: list[Event] = []
+        for one in found:
+            if isinstance(one, Content):
+                content += one.text
+            elif isinstance(one, Reasoning):
+                reasoning += one.text
+            else:
+                of_calls.append(one)
         self._reasoning += reasoning
         return ChatDelta(
             index=self._index,
-            content="".join(one.text for one in found if isinstance(one, Content)),
+            content=content,
             reasoning=reasoning,
-            calls=calls,
+            calls=tuple(_joined(self._calls(of_calls))) if of_calls else (),
             progress=progress,
             finish=None if reason is None else self._finish(reason),
         )

@@ -29,7 +29,7 @@ from sglite.runtime.serve.openai.sampling import (
     read_sampling,
 )
 from sglite.runtime.serve.openai.stream_options import read_stream
-from sglite.runtime.serve.openai.usage import usage_of
+from sglite.runtime.serve.openai.usage import usage_of, usage_of_one
 from sglite.runtime.serve.responses import json_response, sse, unless_gone
 from sglite.runtime.serve.serving import Route, Serving
 from sglite.runtime.serve.streaming import stream as streamed
@@ -84,7 +84,6 @@ class Chat:
         with spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "top_logprobs"}):
             run = await begin(self._serving, ask.call)
         answer = _Answer(self._serving, ask, run)
-        headers = ignored_header(ask.ignored)
         if ask.stream:
             response: Response = await streamed(
                 request, answer.chunks(), run.end, keep_alive_s=self._serving.options.keep_alive_s
@@ -94,7 +93,8 @@ class Chat:
                 response = json_response(answer.whole(await unless_gone(request, run.turns())))
             finally:
                 run.end()
-        response.headers.update(headers)
+        if ask.ignored:
+            response.headers.update(ignored_header(ask.ignored))
         return response
 
 
@@ -130,8 +130,7 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
     if fields.raw("modalities") not in (None, ["text"]):
         raise fields.wrong("modalities", "must be ['text']: this model writes text only")
     fields.one_of("verbosity", ("low", "medium", "high"))
-    for ignored in IGNORED:
-        fields.raw(ignored)
+    fields.given(IGNORED)
     given = [one for one in (*IGNORED, "verbosity") if body.get(one) not in (None, False, {}, "")]
     return Ask(
         call=call,
@@ -210,13 +209,16 @@ class _Answer:
 
     def whole(self, turns: list[ChatTurn]) -> dict[str, Any]:
         """The completion."""
-        events = [turn.event for turn in turns]
         reasoning = sum(turn.reasoning_tokens for turn in turns) if self._thinks else None
+        if len(turns) == 1:
+            usage = usage_of_one(turns[0].progress, reasoning)
+        else:
+            usage = usage_of([turn.event for turn in turns], [len(turns)], reasoning)
         return {
             **self._head,
             "object": "chat.completion",
             "choices": [self._choice(index, turn) for index, turn in enumerate(turns)],
-            "usage": usage_of(events, [len(events)], reasoning),
+            "usage": usage,
             "system_fingerprint": None,
             **({"prompt_token_ids": self._run.prompt_ids} if self._ask.return_ids else {}),
         }
@@ -324,6 +326,8 @@ class _Answer:
         return sse(chunk)
 
     def _usage(self) -> dict[str, Any]:
-        events = [self._latest[index].event for index in sorted(self._latest)]
+        latest = [self._latest[index] for index in sorted(self._latest)]
         reasoning = sum(self._run.reasoning_tokens(index) for index in self._latest) if self._thinks else None
-        return usage_of(events, [len(events)], reasoning)
+        if len(latest) == 1:
+            return usage_of_one(latest[0].progress, reasoning)
+        return usage_of([delta.event for delta in latest], [len(latest)], reasoning)

@@ -126,8 +126,7 @@ async def read_completion(serving: Serving, body: Mapping[str, Any]) -> Ask:
     rid = read_rid(fields)
     rids = [rid] if len(prompts) == 1 else [None if rid is None else f"{rid}-{i}" for i in range(len(prompts))]
     stream, include, always = read_stream(fields)
-    for ignored in IGNORED:
-        fields.raw(ignored)
+    fields.given(IGNORED)
     given = [one for one in IGNORED if body.get(one) not in (None, False, {}, "")]
     return Ask(
         rows=[

@@ -40,6 +40,11 @@ _REFUSED = {
     "truncate_prompt_tokens": "a prompt that is too long is refused, with its length",
 }
 _NEUTRAL = {"length_penalty": (1, 1.0), "early_stopping": (False,), "best_of": ()}
+_GUIDED = {"guided_json": "json_schema", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "ebnf"}
+"""vLLM's older spelling."""
+_CONSTRAINTS = (
+    "response_format", "json_schema", "regex", "ebnf", "choice", "structural_tag", "structured_outputs", *_GUIDED,
+)  # fmt: skip
 IGNORED = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "data_parallel_rank", "return_routed_experts",
@@ -50,18 +55,15 @@ IGNORED = (
 def read_sampling(fields: Fields) -> dict[str, Any]:
     """SGLang's sampling parameters, without the length and without a constraint; values are checked by the engine."""
     fields.refuse(_REFUSED)
-    found = {name: value for name in _SAME if (value := fields.raw(name)) is not None}
-    for name, native in _OTHER.items():
-        value = fields.raw(name)
-        if value is None:
-            continue
+    found = fields.given(_SAME)
+    for name, value in fields.given(_OTHER).items():
+        native = _OTHER[name]
         if native in found and found[native] != value:
             raise fields.wrong(name, f"and {native} say the same thing twice; give one")
         found[native] = value
-    for name, neutral in _NEUTRAL.items():
-        value = fields.raw(name)
-        allowed = (found.get("n") or 1,) if name == "best_of" else neutral
-        if value is not None and value not in allowed:
+    for name, value in fields.given(_NEUTRAL).items():
+        allowed = (found.get("n") or 1,) if name == "best_of" else _NEUTRAL[name]
+        if value not in allowed:
             raise fields.wrong(name, f"is not supported but for {allowed[0]}")
     bias = found.get("logit_bias")
     if bias is not None and not isinstance(bias, dict):
@@ -98,13 +100,8 @@ def read_constraint(fields: Fields) -> ConstraintSpec | None:
     """The one constraint of a request, however it is spelled."""
     found = [
         (name, spec)
-        for name, spec in (
-            ("response_format", response_format(fields.raw("response_format"))),
-            *((name, _own(fields, name)) for name in ("json_schema", "regex", "ebnf", "choice", "structural_tag")),
-            ("structured_outputs", _structured(fields.object("structured_outputs"))),
-            *_guided(fields),
-        )
-        if spec is not None
+        for name, value in fields.given(_CONSTRAINTS).items()
+        if (spec := _constraint(fields, name, value)) is not None
     ]
     if len(found) > 1:
         message = f"{found[0][0]} and {found[1][0]} both say what the text must be; give one"
@@ -152,9 +149,15 @@ def _schema(schema: Any, where: str, strict: bool = True) -> ConstraintSpec:
         raise Refused(400, f"{where}: {error}", param=where) from None
 
 
-def _own(fields: Fields, name: str) -> ConstraintSpec | None:
-    value = fields.raw(name)
-    return None if value is None or value == "" else _made(name, value, name)
+def _constraint(fields: Fields, name: str, value: Any) -> ConstraintSpec | None:
+    """What one of ``_CONSTRAINTS`` asks for; nothing, where its value is none."""
+    if name == "response_format":
+        return response_format(value)
+    if name == "structured_outputs":
+        return _structured(fields.object(name))
+    if name in _GUIDED:
+        return _made(_GUIDED[name], value, name)
+    return None if value == "" else _made(name, value, name)
 
 
 def _structured(value: Mapping[str, Any] | None) -> ConstraintSpec | None:
@@ -178,15 +181,6 @@ def _structured(value: Mapping[str, Any] | None) -> ConstraintSpec | None:
         raise Refused(400, message, param="structured_outputs")
     name, native, one = given[0]
     return _made(native, one, f"structured_outputs.{name}")
-
-
-def _guided(fields: Fields) -> list[tuple[str, ConstraintSpec | None]]:
-    """vLLM's older spelling."""
-    names = {"guided_json": "json_schema", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "ebnf"}
-    return [
-        (name, None if fields.raw(name) is None else _made(native, fields.raw(name), name))
-        for name, native in names.items()
-    ]
 
 
 def _made(kind: str, value: Any, where: str) -> ConstraintSpec:

@@ -5,8 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sglite.runtime.engine.presenter import Progress
+
 _SUMS = ("forced_tokens", "resampled_tokens", "forward_passes", "replayed_tokens", "preemptions")
 _TIMES = ("queue_ms", "compute_ms", "e2e_ms")
+
+
+def usage_of_one(output: Progress, reasoning_tokens: int | None = None) -> dict[str, Any]:
+    """``usage_of`` the event of one output, without making the event."""
+    cost, completion = output.accounting, output.num_tokens
+    found: dict[str, Any] = {
+        "prompt_tokens": cost.prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": cost.prompt_tokens + completion,
+        "prompt_tokens_details": {"cached_tokens": cost.cached_tokens},
+        "sglite": {
+            "computed_prompt_tokens": cost.computed_prompt_tokens,
+            **{name: getattr(cost, name) for name in _SUMS},
+            **{name: round(getattr(cost, name), 3) for name in _TIMES},
+        },
+    }
+    return _with_reasoning(found, reasoning_tokens)
 
 
 def usage_of(
@@ -36,7 +55,11 @@ def usage_of(
             **{name: round(max((meta[name] for meta in metas), default=0.0), 3) for name in _TIMES},
         },
     }
-    if reasoning_tokens is not None:
-        found["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
-        found["reasoning_tokens"] = reasoning_tokens
-    return found
+    return _with_reasoning(found, reasoning_tokens)
+
+
+def _with_reasoning(usage: dict[str, Any], tokens: int | None) -> dict[str, Any]:
+    if tokens is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": tokens}
+        usage["reasoning_tokens"] = tokens
+    return usage
