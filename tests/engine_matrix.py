@@ -12,7 +12,7 @@ import sglite as sgl
 from sglite import Engine
 
 PROMPTS = some_prompts(6, seed=4)
-N = 10
+N = 12
 GREEDY = {"temperature": 0, "max_new_tokens": N, "ignore_eos": True}
 PLAIN: dict[str, Any] = {"disable_radix_cache": True, "disable_overlap_schedule": True}
 SCHEMA = json.dumps(
@@ -34,6 +34,7 @@ def check(results: list[dict[str, Any]], oracle: Oracle, prompts: list[list[int]
         if "output_token_logprobs" in meta:
             truth.check_rows(meta["input_token_logprobs"], len(prompt) - len(meta["input_token_logprobs"]))
             truth.check_rows(meta["output_token_logprobs"], len(prompt))
+            assert len(meta["output_token_logprobs"]) == n
 
 
 def constrained(engine: Engine, temperature: float) -> list[dict[str, Any]]:

@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from engine_matrix import GREEDY, PROMPTS, check
 from tiny_engines import Oracle, is_idle, settles, some_prompts, tiny_engine
 from tiny_models import make_checkpoint
 
 from sglite import Engine
 
-PROMPTS = some_prompts(6, seed=4)
-N = 12
-GREEDY = {"temperature": 0, "max_new_tokens": N, "ignore_eos": True}
 CONFIGURATIONS = list(itertools.product([1, 7, 64, None], [1, 16, 64], [False, True]))
 
 
@@ -34,18 +32,6 @@ def engine_of(folder: Path, chunk: int | None, page_size: int, overlap: bool, **
     return tiny_engine(
         folder, chunked_prefill_size=chunk, page_size=page_size, disable_overlap_schedule=not overlap, **more
     )
-
-
-def check(results: list[dict[str, Any]], oracle: Oracle, prompts: list[list[int]] = PROMPTS, n: int = N) -> None:
-    for result, prompt in zip(results, prompts, strict=True):
-        truth, meta = oracle.greedy(prompt, n), result["meta_info"]
-        truth.check_tokens(result["output_ids"])
-        assert meta["prompt_tokens"] == len(prompt) == meta["cached_tokens"] + meta["computed_prompt_tokens"]
-        assert meta["completion_tokens"] == len(result["output_ids"]) == n
-        if "output_token_logprobs" in meta:
-            truth.check_rows(meta["input_token_logprobs"], len(prompt) - len(meta["input_token_logprobs"]))
-            truth.check_rows(meta["output_token_logprobs"], len(prompt))
-            assert len(meta["output_token_logprobs"]) == n
 
 
 @pytest.mark.parametrize(("chunk", "page_size", "overlap"), CONFIGURATIONS)
