@@ -1,7 +1,8 @@
 """``sglite`` with an event loop that is looked at: ``watched_server.py serve ...`` is ``python -m sglite serve ...``.
 
 A machine that others use makes every clock unreliable, so what a callback of the loop costs is counted in processor
-time of its thread. SIGUSR1 prints one line, the costliest callbacks since the last one, and begins anew.
+time of its thread. SIGUSR1 prints one line, the costliest callbacks since the last one, and begins anew. The loop is
+asyncio's own: the callbacks of uvloop cannot be timed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 MARK = "watched: "
 _KEPT = 5
-_ANSWERING = "RequestResponseCycle.run_asgi"
+_ANSWERING = "Cycle.run"
 
 
 def watch() -> list[tuple[float, str]]:
@@ -48,7 +49,7 @@ def _path(handle: Any) -> str:
     frame = getattr(coroutine, "cr_frame", None)
     if frame is None or getattr(coroutine, "__qualname__", "") != _ANSWERING:
         return ""
-    return str(frame.f_locals["self"].scope.get("path", ""))[:60]
+    return str(frame.f_locals["self"]._scope.get("path", ""))[:60]
 
 
 def _name(handle: Any) -> str:
@@ -64,6 +65,7 @@ def _name(handle: Any) -> str:
 
 
 def main() -> None:
+    sys.modules["uvloop"] = None  # type: ignore[assignment]  # its callbacks cannot be timed; asyncio's loop can
     found = watch()
 
     def say(*_: object) -> None:
