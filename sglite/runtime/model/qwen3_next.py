@@ -7,8 +7,6 @@ from typing import ClassVar
 from sglite.runtime.model.layers.decoder import CausalLM, DecoderLayer, Layer, Mixer
 from sglite.runtime.model.layers.delta_net import DeltaNet
 from sglite.runtime.model.layers.gated_attention import GatedAttention
-from sglite.runtime.model.layers.mlp import FeedForward, GatedMLP
-from sglite.runtime.model.layers.moe import MoE
 from sglite.runtime.model.layers.norm import CentredRMSNorm, Norm
 from sglite.runtime.model.layers.weights import WeightTable
 from sglite.runtime.model.names import NameTable
@@ -39,11 +37,6 @@ class Qwen3NextForCausalLM(CausalLM):
             self.norm_of(weights, f"{name}.post_attention_layernorm"),
             self.mlp(weights, f"{name}.mlp", layer),
         )
-
-    def mlp(self, weights: WeightTable, name: str, layer: int) -> FeedForward:
-        """See CausalLM."""
-        moe = self.config.moe
-        return (MoE if moe is not None and moe.layers[layer] else GatedMLP)(weights, name, self.config)
 
     def norm_of(self, weights: WeightTable, name: str) -> Norm:
         """See CausalLM."""

@@ -17,6 +17,7 @@ from sglite.runtime.backend.base import Backend, ForwardContext
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.layers.cache_layout import cache_groups, pool_layers
 from sglite.runtime.model.layers.mlp import FeedForward, GatedMLP
+from sglite.runtime.model.layers.moe import MoE
 from sglite.runtime.model.layers.norm import Norm, RMSNorm
 from sglite.runtime.model.layers.rotary import Rotary, RotaryAngles
 from sglite.runtime.model.layers.weights import WeightTable
@@ -89,8 +90,9 @@ class CausalLM(ABC):
         """The attention of a layer, its weights named from ``name``; ``layer``: its number in the model."""
 
     def mlp(self, weights: WeightTable, name: str, layer: int) -> FeedForward:
-        """The feed-forward part of a layer, its weights named from ``name``."""
-        return GatedMLP(weights, name, self.config)
+        """The feed-forward part of a layer, its weights named from ``name``; experts where the config has some."""
+        moe = self.config.moe
+        return (MoE if moe is not None and moe.layers[layer] else GatedMLP)(weights, name, self.config)
 
     def layer(self, weights: WeightTable, name: str, layer: int) -> Layer:
         """A layer, its weights named from ``name``."""
