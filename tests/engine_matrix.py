@@ -37,6 +37,24 @@ def check(results: list[dict[str, Any]], oracle: Oracle, prompts: list[list[int]
             assert len(meta["output_token_logprobs"]) == n
 
 
+def among_aborts(engine: Engine) -> dict[str, Any]:
+    """The last event of a request among others with its prefix, which start before and after it and go away one by one
+    while it runs."""
+    relatives = [[*prompt[: len(prompt) - 1], 9] for prompt in (PROMPTS[0], PROMPTS[0][:20], *PROMPTS)]
+    others = [engine.generate(input_ids=ids, sampling_params=GREEDY, stream=True) for ids in relatives[:4]]
+    mine = engine.generate(input_ids=PROMPTS[0], sampling_params=GREEDY, stream=True)
+    others += [engine.generate(input_ids=ids, sampling_params=GREEDY, stream=True) for ids in relatives[4:]]
+    events = []
+    for event in mine:
+        events.append(event)
+        if others:
+            next(others[0])
+            others.pop(0).close()
+    for other in others:
+        other.close()
+    return dict(events[-1])
+
+
 def constrained(engine: Engine, temperature: float) -> list[dict[str, Any]]:
     """Three constraints twice, values that are taken back and tried again included."""
     prompts = ["Give JSON: ", "x", "the quick brown fox"]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from served import start
+from served import listening
 from tiny_engines import tiny_engine
 from tiny_models import make_checkpoint, make_tokenizer
 from torch import Tensor
@@ -23,6 +23,8 @@ from torch import Tensor
 from sglite import Engine
 from sglite.runtime.model.architectures import parse_config
 from sglite.runtime.model.errors import ModelError
+from sglite.runtime.serve.app import create_app
+from sglite.runtime.serve.options import ServeOptions
 
 TOLERANCE = 1e-4
 TEXTS = ["the quick brown fox", "jumps over the lazy dog and then", "sleeps", "the quick brown dog"]
@@ -54,12 +56,8 @@ def make_classifier(folder: Path, family: str, labels: dict[str, str], architect
 @contextmanager
 def served(engine: Engine) -> Iterator[str]:
     """URL of a server over ``engine``."""
-    server, url, thread = start(engine)
-    try:
-        yield url
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    with listening(create_app(engine, ServeOptions())) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @torch.inference_mode()

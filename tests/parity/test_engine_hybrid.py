@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_matrix import GREEDY, PLAIN, PROMPTS, N, check, constrained, interview, walk
+from engine_matrix import GREEDY, PLAIN, PROMPTS, N, among_aborts, check, constrained, interview, walk
 from model_families import FAMILIES, Family, random_model
 from tiny_engines import Oracle, is_idle, settles, some_prompts, tiny_engine
 from tiny_models import make_tokenizer
@@ -85,19 +85,8 @@ def test_preempted_requests_give_the_same(folder: Path, oracle: Oracle, shape: d
 @pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "sync"])
 def test_aborts_around_a_request_do_not_touch_it(folder: Path, oracle: Oracle, overlap: bool) -> None:
     """Others with its prefix start before and after it, and go away one by one while it runs."""
-    relatives = [[*prompt[: len(prompt) - 1], 9] for prompt in (PROMPTS[0], PROMPTS[0][:20], *PROMPTS)]
     with tiny_engine(folder, chunked_prefill_size=7, disable_overlap_schedule=not overlap) as engine:
-        others = [engine.generate(input_ids=ids, sampling_params=GREEDY, stream=True) for ids in relatives[:4]]
-        mine = engine.generate(input_ids=PROMPTS[0], sampling_params=GREEDY, stream=True)
-        others += [engine.generate(input_ids=ids, sampling_params=GREEDY, stream=True) for ids in relatives[4:]]
-        events = []
-        for event in mine:
-            events.append(event)
-            if others:
-                next(others[0])
-                others.pop(0).close()
-        check(events[-1:], oracle, PROMPTS[:1])
-        others.clear()
+        check([among_aborts(engine)], oracle, PROMPTS[:1])
         rest(engine)
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
-from served import settles
+from served import listening
 
 from sglite.runtime.serve import connection
 
@@ -39,17 +37,10 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    with socket.socket() as listener, pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connection, "HEAD_SECONDS", 0.4)
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, http=connection.Connection, log_config=None, lifespan="off", ws="none")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        assert settles(lambda: server.started)
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        thread.join(10)
+        with listening(app, http=connection.Connection, lifespan="off", ws="none") as port:
+            yield port
 
 
 def said(port: int, *sent: bytes, wait: float = 3.0) -> bytes:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
-from served import settles
+from served import listening
 
 from sglite.runtime.serve import connection
 
@@ -35,16 +33,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(connection, "BODY_SECONDS", PATIENCE)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, http=connection.Connection, log_config=None, lifespan="off", ws="none")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        assert settles(lambda: server.started)
-        yield listener.getsockname()[1]
-        server.should_exit = True
-        thread.join(10)
+    with listening(app, http=connection.Connection, lifespan="off", ws="none") as port:
+        yield port
 
 
 def all_of(peer: socket.socket) -> bytes:
