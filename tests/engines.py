@@ -196,7 +196,7 @@ class Bench:
         if frames is None:
             return
         counts, running = frames.counts(), self.core.scheduler.running.values()
-        seen = Counter(page for request in running for page in request.window_pages)
+        seen = Counter(page for request in running for page in request.window.pages)
         assert frames._uses == seen and set(frames._frames) >= set(seen) and pages >= set(frames._frames)
         assert counts.free + counts.used + counts.idle == counts.total and frames.mismatches == 0
         assert len(set(frames._frames.values())) == len(frames._frames) == counts.used + counts.idle

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sglite.runtime.cache.node import Cursor, RadixNode
@@ -21,6 +22,17 @@ from sglite.runtime.spec.base import Draft
 
 if TYPE_CHECKING:
     from sglite.runtime.text.stop import StopMatcher
+
+
+@dataclass(slots=True)
+class WindowState:
+    """What a request's last row sees in layers with a window."""
+
+    pages: list[int] = field(default_factory=list)
+    """Of its page table, from index ``first`` on."""
+    first: int = 0
+    end: int = -1
+    """Where that row ended."""
 
 
 class RequestStatus(enum.Enum):
@@ -72,8 +84,7 @@ class Request:
         "grammar", "group", "held_pages", "hidden", "in_flight", "inherited_priority", "logprobs", "num_cached",
         "num_computed", "num_scheduled", "order", "page_table", "pages_sent", "preempting", "program", "prompt_len",
         "rank", "reasons", "request", "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time",
-        "state_at", "state_slots", "status", "stop", "suspect", "tokens", "unsent_forced", "waited", "window_end",
-        "window_first", "window_pages",
+        "state_at", "state_slots", "status", "stop", "suspect", "tokens", "unsent_forced", "waited", "window",
     )  # fmt: skip
 
     def __init__(
@@ -118,11 +129,7 @@ class Request:
         self.state_slots: dict[str, int] = {}
         self.state_at = 0
         """Position at which the running recurrent state will stand after the steps planned so far."""
-        self.window_pages: list[int] = []
-        """The pages that its last row sees in layers with a window, of its page table from ``window_first`` on."""
-        self.window_first = 0
-        self.window_end = -1
-        """Where that row ended."""
+        self.window = WindowState()
         self.blocked_on: RadixNode | None = None
         self.blocked_planned = -1
         self.inherited_priority = request.priority

@@ -82,7 +82,7 @@ class WindowPlanner:
         size, table = self._cache.page_size, request.page_table
         first = max(0, start - frames.before) // size
         seen = set(table[first : -(-end // size)])
-        left_behind = [page for page in request.window_pages if page not in seen and frames.is_used_once(page)]
+        left_behind = [page for page in request.window.pages if page not in seen and frames.is_used_once(page)]
         room = frames.num_available + len(left_behind) - reserve - 1  # a page may turn out to be copied
         for index in range(first, -(-end // size)):
             room -= index >= len(table) or not frames.is_used(table[index])
@@ -102,13 +102,13 @@ class WindowPlanner:
         first = max(0, start - frames.before) // size
         pages = request.page_table[first : -(-end // size)]
         frames.use([*pages, *(copy.src for copy in copies)])
-        self._unuse(request, request.window_pages, keep=False)
+        self._unuse(request, request.window.pages, keep=False)
         for page in pages:
             frames.provide(page)
         for copy in copies:
             frames.copy(copy.src, copy.dst, copy.num_tokens)
             frames.unuse(copy.src, keep=True)
-        request.window_pages, request.window_first, request.window_end = pages, first, end
+        request.window.pages, request.window.first, request.window.end = pages, first, end
         self._fill(request, refill.start, refill.end, step)
 
     def stored(self, request: Request, start: int, end: int) -> None:
@@ -116,8 +116,8 @@ class WindowPlanner:
         if self._frames is None:
             return
         self._fill(request, start, end, None)
-        if start <= request.window_end:
-            request.window_end = max(request.window_end, end)
+        if start <= request.window.end:
+            request.window.end = max(request.window.end, end)
 
     def can_grow(self, request: Request, start: int, upto: int) -> bool:
         """Whether a row that computes ``[start, upto)``, right behind the last one, sees all it must, and there are
@@ -125,7 +125,7 @@ class WindowPlanner:
         frames, size = self._frames, self._cache.page_size
         if frames is None:
             return True
-        known = request.window_first + len(request.window_pages)
+        known = request.window.first + len(request.window.pages)
         return self._holds(request, start) and -(-upto // size) - known <= frames.num_available
 
     def grow(self, request: Request, upto: int) -> None:
@@ -133,36 +133,36 @@ class WindowPlanner:
         frames, size = self._frames, self._cache.page_size
         if frames is None:
             return
-        known = request.window_first + len(request.window_pages)
+        known = request.window.first + len(request.window.pages)
         more = request.page_table[known : -(-upto // size)]
         if not more:
             return
         frames.use(more)
         for page in more:
             frames.provide(page)
-        request.window_pages = request.window_pages + more
+        request.window.pages = request.window.pages + more
 
     def advance(self, request: Request, start: int) -> None:
         """The next row computes the position ``start``: pages that it does not see are left."""
         if self._frames is None:
             return
-        passed = max(0, start - self._frames.before) // self._cache.page_size - request.window_first
+        passed = max(0, start - self._frames.before) // self._cache.page_size - request.window.first
         if not passed:
             return
-        self._unuse(request, request.window_pages[:passed], keep=False)
-        request.window_pages, request.window_first = request.window_pages[passed:], request.window_first + passed
+        self._unuse(request, request.window.pages[:passed], keep=False)
+        request.window.pages, request.window.first = request.window.pages[passed:], request.window.first + passed
 
     def leave(self, request: Request, pages: Iterable[int] | None = None) -> None:
         """The request sees nothing more, or not those ``pages``, which are about to be given up."""
         if self._frames is None:
             return
         if pages is None:
-            self._unuse(request, request.window_pages, keep=True)
-            request.window_pages, request.window_first, request.window_end = [], 0, -1
+            self._unuse(request, request.window.pages, keep=True)
+            request.window.pages, request.window.first, request.window.end = [], 0, -1
             return
-        for page in set(pages).intersection(request.window_pages):
+        for page in set(pages).intersection(request.window.pages):
             self._frames.unuse(page, keep=False)
-            request.window_pages.remove(page)
+            request.window.pages.remove(page)
 
     def announce(self, output: SchedulerOutput) -> None:
         """Tell the executor of frames."""
@@ -172,9 +172,9 @@ class WindowPlanner:
     def _holds(self, request: Request, start: int) -> bool:
         """The request's last row ended at ``start`` or behind it: its pages, if its path still has them, hold the whole
         window before that."""
-        if not request.window_first * self._cache.page_size < start <= request.window_end:
+        if not request.window.first * self._cache.page_size < start <= request.window.end:
             return False
-        frames, first, pages = self._frames, request.window_first, request.window_pages
+        frames, first, pages = self._frames, request.window.first, request.window.pages
         assert frames is not None
         seen = first * frames.page_size <= max(0, start - frames.before)
         return seen and request.page_table[first : first + len(pages)] == pages
@@ -182,7 +182,7 @@ class WindowPlanner:
     def _unuse(self, request: Request, pages: Iterable[int], keep: bool) -> None:
         """The first of the request's window pages are seen no more; ``keep``: all are likely to be wanted again."""
         assert self._frames is not None
-        for index, page in enumerate(pages, request.window_first):
+        for index, page in enumerate(pages, request.window.first):
             self._frames.unuse(page, keep or self._is_meeting_point(request, index))
 
     def _is_meeting_point(self, request: Request, index: int) -> bool:
