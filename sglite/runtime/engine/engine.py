@@ -198,8 +198,7 @@ class Engine:
 
     def expert_load(self) -> list[list[int]]:
         """How many tokens each expert has had since the engine began: a list a layer with experts, none without."""
-        values: list[list[int]] = self.weights.read(EXPERT_TOKENS, 2**20).result().values or []
-        return values
+        return self.get_weights_by_name(EXPERT_TOKENS, 2**20)
 
     def get_weights_by_name(self, name: str, truncate_size: int = 100) -> list[Any]:
         """The first ``truncate_size`` rows of a tensor as nested lists. ``ValueError`` for what cannot be read."""
