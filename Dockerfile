@@ -15,9 +15,10 @@ RUN pip install "$TORCH" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 COPY pyproject.toml README.md LICENSE /src/
 COPY sglite /src/sglite
 RUN pip install "/src[runtime]"
-# The constraint engine is compiled here, where there is a compiler, and found beside its sources later.
+# Native code is compiled here, where there is a compiler, and found beside its sources later.
 RUN cd / && python -c "import shutil; from pathlib import Path; \
-from sglite.constrained.engines.native_build import PREBUILT, build; shutil.copy(build(Path('/tmp/native')), PREBUILT)"
+from sglite.constrained.engines.native_build import PREBUILT, build; shutil.copy(build(Path('/tmp/native')), PREBUILT)" && python -c "import shutil; from pathlib import Path; \
+from sglite.runtime.backend.native_build import PREBUILT, build; shutil.copy(build(Path('/tmp/native')), PREBUILT)"
 
 FROM python:3.12-slim
 COPY --from=build /opt/sglite /opt/sglite

@@ -26,6 +26,7 @@ WINDOWS_PER_REQUEST = 2
 PAGES_PER_FRAME = 16
 """Bounds the pages of a model whose layers all have a window: they cost no memory by themselves."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+CPU_KERNELS = ("auto", "torch", "avx2", "avx512", "avx512_bf16")
 GRAMMAR_BACKENDS = ("auto", "native", "xgrammar", "reference")
 ONE_DEVICE = ("tp_size", "dp_size", "pp_size", "ep_size")
 """Degrees of parallelism that SGLang's callers spell out; there is one device so far."""
@@ -55,6 +56,8 @@ class EngineArgs:
     dtype: str = "auto"
     device: str = "auto"
     num_threads: int | None = None
+    cpu_kernels: Literal["auto", "torch", "avx2", "avx512", "avx512_bf16"] = "auto"
+    """What computes: native kernels for an instruction set, or plain ``torch``; ``auto``: the fastest here."""
     context_length: int | None = None
     max_total_tokens: int | None = None
     """Tokens the KV cache holds."""
@@ -144,6 +147,8 @@ class EngineArgs:
             raise ConfigError(f"is_embedding must be True or False, got {self.is_embedding!r}")
         if self.trust_remote_code:
             raise ConfigError("trust_remote_code=True: sglite runs no code from checkpoints; leave it out")
+        if self.cpu_kernels not in CPU_KERNELS:
+            raise ConfigError(f"cpu_kernels must be one of {', '.join(CPU_KERNELS)}, got {self.cpu_kernels!r}")
         if self.grammar_backend not in GRAMMAR_BACKENDS:
             names = ", ".join(GRAMMAR_BACKENDS)
             raise ConfigError(f"grammar_backend must be one of {names}, got {self.grammar_backend!r}")
@@ -180,6 +185,7 @@ class Facts:
     free_memory: int | None
     dtype: str
     device: str
+    kernels: str = ""
     bytes_per_state: int = 0
     """Of one sequence's recurrent state; 0: the model has none."""
     state_groups: tuple[str, ...] = ()
@@ -218,6 +224,8 @@ class EngineConfig:
     dtype: str
     device: str
     vocab_size: int
+    kernels: str = ""
+    """What computes, for people."""
     hidden_size: int = 0
     """Length of the vectors that pooling gives."""
     labels: tuple[str, ...] = ()
@@ -276,6 +284,7 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
         dtype=facts.dtype,
         device=facts.device,
         vocab_size=facts.vocab_size,
+        kernels=facts.kernels,
         hidden_size=facts.hidden_size,
         labels=facts.labels,
         generates=facts.generates,
@@ -299,6 +308,7 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
             "dtype": "model" if args.dtype == "auto" else "argument",
             "device": "hardware" if args.device == "auto" else "argument",
             "vocab_size": "model",
+            "kernels": "hardware" if args.cpu_kernels == "auto" else "argument",
             "hidden_size": "model",
             "labels": "model",
             "generates": "model",

@@ -213,8 +213,9 @@ def test_a_head_that_should_be_the_embedding_is_compared_before_anything_is_writ
 
 
 def test_to_check_is_not_to_write(old: Path, new: Path) -> None:
-    loaded = load_model(old, backend=CPUBackend(1), dtype="float32")
-    weights = ModelWeights(loaded.weights, loaded.config)
+    backend = CPUBackend(1)
+    loaded = load_model(old, backend=backend, dtype="float32")
+    weights = ModelWeights(loaded.weights, loaded.config, backend)
     before = weights.read("model.norm.weight", 64)
     for source in (str(new), save({"model.norm.weight": torch.ones(64)})):
         weights.check(source)

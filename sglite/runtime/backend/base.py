@@ -114,6 +114,26 @@ class ExpertWeights:
     """[E, hidden]"""
 
 
+@dataclass
+class Matrix:
+    """A weight that only ``matmul``, ``logits`` and ``embedding`` read, so that a backend may arrange it."""
+
+    tensor: Tensor
+    """[out, in]; once it is packed, its numbers in an order that the backend alone knows."""
+    packed: bool = False
+
+
+@dataclass(frozen=True)
+class QKVNorms:
+    """Norms of every head of q and k over its dimensions."""
+
+    q: Tensor
+    """[head_dim]"""
+    k: Tensor
+    """[head_dim]"""
+    eps: float
+
+
 @dataclass(frozen=True)
 class ForwardContext:
     """What layers need besides activations: whom to ask, the planned batch and where keys and values live."""
@@ -138,6 +158,9 @@ class Backend(Protocol):
     def guarantees(self) -> Guarantees:
         """What results can be relied on and which dtypes and page sizes are accepted."""
 
+    def describe(self) -> str:
+        """What computes, for people: kernels, threads, and what that costs where there is something faster."""
+
     def available_memory(self) -> int | None:
         """Bytes that can be allocated now without swapping or being killed; ``None`` when the system does not say."""
 
@@ -158,6 +181,15 @@ class Backend(Protocol):
 
     def plan(self, layout: BatchLayout) -> AttentionMetadata:
         """Turn a layout into device metadata, once a step. Reads the layout, keeps none of its lists."""
+
+    def place(self, weight: Matrix) -> None:
+        """See to the memory behind a weight that is allocated and not filled yet."""
+
+    def pack(self, weight: Matrix) -> None:
+        """Arrange a filled weight for the products to come, in place; nothing where the backend has no use for it."""
+
+    def unpack(self, weight: Matrix) -> None:
+        """Undo ``pack``: ``weight.tensor`` is [out, in] again, with the numbers it had."""
 
     def store_kv(self, pool: KVPool, layer: int, k: Tensor, v: Tensor | None, meta: AttentionMetadata) -> None:
         """Write this step's keys and values of one layer to the slots of the layout; tokens with slot -1 are skipped.
@@ -188,6 +220,25 @@ class Backend(Protocol):
 
         ``window``: of those, a query sees the last ``window`` positions, its own included. ``sinks`` [num_heads]: one
         more logit a head, unscaled, which takes its share of the softmax and gives nothing.
+        """
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        norms: QKVNorms | None,
+        cos: Tensor,
+        sin: Tensor,
+        pool: KVPool,
+        layer: int,
+        meta: AttentionMetadata,
+        *,
+        num_heads: int,
+    ) -> Tensor:
+        """What comes before attention in one call: normalise the heads of q and k, turn them, store k and v.
+
+        ``qkv`` [T, (num_heads + 2 * num_kv_heads) * head_dim], the heads of q, then k, then v, those of one size.
+        ``cos`` and ``sin`` [T, 1, n]: dimensions i and i + n of a head turn together, those from 2 n on stay. Returns
+        q [T, num_heads, head_dim]; the rest as ``store_kv``.
         """
 
     def mla_attention(
@@ -253,6 +304,12 @@ class Backend(Protocol):
         and written; computed in float32. Else as ``causal_conv``.
         """
 
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in x's dtype; computed in ``weight``'s."""
+
+    def add_rms_norm(self, x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """``x + added``, both [T, hidden], and ``rms_norm`` of it."""
+
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
         """``x`` [..., 2 n], gates first, to [..., n]: activation(gate) * up.
 
@@ -274,8 +331,14 @@ class Backend(Protocol):
         """Copy the first ``num_tokens`` slots of page ``src`` to ``dst``, in the order given, in all layers that are
         kept in pages; with ``frames`` from frame to frame, in all that are kept in those."""
 
-    def matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def matmul(self, x: Tensor, weight: Tensor | Matrix, bias: Tensor | None = None) -> Tensor:
         """``x`` [..., in] times ``weight`` [out, in] transposed, plus ``bias`` [out]: [..., out] in x's dtype."""
+
+    def logits(self, hidden: Tensor, head: Matrix) -> Tensor:
+        """``matmul`` of ``hidden`` [n, in] as float32 [n, vocab], which may have been rounded to hidden's dtype."""
+
+    def embedding(self, ids: Tensor, weight: Matrix) -> Tensor:
+        """Rows ``ids`` [T] int64 of ``weight``: [T, in]."""
 
     def apply_mask(self, logits: Tensor, bitmask: Tensor) -> None:
         """Set logits of disallowed ids to -inf, in place.

@@ -21,6 +21,8 @@ from sglite.runtime.backend.base import (
     BatchLayout,
     ExpertWeights,
     Guarantees,
+    Matrix,
+    QKVNorms,
 )
 from sglite.runtime.backend.cpu_delta import causal_conv, gated_delta_rule
 from sglite.runtime.backend.cpu_mla import attend_chosen, attend_latents, choose_slots
@@ -46,6 +48,9 @@ class CPUBackend:
                 raise BackendError(f"num_threads={num_threads}: give 1 or more, or None for torch's own choice")
             torch.set_num_threads(num_threads)
         self._masks = CPUMasks()
+
+    def describe(self) -> str:
+        return f"plain torch, {torch.get_num_threads()} threads; native kernels are several times faster"
 
     def available_memory(self) -> int | None:
         """What the kernel says is available, or what the control group leaves when that is less."""
@@ -80,11 +85,20 @@ class CPUBackend:
                     )
         return make_pool(groups, num_pages, page_size, dtypes, self.device, num_states, num_frames)
 
-    def plan(self, layout: BatchLayout) -> CPUMetadata:
+    def plan(self, layout: BatchLayout) -> AttentionMetadata:
         return plan(layout)
 
+    def place(self, weight: Matrix) -> None:
+        """Wherever it is."""
+
+    def pack(self, weight: Matrix) -> None:
+        """Torch takes weights as they are."""
+
+    def unpack(self, weight: Matrix) -> None:
+        """They are as they were."""
+
     def store_kv(self, pool: KVPool, layer: int, k: Tensor, v: Tensor | None, meta: AttentionMetadata) -> None:
-        batch = own(meta).within(pool.framed[layer])
+        batch = self._planned(meta).within(pool.framed[layer])
         for cache, new in ((pool.k[layer], k), (pool.v[layer], v)):
             if new is not None:
                 new = new if batch.store_tokens is None else new.index_select(0, batch.store_tokens)
@@ -103,7 +117,7 @@ class CPUBackend:
     ) -> Tensor:
         keys, values = pool.k[layer], pool.v[layer]
         out = q.new_empty((*q.shape[:2], values.shape[2]))
-        for segment in own(meta).within(pool.framed[layer]).segments(window):
+        for segment in self._planned(meta).within(pool.framed[layer]).segments(window):
             parts = (
                 _heads_first(q[segment.tokens], segment.rows),
                 _heads_first(read_slots(keys, segment.slots).to(q.dtype), segment.rows),
@@ -112,6 +126,25 @@ class CPUBackend:
             result = _attend(*parts, segment, scale) if sinks is None else _with_sinks(*parts, segment, scale, sinks)
             out[segment.tokens] = result.transpose(1, 2).flatten(0, 1)
         return out
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        norms: QKVNorms | None,
+        cos: Tensor,
+        sin: Tensor,
+        pool: KVPool,
+        layer: int,
+        meta: AttentionMetadata,
+        *,
+        num_heads: int,
+    ) -> Tensor:
+        _, kv_heads, dim = pool.k[layer].shape
+        q, k, v = torch.split(qkv.view(len(qkv), -1, dim), [num_heads, kv_heads, kv_heads], dim=1)
+        if norms is not None:
+            q, k = self.rms_norm(q, norms.q, norms.eps), self.rms_norm(k, norms.k, norms.eps)
+        self.store_kv(pool, layer, _turned(k, cos, sin), v, meta)
+        return _turned(q, cos, sin)
 
     def mla_attention(
         self,
@@ -126,17 +159,17 @@ class CPUBackend:
         latents, size = pool.k[layer].flatten(1), pool.v[layer].shape[2]
         if chosen is not None:
             return attend_chosen(q, latents, size, chosen, scale)
-        return attend_latents(q, latents, size, own(meta).segments(), scale)
+        return attend_latents(q, latents, size, self._planned(meta).segments(), scale)
 
     def choose_slots(
         self, q: Tensor, weights: Tensor, pool: KVPool, layer: int, meta: AttentionMetadata, *, top_k: int
     ) -> Tensor | None:
-        return choose_slots(q, weights, pool.k[layer].flatten(1), own(meta), top_k)
+        return choose_slots(q, weights, pool.k[layer].flatten(1), self._planned(meta), top_k)
 
     def causal_conv(
         self, x: Tensor, weight: Tensor, pool: KVPool, group: str, layer: int, meta: AttentionMetadata
     ) -> Tensor:
-        return causal_conv(x, weight, pool.states[group][layer][0], own(meta).runs(group))
+        return causal_conv(x, weight, pool.states[group][layer][0], self._planned(meta).runs(group))
 
     def gated_delta_rule(
         self,
@@ -150,7 +183,7 @@ class CPUBackend:
         layer: int,
         meta: AttentionMetadata,
     ) -> Tensor:
-        return gated_delta_rule(q, k, v, decay, beta, pool.states[group][layer][1], own(meta).runs(group))
+        return gated_delta_rule(q, k, v, decay, beta, pool.states[group][layer][1], self._planned(meta).runs(group))
 
     def copy_pages(self, pool: KVPool, copies: Sequence[CopyPages], *, frames: bool = False) -> None:
         rooms = pool.num_frames if frames else pool.num_pages
@@ -164,8 +197,21 @@ class CPUBackend:
             for tensor in pool.paged(frames):
                 tensor[dst : dst + copy.num_tokens] = tensor[src : src + copy.num_tokens]
 
-    def matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, weight, bias)
+    def matmul(self, x: Tensor, weight: Tensor | Matrix, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, weight if isinstance(weight, Tensor) else _whole(weight), bias)
+
+    def logits(self, hidden: Tensor, head: Matrix) -> Tensor:
+        return self.matmul(hidden, head).float()
+
+    def embedding(self, ids: Tensor, weight: Matrix) -> Tensor:
+        return F.embedding(ids, _whole(weight))
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)
+
+    def add_rms_norm(self, x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        total = x + added
+        return total, self.rms_norm(total, weight, eps)
 
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
         gate, up = x.chunk(2, dim=-1)
@@ -208,6 +254,23 @@ class CPUBackend:
 
     def apply_mask(self, logits: Tensor, bitmask: Tensor) -> None:
         self._masks.apply(logits, bitmask)
+
+    def _planned(self, meta: AttentionMetadata) -> CPUMetadata:
+        """``meta`` as plain torch runs it."""
+        return own(meta)
+
+
+def _whole(weight: Matrix) -> Tensor:
+    """The weight's numbers as they are multiplied."""
+    if weight.packed:
+        raise BackendError("the weight was packed by another backend; unpack it there first")
+    return weight.tensor
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    turned, kept = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
+    a, b = turned.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, kept), dim=-1)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, segment: Segment, scale: float) -> Tensor:

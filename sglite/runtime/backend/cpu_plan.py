@@ -163,6 +163,12 @@ def own(meta: AttentionMetadata) -> CPUMetadata:
     return meta
 
 
+def check_rows(layout: BatchLayout) -> None:
+    """BackendError for a row whose numbers contradict each other or which lacks pages."""
+    for _ in _layout_rows(layout):
+        pass
+
+
 def read_slots(cache: Tensor, slots: slice | Tensor) -> Tensor:
     """The pool rows that a segment reads."""
     return cache[slots] if isinstance(slots, slice) else cache.index_select(0, slots)

@@ -11,10 +11,12 @@ page or a state slot is decided elsewhere; a pool only has room for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,12 +83,22 @@ def make_pool(
         for _ in range(group.num_layers):
             rooms = num_frames if in_frames(group, num_frames) else num_pages
             shape = (rooms * page_size, group.num_kv_heads)
-            k.append(torch.zeros((*shape, group.head_dim), dtype=dtypes[group.dtype], device=device))
+            k.append(_zeros((*shape, group.head_dim), dtypes[group.dtype], device))
             if group.layout == "mla":
                 v.append(k[-1][..., : group.v_head_dim])
             else:
-                v.append(torch.zeros((*shape, group.v_head_dim), dtype=dtypes[group.dtype], device=device))
+                v.append(_zeros((*shape, group.v_head_dim), dtypes[group.dtype], device))
     return KVPool(tuple(groups), num_pages, page_size, tuple(k), tuple(v), states, num_frames)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the host, memory that the system hands out when it is first written to: a pool costs what is used of it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size, line = math.prod(shape) * dtype.itemsize, 64
+    room = np.zeros(size + line, dtype=np.uint8)
+    first = -room.ctypes.data % line
+    return torch.from_numpy(room[first : first + size]).view(dtype).view(shape)
 
 
 def in_frames(group: GroupSpec, num_frames: int) -> bool:

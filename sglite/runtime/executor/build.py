@@ -9,8 +9,9 @@ from pathlib import Path
 import msgspec
 import torch
 
-from sglite.runtime.backend.cpu import CPUBackend
-from sglite.runtime.config import EngineArgs, EngineConfig, Facts, resolve
+from sglite.runtime.backend.base import BackendError
+from sglite.runtime.backend.cpu_native import cpu_backend
+from sglite.runtime.config import ConfigError, EngineArgs, EngineConfig, Facts, resolve
 from sglite.runtime.executor.base import ThreadExecutor
 from sglite.runtime.executor.worker import ModelWorker
 from sglite.runtime.gguf import is_gguf
@@ -34,7 +35,10 @@ class Built:
 
 def build(args: EngineArgs, folder: Path) -> Built:
     """Load the model in ``folder`` and start a worker for it. Raises ModelError or ConfigError, in one line."""
-    backend = CPUBackend(args.num_threads)
+    try:
+        backend = cpu_backend(args.num_threads, args.cpu_kernels)
+    except BackendError as error:
+        raise ConfigError(str(error)) from None
     pools = _pools(args, folder)
     quantization = {"quant_method": "gguf"} if is_gguf(folder) else read_config(folder).quantization
     check_request(args.quantization, quantization, folder)
@@ -55,6 +59,7 @@ def build(args: EngineArgs, folder: Path) -> Built:
         free_memory=backend.available_memory(),
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=backend.name,
+        kernels=backend.describe(),
         hidden_size=len(loaded.config.labels) or loaded.config.hidden_size,
         labels=loaded.config.labels,
         generates=loaded.config.has_head,
@@ -74,7 +79,7 @@ def build(args: EngineArgs, folder: Path) -> Built:
         num_frames=config.num_frames,
     )
     worker = ModelWorker(loaded.model, backend, pool)
-    executor = ThreadExecutor(worker, ModelWeights(loaded.weights, loaded.config))
+    executor = ThreadExecutor(worker, ModelWeights(loaded.weights, loaded.config, backend))
     return Built(executor, config, loaded.eos_token_ids, loaded.weight_bytes)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sglite.runtime.backend.base import ForwardContext
@@ -31,8 +30,10 @@ class SandwichLayer:
 
     def __call__(self, x: Tensor, angles: Sequence[RotaryAngles], context: ForwardContext) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
-        x = x + self.after_attention(self.attention(self.before_attention(x), angles[self.angles], context))
-        return x + self.after_mlp(self.mlp(self.before_mlp(x), context.backend))
+        backend = context.backend
+        attended = self.attention(self.before_attention(x, backend), angles[self.angles], context)
+        x, normed = self.before_mlp.of_sum(x, self.after_attention(attended, backend), backend)
+        return x + self.after_mlp(self.mlp(normed, backend), backend)
 
 
 class Gemma3ForCausalLM(CausalLM):
@@ -74,7 +75,7 @@ class Gemma3ForCausalLM(CausalLM):
     def embed(self, input_ids: Tensor) -> Tensor:
         """See CausalLM. The scale is rounded to the weights' type, as the model was trained with it."""
         scale = torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype).item()
-        return F.embedding(input_ids, self.embedding) * scale
+        return super().embed(input_ids) * scale
 
 
 class Gemma3ForConditionalGeneration(Gemma3ForCausalLM):

@@ -98,10 +98,12 @@ def load_model(
     _check_memory(folder, config, torch_dtype, needed, backend, found)
     weights = WeightTable(torch_dtype, backend.device, found)
     model = model_class(config)(config, weights, backend)
+    weights.place(backend)
     if source is None:
         fill_randomly(weights, seed)
     else:
         fill_from(source, weights, config, progress)
+    weights.pack(backend)
     return LoadedModel(
         model=model,
         config=config,

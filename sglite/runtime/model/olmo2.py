@@ -29,7 +29,7 @@ class Olmo2Attention(Attention):
     def __call__(self, x: Tensor, angles: RotaryAngles, context: ForwardContext) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
         q, k, v = torch.split(self.qkv(x, context.backend), self.sizes, dim=1)
-        parts = (self.whole_q_norm(q), self.whole_k_norm(k), v)
+        parts = (self.whole_q_norm(q, context.backend), self.whole_k_norm(k, context.backend), v)
         heads = [part.view(len(x), -1, self.head_dim) for part in parts]
         return self.attend(angles.rotate(heads[0]), angles.rotate(heads[1]), heads[2], context)
 
@@ -39,8 +39,9 @@ class Olmo2Layer(DecoderLayer):
 
     def __call__(self, x: Tensor, angles: Sequence[RotaryAngles], context: ForwardContext) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
-        x = x + self.attention_norm(self.attention(x, angles[0], context))
-        return x + self.mlp_norm(self.mlp(x, context.backend))
+        backend = context.backend
+        x = x + self.attention_norm(self.attention(x, angles[0], context), backend)
+        return x + self.mlp_norm(self.mlp(x, backend), backend)
 
 
 class Olmo2ForCausalLM(CausalLM):

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from sglite.runtime.backend.base import Backend
 from sglite.runtime.model.architectures import read_config
 from sglite.runtime.model.checkpoint import TensorSource, held
 from sglite.runtime.model.config import ModelConfig
@@ -52,10 +53,12 @@ class ModelWeights:
     Args:
         weights: of the model.
         config: of the model; other checkpoints must mean the same.
+        backend: what computes with the weights, in an order of its own.
     """
 
-    def __init__(self, weights: WeightTable, config: ModelConfig) -> None:
+    def __init__(self, weights: WeightTable, config: ModelConfig, backend: Backend) -> None:
         self._weights = weights
+        self._backend = backend
         self._config = config
         self._names = model_class(config).name_table(config)
 
@@ -82,7 +85,8 @@ class ModelWeights:
         if values.numel() > MAX_VALUES:
             most = MAX_VALUES * len(values) // values.numel()
             raise ModelError(f"{rows} rows of {name} are {values.numel()} values; read at most {most} rows at once")
-        found: list[Any] = values.float().tolist()
+        with self._weights.plain(self._backend, [self._names.of(name) or name]):
+            found: list[Any] = values.float().tolist()
         return found
 
     def _part(self, name: str) -> Tensor | None:
@@ -103,12 +107,13 @@ class ModelWeights:
 
     def _take_tensors(self, data: bytes, write: bool) -> None:
         tensors = _parse(data)
-        self._check_tensors(tensors)
-        with _writing():
-            for name, tensor in tensors.items() if write else ():
-                ours = self._names.of(name) or name
-                if ours in self._weights.parts:
-                    self._weights.fill(ours, tensor)
+        named = {name: self._names.of(name) or name for name in tensors}
+        with self._weights.plain(self._backend, named.values()):
+            self._check_tensors(tensors)
+            with _writing():
+                for name, tensor in tensors.items() if write else ():
+                    if named[name] in self._weights.parts:
+                        self._weights.fill(named[name], tensor)
 
     def _take_folder(self, folder: Path, write: bool) -> None:
         if folder == Path() or not folder.expanduser().is_dir():
@@ -123,7 +128,8 @@ class ModelWeights:
             _check_values(checkpoint, self._weights)
             with _writing():
                 if write:
-                    copy_from(checkpoint, self._weights, shown=False)
+                    with self._weights.plain(self._backend, self._weights.parts):
+                        copy_from(checkpoint, self._weights, shown=False)
 
     def _checked_config(self, folder: Path) -> ModelConfig:
         """This model's, with the quantisation of these weights; they may say what they are for, and then it must be."""

@@ -27,6 +27,8 @@ class EngineFacts:
     device: str
     dtype: str
     constraints: str
+    kernels: str = ""
+    """What computes."""
     embeds: bool = False
     """Makes vectors of texts."""
     generates: bool = True
@@ -43,6 +45,7 @@ class EngineFacts:
             device=config.device,
             dtype=config.dtype,
             constraints=config.grammar_backend,
+            kernels=config.kernels,
             embeds=embeds,
             generates=config.generates,
             quantization=config.quantization,
@@ -63,6 +66,7 @@ def banner(
         "model": engine.model + ("" if name == engine.model else f", called {', '.join(options.served_model_name)}"),
         "context": f"{engine.context:,} tokens; the KV cache holds {engine.kv_tokens:,}",
         "runs on": f"{engine.device}, {engine.dtype}; constraints: {engine.constraints}",
+        **({"kernels": engine.kernels} if engine.kernels else {}),
         **({"weights": f"{engine.quantization}; computed in {engine.dtype}"} if engine.quantization else {}),
         "formats": f"tool calls: {tools}, reasoning: {reasoning}",
         **({"sampling": _sampling(sampling)} if sampling else {}),

@@ -60,6 +60,7 @@ HELP: dict[str, tuple[str, str]] = {
     "dp_size": ("device", "data parallelism: 1 so far"),
     "pp_size": ("device", "pipeline parallelism: 1 so far"),
     "ep_size": ("device", "expert parallelism: 1 so far"),
+    "cpu_kernels": ("device", "what computes on the CPU; torch: without native kernels, several times slower"),
     "max_total_tokens": ("memory", "tokens that the KV cache holds"),
     "mem_fraction_static": ("memory", "share of the memory left after loading that the KV cache takes"),
     "max_mamba_cache_size": ("memory", "recurrent states of hybrid models, of running requests and saved ones"),
@@ -126,6 +127,7 @@ AT_LOAD: dict[str, str] = {
     "num_threads": "hardware",
     "max_total_tokens": "hardware",
     "grammar_backend": "hardware",
+    "cpu_kernels": "hardware",
 }
 """Fields whose default leaves the value to what is found when the model is loaded."""
 

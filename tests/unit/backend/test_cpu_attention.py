@@ -1,4 +1,4 @@
-"""The CPU backend's attention and stores against attention written out query by query."""
+"""The CPU backends' attention and stores, plain and native, against attention written out query by query."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from native_kernels import backend_of
 from torch import Tensor
 
 from sglite.runtime.backend.base import BackendError, BatchLayout
@@ -18,11 +19,18 @@ from sglite.runtime.backend.cpu import CPUBackend, CPUMetadata
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
 
-DIM = 8
+DIM = 32
+"""What the native kernels take at once, so that they are the ones that are tested."""
 SCALE = 0.3
 
 Row = tuple[int, int, list[int] | None]
 """Slots before this step, tokens of this step, parents."""
+
+
+@pytest.fixture(scope="module", params=["torch", "auto"])
+def backend(request: pytest.FixtureRequest) -> CPUBackend:
+    """The specification, and the fastest kernels that the processor has."""
+    return backend_of(request.param)
 
 
 def make_pool(page_size: int, num_pages: int = 64, kv_heads: int = 2) -> KVPool:
@@ -118,8 +126,8 @@ def rows_of_a_step(draw: st.DrawFn) -> list[Row]:
 
 @settings(max_examples=60, deadline=None)
 @given(rows_of_a_step(), st.sampled_from([1, 4, 16]), st.sampled_from([1, 2, 4]), st.randoms(use_true_random=False))
-def test_every_query_attends_to_exactly_the_slots_it_may_see(rows, page_size, group, rng) -> None:  # type: ignore[no-untyped-def]
-    backend, num_pages = CPUBackend(), 320
+def test_every_query_attends_to_exactly_the_slots_it_may_see(backend, rows, page_size, group, rng) -> None:  # type: ignore[no-untyped-def]
+    num_pages = 320
     pool = make_pool(page_size, num_pages)
     pages = list(range(num_pages))
     if rng.random() < 0.5:
@@ -142,10 +150,10 @@ def test_every_query_attends_to_exactly_the_slots_it_may_see(rows, page_size, gr
 @example([(30, 1, None), (29, 1, None), (30, 4, [-1, 0, -1])], 8, True, random.Random(0))
 @example([(0, 20, None)], 5, True, random.Random(0))
 @example([(0, 20, None)], 20, True, random.Random(0))
-def test_windows_and_sinks_hold_for_every_query(rows, window, with_sinks, rng) -> None:  # type: ignore[no-untyped-def]
+def test_windows_and_sinks_hold_for_every_query(backend, rows, window, with_sinks, rng) -> None:  # type: ignore[no-untyped-def]
     """A window counts positions, so siblings of a draft tree see equally far back; layers with and without one take
     turns over the same plan; slots outside of every query's window are not read, not even as NaN."""
-    backend, page_size, num_pages = CPUBackend(), 4, 128
+    page_size, num_pages = 4, 128
     pool = make_pool(page_size, num_pages)
     pages = list(range(num_pages))
     rng.shuffle(pages)
@@ -169,8 +177,8 @@ def test_windows_and_sinks_hold_for_every_query(rows, window, with_sinks, rng) -
 @given(rows_of_a_step(), st.randoms(use_true_random=False))
 @example([(3, 1, None), (20, 1, None), (9, 1, None)], random.Random(0))
 @example([(3, 2, [-1, -1]), (9, 2, [-1, -1])], random.Random(0))
-def test_slots_of_other_rows_never_reach_a_row_not_even_as_nan(rows, rng) -> None:  # type: ignore[no-untyped-def]
-    backend, page_size, num_pages = CPUBackend(), 4, 128
+def test_slots_of_other_rows_never_reach_a_row_not_even_as_nan(backend, rows, rng) -> None:  # type: ignore[no-untyped-def]
+    page_size, num_pages = 4, 128
     pool = make_pool(page_size, num_pages)
     pages = list(range(num_pages))
     rng.shuffle(pages)
@@ -194,9 +202,9 @@ def only(cache: Tensor, slots: list[int]) -> Tensor:
 
 @settings(max_examples=50, deadline=None)
 @given(rows_of_a_step(), st.integers(1, 24), st.sampled_from([1, 4]), st.randoms(use_true_random=False))
-def test_layers_in_frames_give_what_they_give_in_pages(rows, window, page_size, rng) -> None:  # type: ignore[no-untyped-def]
+def test_layers_in_frames_give_what_they_give_in_pages(backend, rows, window, page_size, rng) -> None:  # type: ignore[no-untyped-def]
     """Frames are few: pages behind every query's window have none, and another layer, in pages, is none the wiser."""
-    backend, num_pages = CPUBackend(), 320
+    num_pages = 320
     sizes: dict[str, Any] = {"num_kv_heads": 2, "head_dim": DIM, "v_head_dim": DIM}
     groups = [GroupSpec(name="all", **sizes), GroupSpec(name="some", window=window, **sizes)]
     pages, frames = list(range(num_pages)), list(range(num_pages))
@@ -224,8 +232,7 @@ def test_layers_in_frames_give_what_they_give_in_pages(rows, window, page_size, 
         backend.attention(q, pool, 1, backend.plan(layout), scale=SCALE, window=window)
 
 
-def test_tokens_with_slot_minus_one_are_not_stored_but_see_what_is_cached() -> None:
-    backend = CPUBackend()
+def test_tokens_with_slot_minus_one_are_not_stored_but_see_what_is_cached(backend: CPUBackend) -> None:
     pool = make_pool(4)
     before = pool.k[0].clone(), pool.v[0].clone()
     layout = BatchLayout([0, 3], [4], [7], [4, 5, 6], [-1, -1, 10], [[5, 2]], 4)
@@ -251,8 +258,7 @@ def test_rows_of_similar_length_share_a_segment_and_contiguous_ones_need_no_gath
     assert prefill.slots == slice(16, 56) and prefill.causal and prefill.mask is None
 
 
-def test_bfloat16_rows_are_computed_in_bfloat16() -> None:
-    backend = CPUBackend()
+def test_bfloat16_rows_are_computed_in_bfloat16(backend: CPUBackend) -> None:
     group = GroupSpec(name="a", num_kv_heads=2, head_dim=DIM, v_head_dim=DIM, dtype="bfloat16")
     pool = backend.allocate_pool([group], num_pages=8, page_size=4)
     meta = backend.plan(make_layout([(0, 9, None)], 4, [4, 6, 1]))
@@ -279,7 +285,9 @@ def test_bfloat16_rows_are_computed_in_bfloat16() -> None:
         ({"frame_mapping": [0, 1, 2]}, "frame_mapping and frame_tables go together"),
     ],
 )
-def test_a_layout_that_contradicts_itself_is_refused(change: dict[str, list[int]], words: str) -> None:
+def test_a_layout_that_contradicts_itself_is_refused(
+    backend: CPUBackend, change: dict[str, list[int]], words: str
+) -> None:
     fields = {
         "query_starts": [0, 3],
         "starts": [0],
@@ -290,5 +298,5 @@ def test_a_layout_that_contradicts_itself_is_refused(change: dict[str, list[int]
         "page_size": 4,
     }
     with pytest.raises(BackendError) as error:
-        CPUBackend().plan(BatchLayout(**{**fields, **change}))  # type: ignore[arg-type]
+        backend.plan(BatchLayout(**{**fields, **change}))  # type: ignore[arg-type]
     assert words in str(error.value)

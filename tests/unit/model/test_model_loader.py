@@ -91,9 +91,9 @@ def test_shards_with_an_index_or_without_give_the_same_model(made: Path, tmp_pat
 
 def test_weights_are_cast_to_the_dtype_asked_for(made: Path) -> None:
     loaded = load(made, "bfloat16")
-    assert loaded.model.embedding.dtype == torch.bfloat16 and loaded.groups[0].dtype == "bfloat16"
+    assert loaded.model.embedding.tensor.dtype == torch.bfloat16 and loaded.groups[0].dtype == "bfloat16"
     original = load_file(made / "model.safetensors")["model.embed_tokens.weight"]
-    assert torch.equal(loaded.model.embedding, original.bfloat16())
+    assert torch.equal(loaded.model.embedding.tensor, original.bfloat16())
 
 
 def test_auto_takes_bfloat16_where_the_backend_lacks_the_checkpoints_type(tmp_path: Path) -> None:

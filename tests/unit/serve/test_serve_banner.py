@@ -14,7 +14,7 @@ from sglite.runtime.serve.banner import READY_LINE, EngineFacts, banner
 from sglite.runtime.serve.options import ServeOptions
 
 URL = "http://127.0.0.1:30000"
-FACTS = EngineFacts("org/model", 2048, 65536, "cpu", "bfloat16", "native")
+FACTS = EngineFacts("org/model", 2048, 65536, "cpu", "bfloat16", "native", "avx2 kernels")
 
 
 def told(formats: Any = None, **options: Any) -> dict[str, str]:
@@ -28,6 +28,7 @@ def test_it_has_everything_one_asks_first() -> None:
     rows = told(found)
     assert "org/model" in rows["model"] and "2,048" in rows["context"] and "65,536" in rows["context"]
     assert "cpu, bfloat16" in rows["runs on"] and "native" in rows["runs on"]
+    assert "avx2 kernels" in rows["kernels"]
     assert "qwen25" in rows["formats"] and "qwen3" in rows["formats"]
     assert "anybody may call" in rows["keys"] and "admin routes are closed" in rows["keys"]
     assert (

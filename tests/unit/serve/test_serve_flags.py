@@ -43,7 +43,8 @@ SAMPLES: dict[str, Any] = {
     "otlp_traces_endpoint": "http://c:4318/v1/traces", "context_length": 64, "num_threads": 2, "page_size": 32,
     "chunked_prefill_size": 8, "max_running_requests": 3, "max_queued_requests": 4, "max_prefill_tokens": 5,
     "pin_budget": 0.1, "schedule_policy": "lpm", "random_seed": 9, "grammar_backend": "reference",
-    "grammar_timeout_s": 1.0, "load_format": "dummy", "model_path": "m", "tokenizer_path": "t", "chat_template": "c",
+    "cpu_kernels": "torch", "grammar_timeout_s": 1.0,
+    "load_format": "dummy", "model_path": "m", "tokenizer_path": "t", "chat_template": "c",
     "revision": "r", "download_dir": "d", "show_progress": True,
     "max_mamba_cache_size": 6, "quantization": "awq_marlin", "kv_cache_dtype": "bfloat16",
 }  # fmt: skip

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import ForwardContext
+from sglite.runtime.backend.base import ForwardContext, QKVNorms
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.layers.linear import Linear
 from sglite.runtime.model.layers.norm import Norm
@@ -51,15 +50,22 @@ class Attention:
 
     def __call__(self, x: Tensor, angles: RotaryAngles, context: ForwardContext) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
-        q, k, v = torch.split(self.qkv(x, context.backend).view(len(x), -1, self.head_dim), self.heads, dim=1)
+        backend, norms = context.backend, None
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return self.attend(angles.rotate(q), angles.rotate(k), v, context)
+            norms = QKVNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+        qkv = self.qkv(x, backend)
+        q = backend.rotate_and_store(
+            qkv, norms, angles.cos, angles.sin, context.pool, self.layer, context.meta, num_heads=self.heads[0]
+        )
+        return self._attend(q, context)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
         """Store and attend with q, k and v [T, heads, head_dim], rotated, and project back: [T, hidden]."""
+        context.backend.store_kv(context.pool, self.layer, k, v, context.meta)
+        return self._attend(q, context)
+
+    def _attend(self, q: Tensor, context: ForwardContext) -> Tensor:
         backend = context.backend
-        backend.store_kv(context.pool, self.layer, k, v, context.meta)
         attended = backend.attention(
             q, context.pool, self.layer, context.meta, scale=self.scale, window=self.window, sinks=self.sinks
         )

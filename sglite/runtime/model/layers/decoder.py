@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sglite.runtime.backend.base import Backend, ForwardContext
+from sglite.runtime.backend.base import Backend, ForwardContext, Matrix
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.layers.cache_layout import cache_groups, pool_layers
 from sglite.runtime.model.layers.mlp import FeedForward, GatedMLP
@@ -52,8 +51,10 @@ class DecoderLayer:
 
     def __call__(self, x: Tensor, angles: Sequence[RotaryAngles], context: ForwardContext) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
-        x = x + self.attention(self.attention_norm(x), angles[0], context)
-        return x + self.mlp(self.mlp_norm(x), context.backend)
+        backend = context.backend
+        attended = self.attention(self.attention_norm(x, backend), angles[0], context)
+        x, normed = self.mlp_norm.of_sum(x, attended, backend)
+        return x + self.mlp(normed, backend)
 
 
 class CausalLM(ABC):
@@ -70,14 +71,15 @@ class CausalLM(ABC):
         self.backend = backend
         self.dtype = weights.dtype
         self.pool_layers = pool_layers(config.cached_kinds)
-        self.embedding = weights.tensor("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        self.embedding = weights.matrix({"model.embed_tokens.weight": config.vocab_size}, config.hidden_size)
         self.layers = [self.layer(weights, f"model.layers.{i}", i) for i in range(config.num_layers)]
         self.norm = self.norm_of(weights, "model.norm")
-        self.head: Tensor | None = None
+        self.head: Matrix | None = None
         if config.has_head and config.tie_word_embeddings:
-            self.head = weights.tie("lm_head.weight", to="model.embed_tokens.weight")
+            weights.tie("lm_head.weight", to="model.embed_tokens.weight")
+            self.head = self.embedding
         elif config.has_head:
-            self.head = weights.tensor("lm_head.weight", config.vocab_size, config.hidden_size)
+            self.head = weights.matrix({"lm_head.weight": config.vocab_size}, config.hidden_size)
         self.rotary = self.rotaries(weights.device)
 
     @classmethod
@@ -113,7 +115,7 @@ class CausalLM(ABC):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """[T] ids to the first layer's input, [T, hidden]."""
-        return F.embedding(input_ids, self.embedding)
+        return self.backend.embedding(input_ids, self.embedding)
 
     def cache_groups(self) -> list[GroupSpec]:
         """What the layers keep per position and per sequence."""
@@ -129,7 +131,7 @@ class CausalLM(ABC):
         angles = [rotary.angles(positions, self.dtype) for rotary in self.rotary]
         for layer in self.layers:
             x = layer(x, angles, context)
-        return self.norm(x)
+        return self.norm(x, self.backend)
 
     def pooled(self, hidden: Tensor) -> Tensor:
         """What stands for texts, [n, size], of their last hidden states [n, hidden]: those, or a head's scores."""
@@ -140,4 +142,4 @@ class CausalLM(ABC):
         """Scores of the next token, [n, vocab] float32, of hidden states [n, hidden]. RuntimeError without a head."""
         if self.head is None:
             raise RuntimeError("the checkpoint has no output head (lm_head)")
-        return self.backend.matmul(hidden, self.head).float()
+        return self.backend.logits(hidden, self.head)

@@ -37,8 +37,8 @@ class GatedAttention:
         backend = context.backend
         queries, keys, values = torch.split(self.qkv(x, backend), self.sizes, dim=-1)
         q, gate = queries.view(len(x), self.num_heads, 2 * self.head_dim).chunk(2, dim=-1)
-        q = angles.rotate(self.q_norm(q))
-        k = angles.rotate(self.k_norm(keys.view(len(x), -1, self.head_dim)))
+        q = angles.rotate(self.q_norm(q, backend))
+        k = angles.rotate(self.k_norm(keys.view(len(x), -1, self.head_dim), backend))
         backend.store_kv(context.pool, self.layer, k, values.view(len(x), -1, self.head_dim), context.meta)
         attended = backend.attention(q, context.pool, self.layer, context.meta, scale=self.scale)
         return self.out((attended * torch.sigmoid(gate)).flatten(1), backend)

@@ -15,7 +15,7 @@ class Linear:
     fused, and the result holds theirs side by side in that order."""
 
     def __init__(self, weights: WeightTable, outputs: Mapping[str, int], inputs: int, *, bias: bool = False) -> None:
-        self.weight = weights.stacked({f"{name}.weight": size for name, size in outputs.items()}, inputs)
+        self.weight = weights.matrix({f"{name}.weight": size for name, size in outputs.items()}, inputs)
         self.bias = weights.stacked({f"{name}.bias": size for name, size in outputs.items()}) if bias else None
 
     def __call__(self, x: Tensor, backend: Backend) -> Tensor:

@@ -60,11 +60,13 @@ class LatentAttention:
     def __call__(self, x: Tensor, angles: RotaryAngles, context: ForwardContext) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
         backend, pool, meta, mla = context.backend, context.pool, context.meta, self.mla
-        source = x if mla.q_lora_rank is None else self.q_norm(self.q_down(x, backend))
+        source = x if mla.q_lora_rank is None else self.q_norm(self.q_down(x, backend), backend)
         q = self.q(source, backend).view(len(x), self.num_heads, -1)
         latent, k_rope = torch.split(self.kv_down(x, backend), [mla.kv_lora_rank, mla.rope_dim], dim=-1)
         k_rope = self._rotate(k_rope[:, None], angles)
-        backend.store_kv(pool, self.layer, torch.cat((self.kv_norm(latent)[:, None], k_rope), dim=-1), None, meta)
+        backend.store_kv(
+            pool, self.layer, torch.cat((self.kv_norm(latent, backend)[:, None], k_rope), dim=-1), None, meta
+        )
         chosen = None if self.indexer is None else self.indexer(x, source, angles, context)
         query = self._query(q, angles)
         attended = backend.mla_attention(query, pool, self.layer, meta, scale=self.scale, chosen=chosen)

@@ -42,5 +42,6 @@ class DraftLayer:
         self, embedded: Tensor, hidden: Tensor, angles: Sequence[RotaryAngles], context: ForwardContext
     ) -> Tensor:
         """Embedded next tokens and hidden states, both [T, hidden], to hidden states [T, hidden] for the head."""
-        joined = torch.cat((self.token_norm(embedded), self.hidden_norm(hidden)), dim=-1)
-        return self.norm(self.block(self.project(joined, context.backend), angles, context))
+        backend = context.backend
+        joined = torch.cat((self.token_norm(embedded, backend), self.hidden_norm(hidden, backend)), dim=-1)
+        return self.norm(self.block(self.project(joined, backend), angles, context), backend)

@@ -1,11 +1,11 @@
-"""Root mean square normalisation (Zhang and Sennrich, https://arxiv.org/abs/1910.07467)."""
+"""Root mean square normalisation (Zhang and Sennrich, https://arxiv.org/abs/1910.07467), computed by the backend."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sglite.runtime.backend.base import Backend
 from sglite.runtime.model.layers.weights import Conversion, WeightTable
 
 
@@ -16,11 +16,15 @@ class RMSNorm:
         self.weight = weights.tensor(f"{name}.weight", size)
         self.eps = eps
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+    def __call__(self, x: Tensor, backend: Backend) -> Tensor:
+        return backend.rms_norm(x, self.weight, self.eps)
+
+    def of_sum(self, x: Tensor, added: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
+        """``x + added``, both [T, size], and its norm."""
+        return backend.add_rms_norm(x, added, self.weight, self.eps)
 
 
-class CentredRMSNorm:
+class CentredRMSNorm(RMSNorm):
     """As ``RMSNorm``, for checkpoints that store how far the weight is from 1 (Gemma, Qwen3.5); in float32."""
 
     def __init__(self, weights: WeightTable, name: str, size: int, eps: float) -> None:
@@ -28,8 +32,5 @@ class CentredRMSNorm:
         self.weight = weights.tensor(f"{name}.weight", size, dtype=torch.float32, source=plus_one)
         self.eps = eps
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
-
-Norm = RMSNorm | CentredRMSNorm
+Norm = RMSNorm

@@ -6,17 +6,23 @@ are bound to several names:
 
     qkv [q + k + v, hidden]     rows 0..q <- "...q_proj.weight",  q..q+k <- "...k_proj.weight",  then v_proj
 
+Matrices that the backend alone reads are handed to it once they are filled (``pack``), which may rearrange them in
+place; whoever wants their numbers afterwards asks for them (``plain``).
+
 Where a checkpoint's tensor has another form than the layer's, a ``Conversion`` says which, and what makes one of the
 other. Where checkpoints of a family differ, a layer may ask what this one has (``found``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sglite.runtime.backend.base import Backend, Matrix
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class WeightTable:
         self._conversions: dict[str, Conversion] = {}
         self._expert_tokens: list[Tensor] = []
         self._num_bytes = 0
+        self._matrices: dict[str, Matrix] = {}
 
     @property
     def parts(self) -> Mapping[str, Tensor]:
@@ -107,6 +114,35 @@ class WeightTable:
         whole = self.empty(sum(rows.values()), *rest)
         self.bind_rows(rows, whole)
         return whole
+
+    def matrix(self, rows: Mapping[str, int], inputs: int) -> Matrix:
+        """As ``stacked``, [sum of rows, inputs], for the backend's products alone."""
+        matrix = Matrix(self.stacked(rows, inputs))
+        self._matrices.update(dict.fromkeys(rows, matrix))
+        return matrix
+
+    def place(self, backend: Backend) -> None:
+        """Show the matrices to ``backend`` before they are filled."""
+        for matrix in self._matrices.values():
+            backend.place(matrix)
+
+    def pack(self, backend: Backend) -> None:
+        """Let ``backend`` arrange the matrices; ``parts`` of those are of no use from now on but within ``plain``."""
+        for matrix in self._matrices.values():
+            backend.pack(matrix)
+
+    @contextmanager
+    def plain(self, backend: Backend, names: Iterable[str]) -> Iterator[None]:
+        """Within it, the ``parts`` of these names hold their numbers, row after row, to be read and written."""
+        found = {id(matrix): matrix for name in names if (matrix := self._matrices.get(self._tied.get(name, name)))}
+        packed = [matrix for matrix in found.values() if matrix.packed]
+        for matrix in packed:
+            backend.unpack(matrix)
+        try:
+            yield
+        finally:
+            for matrix in packed:
+                backend.pack(matrix)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor whose parts are still to be bound."""

@@ -1,0 +1,160 @@
+"""Time of a decode step on the CPU, plain torch against native kernels, side by side in one process.
+
+    python benchmarks/cpu_decode.py --shapes 29M 0.6B --batches 1 16 --context 256 --threads 2
+
+A step is plan, forward, logits and arg-max of random weights; no scheduler, sampler or server. Both take turns, so
+that load from elsewhere meets both; the least of all rounds is printed, CPU seconds of the process beside wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sglite.runtime.backend.base import Backend, BatchLayout, ForwardContext
+from sglite.runtime.backend.cpu import CPUBackend
+from sglite.runtime.backend.cpu_native import cpu_backend
+from sglite.runtime.model.loader import LoadedModel, load_model
+
+PAGE = 16
+COMMON = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "hidden_act": "silu",
+    "attention_bias": False,
+}
+SHAPES = {
+    "29M": {
+        "hidden_size": 512,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "intermediate_size": 1536,
+        "vocab_size": 8192,
+    },
+    "0.6B": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 3072,
+        "vocab_size": 151936,
+    },
+}
+
+
+@dataclass
+class Runner:
+    """A model with ``batch`` rows that have ``context`` tokens."""
+
+    loaded: LoadedModel
+    backend: Backend
+    batch: int
+    context: int
+
+    def __post_init__(self) -> None:
+        self.per_row = -(-(self.context + 1) // PAGE)
+        self.pool = self.backend.allocate_pool(self.loaded.groups, num_pages=self.batch * self.per_row, page_size=PAGE)
+        for tensor in (*self.pool.k, *self.pool.v):
+            tensor.normal_(0.0, 0.5)
+
+    def layout(self, tokens: int) -> BatchLayout:
+        """The last ``tokens`` tokens of every row."""
+        start = self.context + 1 - tokens
+        tables = [list(range(r * self.per_row, (r + 1) * self.per_row)) for r in range(self.batch)]
+        return BatchLayout(
+            query_starts=[r * tokens for r in range(self.batch + 1)],
+            starts=[start] * self.batch,
+            seq_lens=[self.context + 1] * self.batch,
+            positions=list(range(start, self.context + 1)) * self.batch,
+            slot_mapping=[
+                table[i // PAGE] * PAGE + i % PAGE for table in tables for i in range(start, self.context + 1)
+            ],
+            page_tables=tables,
+            page_size=PAGE,
+        )
+
+    def step(self, tokens: int = 1) -> torch.Tensor:
+        """Ids of the rows' next tokens."""
+        layout = self.layout(tokens)
+        context = ForwardContext(self.backend, self.backend.plan(layout), self.pool)
+        ids = torch.arange(len(layout.positions)) % self.loaded.vocab_size
+        hidden = self.loaded.model.forward(ids, torch.tensor(layout.positions), context)
+        return self.loaded.model.logits(hidden[tokens - 1 :: tokens]).argmax(-1)
+
+
+def timed(runner: Runner, tokens: int) -> tuple[float, float]:
+    """Wall and CPU milliseconds of a step."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    runner.step(tokens)
+    return (time.perf_counter() - wall) * 1e3, (time.process_time() - cpu) * 1e3
+
+
+def bandwidth() -> float:
+    """GB/s of reading memory with torch, now."""
+    data = torch.ones(2**27, dtype=torch.float32)
+    least = min(_seconds(data) for _ in range(3))
+    return data.nbytes / least / 1e9
+
+
+def _seconds(data: torch.Tensor) -> float:
+    start = time.perf_counter()
+    data.sum()
+    return time.perf_counter() - start
+
+
+def compare(name: str, batch: int, context: int, tokens: int, rounds: int, models: dict[str, LoadedModel]) -> None:
+    """Print one line."""
+    runners = {kind: Runner(loaded, loaded.model.backend, batch, context) for kind, loaded in models.items()}
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in runners}
+    for _ in range(rounds + 1):
+        for kind, runner in runners.items():
+            found[kind].append(timed(runner, tokens))
+    best = {kind: [min(column) for column in zip(*times[1:], strict=True)] for kind, times in found.items()}
+    told = "   ".join(f"{kind} {wall:8.2f} ms ({cpu:8.2f} CPU)" for kind, (wall, cpu) in best.items())
+    ratio = best["plain"][0] / best["native"][0] if len(best) == 2 else float("nan")
+    print(f"{name:5} batch {batch:3} x {tokens:4} at {context:5}   {told}   {ratio:5.2f}x", flush=True)
+
+
+def main() -> None:
+    """Load every shape twice, then time each batch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=1, help="that every row computes in the step")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--kernels", default="auto")
+    parser.add_argument("--only", choices=("plain", "native"))
+    given = parser.parse_args()
+    backends = {"plain": CPUBackend(given.threads), "native": cpu_backend(given.threads, given.kernels)}
+    print(f"native: {backends['native'].describe()}; memory {bandwidth():.1f} GB/s")
+    for name in given.shapes:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps({**COMMON, **SHAPES[name]}))
+            models = {
+                kind: load_model(folder, backend=backend, dtype=given.dtype, load_format="dummy")
+                for kind, backend in backends.items()
+                if given.only in (None, kind)
+            }
+        for batch in given.batches:
+            compare(name, batch, given.context, given.tokens, given.rounds, models)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""The native CPU backend: what a step of a dense model spends its time on in kernels, the rest in plain torch.
+
+Every call gives what ``cpu.py`` gives but for rounding; whatever a kernel does not take (a type, a size, a draft tree)
+goes there. Weights are rearranged in place once they are loaded (``pack``), so that there is one copy of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sglite.runtime.backend.base import Activation, AttentionMetadata, BackendError, BatchLayout, Matrix, QKVNorms
+from sglite.runtime.backend.cpu import CPUBackend
+from sglite.runtime.backend.cpu_plan import CPUMetadata
+from sglite.runtime.backend.native_build import NativeUnavailable
+from sglite.runtime.backend.native_library import LEVELS, TYPES, Library, supported
+from sglite.runtime.backend.native_plan import NativeMetadata, plan
+from sglite.runtime.cache.pool import KVPool
+from sglite.runtime.protocol import GroupSpec
+
+BLOCK = 16
+"""Outputs that a packed weight has side by side; see ``csrc/product.hpp``."""
+LINE = 32
+"""Numbers of a head that attention takes at once."""
+STATE = 16384
+"""Numbers that a query's heads of one KV head may have; see ``csrc/kernels.hpp``."""
+_ACTIVATIONS: Mapping[Activation, int] = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}
+
+logger = logging.getLogger(__name__)
+
+
+def cpu_backend(num_threads: int | None = None, kernels: str = "auto") -> CPUBackend:
+    """The backend for this processor: native where there are kernels, plain torch otherwise, which is logged.
+
+    ``kernels``: ``auto``, ``torch``, or an instruction set by name, BackendError where it cannot be had.
+    """
+    if kernels == "torch":
+        return CPUBackend(num_threads)
+    try:
+        found = supported()
+    except NativeUnavailable as error:
+        if kernels != "auto":
+            raise BackendError(f"cpu_kernels={kernels!r}: {error}") from None
+        logger.warning("computing in plain torch, which is several times slower: %s", error)
+        return CPUBackend(num_threads)
+    if kernels not in ("auto", *found):
+        served = ", ".join(["auto", "torch", *found])
+        raise BackendError(f"cpu_kernels={kernels!r} is not for this processor; use {served}")
+    if not found:
+        logger.warning("computing in plain torch, which is several times slower: this processor has no AVX2")
+        return CPUBackend(num_threads)
+    return NativeBackend(num_threads, found[-1] if kernels == "auto" else kernels)
+
+
+class NativeBackend(CPUBackend):
+    """``Backend`` with kernels of one instruction set and threads of their own.
+
+    ``num_threads``: as ``CPUBackend``; ``None``: as many as torch has.
+    """
+
+    def __init__(self, num_threads: int | None = None, level: str = "avx2") -> None:
+        super().__init__(num_threads)
+        self.level = level
+        self.num_threads = torch.get_num_threads()
+        self._library = Library(level, self.num_threads)
+
+    def describe(self) -> str:
+        slower = "" if self.level == list(LEVELS)[-1] else ", slower than with AVX512 for bfloat16"
+        return f"{self.level} kernels, {self.num_threads} threads{slower}"
+
+    def place(self, weight: Matrix) -> None:
+        self._library.huge(weight.tensor)
+
+    def pack(self, weight: Matrix) -> None:
+        tensor = weight.tensor
+        outs, ins = tensor.shape
+        fits = tensor.dtype in TYPES and outs % BLOCK == 0 and ins % 2 == 0 and tensor.is_contiguous()
+        if fits and not weight.packed and tensor.numel():
+            self._library.pack(tensor, back=False)
+            weight.packed = True
+
+    def unpack(self, weight: Matrix) -> None:
+        if weight.packed:
+            self._library.pack(weight.tensor, back=True)
+            weight.packed = False
+
+    def allocate_pool(
+        self,
+        groups: Sequence[GroupSpec],
+        *,
+        num_pages: int,
+        page_size: int,
+        num_states: int = 0,
+        num_frames: int = 0,
+    ) -> KVPool:
+        pool = super().allocate_pool(
+            groups, num_pages=num_pages, page_size=page_size, num_states=num_states, num_frames=num_frames
+        )
+        for tensor in (*pool.paged(False), *pool.paged(True)):
+            self._library.huge(tensor)
+        return pool
+
+    def plan(self, layout: BatchLayout) -> NativeMetadata:
+        return plan(layout, self._library)
+
+    def matmul(self, x: Tensor, weight: Tensor | Matrix, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, Tensor) or not weight.packed:
+            return super().matmul(x, weight, bias)
+        return self._product(x, weight.tensor, bias, x.dtype)
+
+    def logits(self, hidden: Tensor, head: Matrix) -> Tensor:
+        if not head.packed:
+            return super().logits(hidden, head)
+        return self._product(hidden, head.tensor, None, torch.float32)
+
+    def embedding(self, ids: Tensor, weight: Matrix) -> Tensor:
+        if not weight.packed:
+            return super().embedding(ids, weight)
+        out = weight.tensor.new_empty((len(ids), weight.tensor.shape[1]))
+        self._library.embedding(ids.contiguous(), weight.tensor, out)
+        return out
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        outs, ins = weight.shape
+        if x.dtype != weight.dtype or x.shape[-1] != ins or (bias is not None and bias.dtype != weight.dtype):
+            raise BackendError(f"matmul of {x.dtype} {list(x.shape)} with {weight.dtype} {[outs, ins]}: give equals")
+        rows = _dense(x.reshape(-1, ins))
+        out = torch.empty((len(rows), outs), dtype=dtype)
+        self._library.product(rows, weight, bias, out)
+        return out.view(*x.shape[:-1], outs)
+
+    def attention(
+        self,
+        q: Tensor,
+        pool: KVPool,
+        layer: int,
+        meta: AttentionMetadata,
+        *,
+        scale: float,
+        window: int | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        keys, values, planned = pool.k[layer], pool.v[layer], _own(meta).within(pool.framed[layer])
+        if planned.branches or not _attends(q, keys, values):
+            return super().attention(q, pool, layer, meta, scale=scale, window=window, sinks=sinks)
+        q = _dense(q)
+        out = q.new_empty((*q.shape[:2], values.shape[2]))
+        sinks = None if sinks is None else sinks.float().contiguous()
+        self._library.attention(planned.handle, q, keys, values, out, sinks, window or 0, scale)
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if not _normed(x, weight):
+            return super().rms_norm(x, weight, eps)
+        rows = _dense(x.reshape(-1, x.shape[-1]))
+        out = torch.empty(rows.shape, dtype=x.dtype)
+        self._library.norm(rows, None, None, out, weight, eps)
+        return out.view(x.shape)
+
+    def add_rms_norm(self, x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        if x.dim() != 2 or x.dtype != added.dtype or not _normed(x, weight):
+            return super().add_rms_norm(x, added, weight, eps)
+        total, out = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
+        self._library.norm(_dense(x), _dense(added), total, out, weight, eps)
+        return total, out
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        norms: QKVNorms | None,
+        cos: Tensor,
+        sin: Tensor,
+        pool: KVPool,
+        layer: int,
+        meta: AttentionMetadata,
+        *,
+        num_heads: int,
+    ) -> Tensor:
+        keys, values, planned = pool.k[layer], pool.v[layer], _own(meta).within(pool.framed[layer])
+        if not _turns(qkv, keys, values, cos, norms):
+            return super().rotate_and_store(qkv, norms, cos, sin, pool, layer, meta, num_heads=num_heads)
+        q = qkv.new_empty((len(qkv), num_heads, keys.shape[2]))
+        weights, eps = (None, 0.0) if norms is None else ((norms.q, norms.k), norms.eps)
+        self._library.rotate(_dense(qkv), weights, eps, cos, sin, q, keys, values, planned.slots)
+        return q
+
+    def gated(self, x: Tensor, activation: Activation) -> Tensor:
+        size = x.shape[-1] // 2
+        if activation not in _ACTIVATIONS or x.dtype not in TYPES or size % BLOCK:
+            return super().gated(x, activation)
+        rows = _dense(x.reshape(-1, 2 * size))
+        out = torch.empty((len(rows), size), dtype=x.dtype)
+        self._library.gated(rows, out, _ACTIVATIONS[activation])
+        return out.view(*x.shape[:-1], size)
+
+    def _planned(self, meta: AttentionMetadata) -> CPUMetadata:
+        return _own(meta).plain
+
+
+def _own(meta: AttentionMetadata) -> NativeMetadata:
+    if not isinstance(meta, NativeMetadata):
+        raise BackendError(f"{type(meta).__name__} was planned by another backend; call plan of the native backend")
+    return meta
+
+
+def _dense(x: Tensor) -> Tensor:
+    """``x`` with its last dimension in one piece."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _normed(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel normalises ``x`` with ``weight``."""
+    known = x.dtype in TYPES and weight.dtype in (x.dtype, torch.float32)
+    return known and x.shape[-1] % BLOCK == 0
+
+
+def _attends(q: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether the kernel attends with ``q`` to the pool."""
+    same = q.dtype == keys.dtype == values.dtype and q.dtype in TYPES
+    group, dim, v_dim = q.shape[1] // keys.shape[1], keys.shape[2], values.shape[2]
+    return same and dim % LINE == 0 and v_dim % LINE == 0 and group * v_dim <= STATE and values.is_contiguous()
+
+
+def _turns(qkv: Tensor, keys: Tensor, values: Tensor, cos: Tensor, norms: QKVNorms | None) -> bool:
+    """Whether the kernel rotates and stores."""
+    same = qkv.dtype == keys.dtype == cos.dtype and qkv.dtype in TYPES and keys.shape == values.shape
+    normed = norms is None or norms.q.dtype == norms.k.dtype == qkv.dtype
+    return same and normed and keys.shape[2] % BLOCK == 0 and cos.shape[-1] % BLOCK == 0 and values.is_contiguous()

@@ -1,0 +1,9 @@
+// One instruction set's kernels; compiled once for each, with SG_TABLE naming its table.
+#include "kernels.hpp"
+
+#include "attention.hpp"
+#include "product.hpp"
+#include "rowwise.hpp"
+
+extern const sglite::Kernels SG_TABLE;
+const sglite::Kernels SG_TABLE = {product, attention, norm, rotate, gated};

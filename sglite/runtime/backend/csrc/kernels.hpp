@@ -1,0 +1,108 @@
+// What the library computes: arguments of every kernel, and the table of them that each instruction set fills.
+//
+// A kernel is a job of numbered pieces which may run in any order, on any thread. Types are 0 for float32 and 1 for
+// bfloat16, in tensors of one call the same unless said otherwise.
+#pragma once
+
+#include <stdint.h>
+
+namespace sglite {
+
+// out [rows, outs] = x [rows, ins] times packed weights [outs, ins] transposed, plus bias [outs].
+struct Product {
+    const void* x;
+    int64_t x_stride;  // between rows, in numbers
+    const void* weight;
+    const void* bias;  // or null
+    void* out;         // rows one behind the other
+    int64_t rows, ins, outs;
+    int32_t type, out_type;
+    // Of one piece, set by `product_pieces`.
+    int64_t row_step, block_step;
+};
+
+// What one piece of attention computes: queries of one row with some KV heads, one of them where there are many queries.
+struct AttentionPiece {
+    int32_t row, kv_head, kv_heads, query, queries;
+};
+
+constexpr int64_t kFewQueries = 4;    // rows with at most so many are attended query by query, with several heads
+constexpr int64_t kStateFloats = 16384;  // sums of all heads of such a piece
+constexpr int64_t kTileRows = 128;    // queries times heads of a group that share the work on a stretch of slots
+constexpr int64_t kTileSlots = 64;
+
+// Attention of a ragged batch over pages, see Backend.attention. One number type throughout.
+struct Attention {
+    const void* q;  // [tokens, heads, dim]
+    int64_t q_token, q_head;
+    const void* k;  // [slots, kv_heads, dim]
+    const void* v;  // [slots, kv_heads, v_dim]
+    void* out;      // [tokens, heads, v_dim]
+    const float* sinks;  // [heads] or null
+    const int32_t* tables;       // pages, row after row
+    const int64_t* table_from;   // [rows] where a row's begin
+    const int64_t* query_from;   // [rows + 1]
+    const int64_t* starts;       // [rows]
+    int64_t rows, heads, kv_heads, dim, v_dim, page_size;
+    int64_t window;  // 0: none
+    float scale;
+    int32_t type;
+    const AttentionPiece* pieces;
+    int64_t num_pieces, threads;
+    char* scratch;  // of the first thread; `scratch_size` bytes each
+    int64_t scratch_size;
+};
+
+// y = norm(x + added) * weight over the last dimension; `sum` gets x + added.
+struct Norm {
+    const void* x;
+    int64_t x_stride;
+    const void* added;  // or null
+    int64_t added_stride;
+    void* sum;  // null without added
+    void* out;
+    const void* weight;
+    int64_t rows, size;
+    float eps;
+    int32_t type, weight_type;
+    int64_t row_step;
+};
+
+// q and k of every token: each head normalised where there are weights, turned; q to `q_out`, k and v to their slots.
+struct Rotate {
+    const void* qkv;  // [tokens, (heads + 2 kv_heads) * dim]
+    int64_t stride;
+    const void* q_norm;  // [dim], or null with k_norm
+    const void* k_norm;
+    const void* cos;  // [tokens, turned / 2]
+    const void* sin;
+    void* q_out;  // [tokens, heads, dim]
+    void* k;      // [slots, kv_heads, dim]
+    void* v;
+    const int64_t* slots;  // [tokens], -1: not stored
+    int64_t tokens, heads, kv_heads, dim, turned;
+    float eps;
+    int32_t type;
+    int64_t row_step;
+};
+
+// out [rows, size] = activation(gate) * up of x [rows, 2 * size], gates first.
+struct Gated {
+    const void* x;
+    int64_t x_stride;
+    void* out;
+    int64_t rows, size;
+    int32_t activation;  // 0 silu, 1 gelu by tanh, 2 gpt-oss's
+    int32_t type;
+    int64_t row_step;
+};
+
+struct Kernels {
+    void (*product)(void* job, int64_t piece, int thread);
+    void (*attention)(void* job, int64_t piece, int thread);
+    void (*norm)(void* job, int64_t piece, int thread);
+    void (*rotate)(void* job, int64_t piece, int thread);
+    void (*gated)(void* job, int64_t piece, int thread);
+};
+
+}  // namespace sglite

@@ -1,0 +1,155 @@
+// Sixteen floats at a time, in whatever registers the instruction set of this object file has.
+//
+// Compiled once per instruction set. Everything here and in what includes it has internal linkage and uses no inline
+// function of the standard library: the linker would keep one copy of those, of any instruction set, for all.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+namespace {
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+typedef uint16_t bf16;
+
+constexpr int kLanes = 16;
+
+#define SG_INLINE static inline __attribute__((always_inline))
+
+SG_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+SG_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+template <class V>
+SG_INLINE V load(const void* from) {
+    V v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+template <class V>
+SG_INLINE void store(void* to, V v) {
+    memcpy(to, &v, sizeof v);
+}
+
+SG_INLINE vf splat(float x) { return vf{} + x; }
+SG_INLINE vu splat_u(uint32_t x) { return vu{} + x; }
+SG_INLINE vf floats(vu bits) { return (vf)bits; }
+SG_INLINE vf pick(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+SG_INLINE vf larger(vf a, vf b) { return pick(a > b, a, b); }
+SG_INLINE vf smaller(vf a, vf b) { return pick(a < b, a, b); }
+
+// Of pairs of bfloat16 in 32 bits: the first of each (low half) and the second.
+SG_INLINE vf firsts(vu pairs) { return floats(pairs << 16); }
+SG_INLINE vf seconds(vu pairs) { return floats(pairs & 0xffff0000u); }
+
+SG_INLINE float single(bf16 x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+SG_INLINE bf16 rounded(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (bf16)((bits >> 16) | 0x40);
+    return (bf16)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+SG_INLINE vf widen(vh x) { return floats(__builtin_convertvector(x, vu) << 16); }
+
+// Rounded to nearest, ties to even, in the low half of every lane; NaN stays NaN.
+SG_INLINE vu round_bits(vf x) {
+    const vu bits = (vu)x;
+    const vi odd_nan = (vi)((bits & 0x7fffffffu) > splat_u(0x7f800000u));
+    const vu near = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+    return (((bits >> 16) | 0x40u) & (vu)odd_nan) | (near & (vu)~odd_nan);
+}
+
+SG_INLINE vh narrow(vf x) { return __builtin_convertvector(round_bits(x), vh); }
+
+SG_INLINE vf load_floats(const float* p) { return load<vf>(p); }
+SG_INLINE vf load_floats(const bf16* p) { return widen(load<vh>(p)); }
+SG_INLINE void store_floats(float* p, vf x) { store(p, x); }
+SG_INLINE void store_floats(bf16* p, vf x) { store(p, narrow(x)); }
+SG_INLINE float one(float x) { return x; }
+SG_INLINE float one(bf16 x) { return single(x); }
+SG_INLINE void put(float* p, float x) { *p = x; }
+SG_INLINE void put(bf16* p, float x) { *p = rounded(x); }
+
+typedef float vf8 __attribute__((vector_size(32)));
+typedef float vf4 __attribute__((vector_size(16)));
+
+SG_INLINE float sum(vf x) {
+    const vf8 a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                  __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    const vf4 b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+    return (b[0] + b[2]) + (b[1] + b[3]);
+}
+
+SG_INLINE float largest(vf x) {
+    const vf8 low = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
+    const vf8 high = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    const vf8 a = low > high ? low : high;
+    const vf4 c = __builtin_shufflevector(a, a, 0, 1, 2, 3), d = __builtin_shufflevector(a, a, 4, 5, 6, 7);
+    const vf4 e = c > d ? c : d;
+    const float f = e[0] > e[2] ? e[0] : e[2], g = e[1] > e[3] ? e[1] : e[3];
+    return f > g ? f : g;
+}
+
+// e^x to about 2 units in the last place; below -87 it is 0, NaN stays NaN.
+SG_INLINE vf exponential(vf x) {
+    const vi under = x < splat(-87.0f);
+    const vf bounded = pick(x > splat(88.0f), splat(88.0f), pick(under, splat(-87.0f), x));
+    const vf shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+    const vf turned = bounded * 1.44269504088896341f + shift;
+    const vf whole = turned - shift;
+    const vf rest = (bounded - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    vf y = splat(1.9875691500e-4f);
+    y = y * rest + 1.3981999507e-3f;
+    y = y * rest + 8.3334519073e-3f;
+    y = y * rest + 4.1665795894e-2f;
+    y = y * rest + 1.6666665459e-1f;
+    y = y * rest + 5.0000001201e-1f;
+    y = y * rest * rest + rest + 1.0f;
+    const vf power = (vf)(((vi)turned << 23) + (vi)splat(1.0f));
+    return pick(under, vf{}, y * power);
+}
+
+// acc + the products of pairs of bfloat16: first with first and second with second.
+SG_INLINE vf dot_pairs(vf acc, vu a, vu b) {
+#ifdef __AVX512BF16__
+    return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+#else
+    return acc + firsts(a) * firsts(b) + seconds(a) * seconds(b);
+#endif
+}
+
+// Number i of the result is the sum of v[i].
+SG_INLINE vf sums(const vf v[kLanes]) {
+    // Each round puts the halves of two vectors together, so that the next has half as many sums to make.
+    vf a[8], b[4], c[2];
+    for (int i = 0; i < 8; i++) {
+        const vf x = v[2 * i], y = v[2 * i + 1];
+        a[i] = __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               __builtin_shufflevector(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
+    for (int i = 0; i < 4; i++)
+        b[i] = __builtin_shufflevector(a[2 * i], a[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26,
+                                       27) +
+               __builtin_shufflevector(a[2 * i], a[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30,
+                                       31);
+    for (int i = 0; i < 2; i++)
+        c[i] = __builtin_shufflevector(b[2 * i], b[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28,
+                                       29) +
+               __builtin_shufflevector(b[2 * i], b[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30,
+                                       31);
+    return __builtin_shufflevector(c[0], c[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           __builtin_shufflevector(c[0], c[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+}  // namespace

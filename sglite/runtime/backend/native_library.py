@@ -1,0 +1,143 @@
+"""The native kernels as Python functions over tensors: addresses, strides and types, nothing else.
+
+Calls release the GIL. Whoever calls has checked that the tensors are what the kernels take: in host memory, of
+float32 or bfloat16, their last dimension dense, sizes as ``csrc/kernels.hpp`` says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sglite.runtime.backend.native_build import load
+
+LEVELS: Mapping[str, int] = {"avx2": 1, "avx512": 2, "avx512_bf16": 4}
+"""Instruction sets in the order of their speed, with their bit in the library's answer."""
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+_SIGNATURES = {
+    "sg_new": (_POINTER, [_INT, _INT]),
+    "sg_free": (None, [_POINTER]),
+    "sg_huge": (None, [_POINTER, _LONG]),
+    "sg_pack": (None, [_POINTER, _POINTER, _LONG, _LONG, _INT, _INT]),
+    "sg_product": (None, [_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, *[_LONG] * 3, _INT, _INT]),
+    "sg_embedding": (None, [_POINTER, _LONG, _POINTER, _LONG, _INT, _POINTER]),
+    "sg_plan_new": (_POINTER, [_LONG, *[_POINTER] * 4, _LONG]),
+    "sg_plan_free": (None, [_POINTER]),
+    "sg_attention": (None, [*[_POINTER] * 3, _LONG, _LONG, *[_POINTER] * 4, *[_LONG] * 5, _FLOAT, _INT]),
+    "sg_norm": (
+        None,
+        [_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT],
+    ),
+    "sg_rotate": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 8, *[_LONG] * 5, _FLOAT, _INT]),
+    "sg_gated": (None, [_POINTER, _POINTER, _LONG, _POINTER, _LONG, _LONG, _INT, _INT]),
+}
+
+Longs = npt.NDArray[np.int64]
+
+
+def supported() -> list[str]:
+    """The instruction sets that this processor has kernels for, the fastest last. Raises NativeUnavailable."""
+    levels = load().sg_levels()
+    return [name for name, bit in LEVELS.items() if levels & bit]
+
+
+class Library:
+    """Kernels of one instruction set with threads of their own."""
+
+    def __init__(self, level: str, threads: int) -> None:
+        self._lib = load()
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(self._lib, name)
+            function.restype, function.argtypes = result, arguments
+        self._handle = self._lib.sg_new(LEVELS[level], threads)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            self._lib.sg_free(self._handle)
+
+    def huge(self, tensor: Tensor) -> None:
+        """Ask for huge pages behind a tensor that has not been written to."""
+        self._lib.sg_huge(tensor.data_ptr(), tensor.nbytes)
+
+    def pack(self, weight: Tensor, *, back: bool) -> None:
+        """Rearrange a matrix [outs, ins] in place, or undo that."""
+        self._lib.sg_pack(self._handle, weight.data_ptr(), *weight.shape, TYPES[weight.dtype], back)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """``out`` [rows, outs] = ``x`` [rows, ins] times a packed weight; ``bias`` in the weight's type."""
+        outs, ins = weight.shape
+        self._lib.sg_product(
+            self._handle, x.data_ptr(), x.stride(0), weight.data_ptr(), None if bias is None else bias.data_ptr(),
+            out.data_ptr(), len(x), ins, outs, TYPES[weight.dtype], TYPES[out.dtype],
+        )  # fmt: skip
+
+    def embedding(self, ids: Tensor, weight: Tensor, out: Tensor) -> None:
+        """Rows of a packed weight."""
+        size, kind = weight.shape[1], TYPES[weight.dtype]
+        self._lib.sg_embedding(ids.data_ptr(), len(ids), weight.data_ptr(), size, kind, out.data_ptr())
+
+    def plan(self, plan: Pages) -> int:
+        """A handle on what attention of a batch needs; the library has copied it."""
+        handle: int = self._lib.sg_plan_new(
+            len(plan.starts), plan.tables.ctypes.data, plan.table_from.ctypes.data, plan.query_from.ctypes.data,
+            plan.starts.ctypes.data, plan.page_size,
+        )  # fmt: skip
+        return handle
+
+    def forget(self, plan: int) -> None:
+        """Free a plan."""
+        self._lib.sg_plan_free(plan)
+
+    def attention(
+        self, plan: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sinks: Tensor | None, window: int, scale: float
+    ) -> None:
+        """``Backend.attention``; ``sinks`` float32, ``window`` 0: none."""
+        self._lib.sg_attention(
+            self._handle, plan, q.data_ptr(), q.stride(0), q.stride(1), k.data_ptr(), v.data_ptr(), out.data_ptr(),
+            None if sinks is None else sinks.data_ptr(), q.shape[1], *k.shape[1:], v.shape[2], window, scale,
+            TYPES[q.dtype],
+        )  # fmt: skip
+
+    def norm(
+        self, x: Tensor, added: Tensor | None, total: Tensor | None, out: Tensor, weight: Tensor, eps: float
+    ) -> None:
+        """``out`` = norm of ``x`` [rows, size], or of ``total`` = ``x`` + ``added``."""
+        self._lib.sg_norm(
+            self._handle, x.data_ptr(), x.stride(0), None if added is None else added.data_ptr(),
+            0 if added is None else added.stride(0), None if total is None else total.data_ptr(), out.data_ptr(),
+            weight.data_ptr(), *x.shape, eps, TYPES[x.dtype], TYPES[weight.dtype],
+        )  # fmt: skip
+
+    def rotate(
+        self, qkv: Tensor, norms: tuple[Tensor, Tensor] | None, eps: float, cos: Tensor, sin: Tensor, q: Tensor,
+        k: Tensor, v: Tensor, slots: Longs,
+    ) -> None:  # fmt: skip
+        """Heads of ``qkv`` [tokens, heads * dim] normalised and turned: to ``q`` and to ``slots`` of the pool."""
+        q_norm, k_norm = (None, None) if norms is None else (norms[0].data_ptr(), norms[1].data_ptr())
+        self._lib.sg_rotate(
+            self._handle, qkv.data_ptr(), qkv.stride(0), q_norm, k_norm, cos.data_ptr(), sin.data_ptr(), q.data_ptr(),
+            k.data_ptr(), v.data_ptr(), slots.ctypes.data, len(qkv), q.shape[1], *k.shape[1:], 2 * cos.shape[-1], eps,
+            TYPES[qkv.dtype],
+        )  # fmt: skip
+
+    def gated(self, x: Tensor, out: Tensor, activation: int) -> None:
+        """``Backend.gated`` of ``x`` [rows, 2 * size]."""
+        self._lib.sg_gated(
+            self._handle, x.data_ptr(), x.stride(0), out.data_ptr(), *out.shape, activation, TYPES[x.dtype]
+        )
+
+
+class Pages:
+    """Where the rows of a batch lie in the pages, as arrays: what ``BatchLayout`` says, copied."""
+
+    def __init__(
+        self, tables: npt.NDArray[np.int32], table_from: Longs, query_from: Longs, starts: Longs, page_size: int
+    ) -> None:
+        self.tables, self.table_from, self.query_from, self.starts = tables, table_from, query_from, starts
+        self.page_size = page_size
