@@ -120,7 +120,13 @@ class Matrix:
 
     tensor: Tensor
     """[out, in]; once it is packed, its numbers in an order that the backend alone knows."""
-    packed: bool = False
+    arrangement: object | None = None
+    """What the backend that packed it knows about it; ``None``: it is not packed."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether ``tensor`` is arranged."""
+        return self.arrangement is not None
 
 
 @dataclass(frozen=True)

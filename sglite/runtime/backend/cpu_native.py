@@ -16,7 +16,7 @@ from sglite.runtime.backend.base import Activation, AttentionMetadata, BackendEr
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_plan import CPUMetadata
 from sglite.runtime.backend.native_build import NativeUnavailable
-from sglite.runtime.backend.native_library import LEVELS, TYPES, Library, supported
+from sglite.runtime.backend.native_library import LEVELS, TYPES, Library, PackedWeight, supported
 from sglite.runtime.backend.native_plan import NativeMetadata, plan
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
@@ -80,12 +80,12 @@ class NativeBackend(CPUBackend):
         fits = tensor.dtype in TYPES and outs % BLOCK == 0 and ins % 2 == 0 and tensor.is_contiguous()
         if fits and not weight.packed and tensor.numel():
             self._library.pack(tensor, back=False)
-            weight.packed = True
+            weight.arrangement = PackedWeight(tensor)
 
     def unpack(self, weight: Matrix) -> None:
         if weight.packed:
             self._library.pack(weight.tensor, back=True)
-            weight.packed = False
+            weight.arrangement = None
 
     def allocate_pool(
         self,
@@ -109,27 +109,28 @@ class NativeBackend(CPUBackend):
     def matmul(self, x: Tensor, weight: Tensor | Matrix, bias: Tensor | None = None) -> Tensor:
         if isinstance(weight, Tensor) or not weight.packed:
             return super().matmul(x, weight, bias)
-        return self._product(x, weight.tensor, bias, x.dtype)
+        return self._product(x, weight, bias, x.dtype)
 
     def logits(self, hidden: Tensor, head: Matrix) -> Tensor:
         if not head.packed:
             return super().logits(hidden, head)
-        return self._product(hidden, head.tensor, None, torch.float32)
+        return self._product(hidden, head, None, torch.float32)
 
     def embedding(self, ids: Tensor, weight: Matrix) -> Tensor:
         if not weight.packed:
             return super().embedding(ids, weight)
         out = weight.tensor.new_empty((len(ids), weight.tensor.shape[1]))
-        self._library.embedding(ids.contiguous(), weight.tensor, out)
+        self._library.embedding(ids.contiguous(), _arranged(weight), out)
         return out
 
-    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        outs, ins = weight.shape
-        if x.dtype != weight.dtype or x.shape[-1] != ins or (bias is not None and bias.dtype != weight.dtype):
-            raise BackendError(f"matmul of {x.dtype} {list(x.shape)} with {weight.dtype} {[outs, ins]}: give equals")
+    def _product(self, x: Tensor, weight: Matrix, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        outs, ins = weight.tensor.shape
+        kind = weight.tensor.dtype
+        if x.dtype != kind or x.shape[-1] != ins or (bias is not None and bias.dtype != kind):
+            raise BackendError(f"matmul of {x.dtype} {list(x.shape)} with {kind} {[outs, ins]}: give equals")
         rows = _dense(x.reshape(-1, ins))
         out = torch.empty((len(rows), outs), dtype=dtype)
-        self._library.product(rows, weight, bias, out)
+        self._library.product(rows, _arranged(weight), bias, out)
         return out.view(*x.shape[:-1], outs)
 
     def attention(
@@ -204,6 +205,12 @@ def _own(meta: AttentionMetadata) -> NativeMetadata:
     if not isinstance(meta, NativeMetadata):
         raise BackendError(f"{type(meta).__name__} was planned by another backend; call plan of the native backend")
     return meta
+
+
+def _arranged(weight: Matrix) -> PackedWeight:
+    if not isinstance(weight.arrangement, PackedWeight):
+        raise BackendError("the weight was packed by another backend; unpack it there first")
+    return weight.arrangement
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ _SIGNATURES = {
     "sg_free": (None, [_POINTER]),
     "sg_huge": (None, [_POINTER, _LONG]),
     "sg_pack": (None, [_POINTER, _POINTER, _LONG, _LONG, _INT, _INT]),
-    "sg_product": (None, [_POINTER, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, *[_LONG] * 3, _INT, _INT]),
-    "sg_embedding": (None, [_POINTER, _LONG, _POINTER, _LONG, _INT, _POINTER]),
+    "sg_product": (None, [_POINTER, _POINTER, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _INT]),
+    "sg_embedding": (None, [_POINTER, _POINTER, _LONG, _POINTER]),
     "sg_plan_new": (_POINTER, [_LONG, *[_POINTER] * 4, _LONG]),
     "sg_plan_free": (None, [_POINTER]),
     "sg_attention": (None, [*[_POINTER] * 3, _LONG, _LONG, *[_POINTER] * 4, *[_LONG] * 5, _FLOAT, _INT]),
@@ -39,6 +39,17 @@ _SIGNATURES = {
 }
 
 Longs = npt.NDArray[np.int64]
+
+
+class PackedWeight(ctypes.Structure):
+    """A packed matrix [outs, ins] as the kernels know it, ``Weight`` in ``csrc/kernels.hpp``: valid as long as the
+    tensor that it was made of."""
+
+    _fields_ = (("data", _POINTER), ("outs", _LONG), ("ins", _LONG), ("kind", _INT))
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(tensor.data_ptr(), *tensor.shape, TYPES[tensor.dtype])
+        self.address = ctypes.addressof(self)
 
 
 def supported() -> list[str]:
@@ -69,18 +80,16 @@ class Library:
         """Rearrange a matrix [outs, ins] in place, or undo that."""
         self._lib.sg_pack(self._handle, weight.data_ptr(), *weight.shape, TYPES[weight.dtype], back)
 
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    def product(self, x: Tensor, weight: PackedWeight, bias: Tensor | None, out: Tensor) -> None:
         """``out`` [rows, outs] = ``x`` [rows, ins] times a packed weight; ``bias`` in the weight's type."""
-        outs, ins = weight.shape
         self._lib.sg_product(
-            self._handle, x.data_ptr(), x.stride(0), weight.data_ptr(), None if bias is None else bias.data_ptr(),
-            out.data_ptr(), len(x), ins, outs, TYPES[weight.dtype], TYPES[out.dtype],
+            self._handle, weight.address, x.data_ptr(), x.stride(0), None if bias is None else bias.data_ptr(),
+            out.data_ptr(), len(x), TYPES[out.dtype],
         )  # fmt: skip
 
-    def embedding(self, ids: Tensor, weight: Tensor, out: Tensor) -> None:
+    def embedding(self, ids: Tensor, weight: PackedWeight, out: Tensor) -> None:
         """Rows of a packed weight."""
-        size, kind = weight.shape[1], TYPES[weight.dtype]
-        self._lib.sg_embedding(ids.data_ptr(), len(ids), weight.data_ptr(), size, kind, out.data_ptr())
+        self._lib.sg_embedding(weight.address, ids.data_ptr(), len(ids), out.data_ptr())
 
     def plan(self, plan: Pages) -> int:
         """A handle on what attention of a batch needs; the library has copied it."""

@@ -8,16 +8,23 @@
 
 namespace sglite {
 
-// out [rows, outs] = x [rows, ins] times packed weights [outs, ins] transposed, plus bias [outs].
+// A packed weight [outs, ins]; how it lies in memory: product.hpp.
+struct Weight {
+    const void* data;
+    int64_t outs, ins;
+    int32_t kind;  // 0 float32, 1 bfloat16, as types
+};
+
+// out [rows, outs] = x [rows, ins] times a weight transposed, plus bias [outs]. x and bias have the weight's type.
 struct Product {
     const void* x;
     int64_t x_stride;  // between rows, in numbers
-    const void* weight;
+    Weight weight;
     const void* bias;  // or null
     void* out;         // rows one behind the other
-    int64_t rows, ins, outs;
-    int32_t type, out_type;
-    // Of one piece, set by `product_pieces`.
+    int64_t rows;
+    int32_t out_type;
+    // Of one piece.
     int64_t row_step, block_step;
 };
 

@@ -177,23 +177,23 @@ static void panel(int64_t rows, const T* x, int64_t x_stride, const T* w, int64_
 
 template <class T>
 static void product_piece(const sglite::Product& p, int64_t piece) {
-    const int64_t all_blocks = p.outs / kLanes, block = kLanes * p.ins;
+    const int64_t all_blocks = p.weight.outs / kLanes, block = kLanes * p.weight.ins;
     const int64_t columns = (all_blocks + p.block_step - 1) / p.block_step;
     const int64_t first = piece % columns * p.block_step, row = piece / columns * p.row_step;
     const int64_t size = p.out_type ? 2 : 4;
     Written to;
-    to.out = (char*)p.out + (row * p.outs + first * kLanes) * size;
-    to.stride = p.outs;
+    to.out = (char*)p.out + (row * p.weight.outs + first * kLanes) * size;
+    to.stride = p.weight.outs;
     to.bias = p.bias ? (const char*)p.bias + first * kLanes * (int64_t)sizeof(T) : nullptr;
     to.out_type = p.out_type;
-    to.bias_type = p.type;
+    to.bias_type = p.weight.kind;
     panel<T>(least(p.row_step, p.rows - row), (const T*)p.x + row * p.x_stride, p.x_stride,
-             (const T*)p.weight + first * block, block, least(p.block_step, all_blocks - first), p.ins, to);
+             (const T*)p.weight.data + first * block, block, least(p.block_step, all_blocks - first), p.weight.ins, to);
 }
 
 static void product(void* job, int64_t piece, int) {
     const sglite::Product& p = *(const sglite::Product*)job;
-    if (p.type)
+    if (p.weight.kind)
         product_piece<bf16>(p, piece);
     else
         product_piece<float>(p, piece);
