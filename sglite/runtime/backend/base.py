@@ -141,6 +141,37 @@ class QKVNorms:
 
 
 @dataclass(frozen=True)
+class DenseLayer:
+    """A layer x + attention(norm(x)), then x + down(gated(gate_up(norm(x)))), all norms ``rms_norm``."""
+
+    attention_norm: tuple[Tensor, float]
+    """Weight [hidden] and eps."""
+    qkv: tuple[Matrix, Tensor | None]
+    """Weight and bias."""
+    heads: int
+    norms: QKVNorms | None
+    layer: int
+    """In the pool."""
+    scale: float
+    window: int | None
+    sinks: Tensor | None
+    out: tuple[Matrix, Tensor | None]
+    mlp_norm: tuple[Tensor, float]
+    gate_up: tuple[Matrix, Tensor | None]
+    activation: Activation
+    down: tuple[Matrix, Tensor | None]
+
+
+@dataclass
+class DenseStack:
+    """Layers that follow each other."""
+
+    layers: tuple[DenseLayer, ...]
+    arrangement: object | None = None
+    """What a backend keeps about them."""
+
+
+@dataclass(frozen=True)
 class ForwardContext:
     """What layers need besides activations: whom to ask, the planned batch and where keys and values live."""
 
@@ -315,6 +346,11 @@ class Backend(Protocol):
 
     def add_rms_norm(self, x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """``x + added``, both [T, hidden], and ``rms_norm`` of it."""
+
+    def dense_layers(
+        self, x: Tensor, stack: DenseStack, cos: Tensor, sin: Tensor, pool: KVPool, meta: AttentionMetadata
+    ) -> Tensor:
+        """What the layers make of ``x`` [T, hidden], one after another; every part as the call of its name says."""
 
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
         """``x`` [..., 2 n], gates first, to [..., n]: activation(gate) * up.

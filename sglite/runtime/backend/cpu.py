@@ -19,6 +19,7 @@ from sglite.runtime.backend.base import (
     AttentionMetadata,
     BackendError,
     BatchLayout,
+    DenseStack,
     ExpertWeights,
     Guarantees,
     Matrix,
@@ -212,6 +213,17 @@ class CPUBackend:
     def add_rms_norm(self, x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         total = x + added
         return total, self.rms_norm(total, weight, eps)
+
+    def dense_layers(
+        self, x: Tensor, stack: DenseStack, cos: Tensor, sin: Tensor, pool: KVPool, meta: AttentionMetadata
+    ) -> Tensor:
+        for a in stack.layers:
+            qkv = self.matmul(self.rms_norm(x, *a.attention_norm), *a.qkv)
+            q = self.rotate_and_store(qkv, a.norms, cos, sin, pool, a.layer, meta, num_heads=a.heads)
+            seen = self.attention(q, pool, a.layer, meta, scale=a.scale, window=a.window, sinks=a.sinks)
+            x, normed = self.add_rms_norm(x, self.matmul(seen.flatten(1), *a.out), *a.mlp_norm)
+            x = x + self.matmul(self.gated(self.matmul(normed, *a.gate_up), a.activation), *a.down)
+        return x
 
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
         gate, up = x.chunk(2, dim=-1)

@@ -7,27 +7,28 @@ goes there. Weights are rearranged in place once they are loaded (``pack``), so 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Activation, AttentionMetadata, BackendError, BatchLayout, Matrix, QKVNorms
+from sglite.runtime.backend.base import (
+    Activation,
+    AttentionMetadata,
+    BackendError,
+    BatchLayout,
+    DenseStack,
+    Matrix,
+    QKVNorms,
+)
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_plan import CPUMetadata
 from sglite.runtime.backend.native_build import NativeUnavailable
+from sglite.runtime.backend.native_dense import ACTIVATIONS, BLOCK, attends, packed_stack
 from sglite.runtime.backend.native_library import LEVELS, TYPES, Library, PackedWeight, supported
 from sglite.runtime.backend.native_plan import NativeMetadata, plan
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
-
-BLOCK = 16
-"""Outputs that a packed weight has side by side; see ``csrc/product.hpp``."""
-LINE = 32
-"""Numbers of a head that attention takes at once."""
-STATE = 16384
-"""Numbers that a query's heads of one KV head may have; see ``csrc/kernels.hpp``."""
-_ACTIVATIONS: Mapping[Activation, int] = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ class NativeBackend(CPUBackend):
         sinks: Tensor | None = None,
     ) -> Tensor:
         keys, values, planned = pool.k[layer], pool.v[layer], _own(meta).within(pool.framed[layer])
-        if planned.branches or not _attends(q, keys, values):
+        if planned.branches or not attends(q.shape[1], keys, values, q.dtype):
             return super().attention(q, pool, layer, meta, scale=scale, window=window, sinks=sinks)
         q = _dense(q)
         out = q.new_empty((*q.shape[:2], values.shape[2]))
@@ -188,13 +189,25 @@ class NativeBackend(CPUBackend):
         self._library.rotate(_dense(qkv), weights, eps, cos, sin, q, keys, values, planned.slots)
         return q
 
+    def dense_layers(
+        self, x: Tensor, stack: DenseStack, cos: Tensor, sin: Tensor, pool: KVPool, meta: AttentionMetadata
+    ) -> Tensor:
+        planned, layers = _own(meta), packed_stack(stack, pool, x.dtype)
+        if layers is None or planned.branches or cos.dtype != x.dtype or cos.shape[-1] % BLOCK:
+            return super().dense_layers(x, stack, cos, sin, pool, meta)
+        out = x.clone(memory_format=torch.contiguous_format)
+        framed = planned.framed
+        batches = (planned.handle, planned.slots), None if framed is None else (framed.handle, framed.slots)
+        self._library.dense_layers(layers, out, cos, sin, batches)
+        return out
+
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
         size = x.shape[-1] // 2
-        if activation not in _ACTIVATIONS or x.dtype not in TYPES or size % BLOCK:
+        if activation not in ACTIVATIONS or x.dtype not in TYPES or size % BLOCK:
             return super().gated(x, activation)
         rows = _dense(x.reshape(-1, 2 * size))
         out = torch.empty((len(rows), size), dtype=x.dtype)
-        self._library.gated(rows, out, _ACTIVATIONS[activation])
+        self._library.gated(rows, out, ACTIVATIONS[activation])
         return out.view(*x.shape[:-1], size)
 
     def _planned(self, meta: AttentionMetadata) -> CPUMetadata:
@@ -222,13 +235,6 @@ def _normed(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernel normalises ``x`` with ``weight``."""
     known = x.dtype in TYPES and weight.dtype in (x.dtype, torch.float32)
     return known and x.shape[-1] % BLOCK == 0
-
-
-def _attends(q: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether the kernel attends with ``q`` to the pool."""
-    same = q.dtype == keys.dtype == values.dtype and q.dtype in TYPES
-    group, dim, v_dim = q.shape[1] // keys.shape[1], keys.shape[2], values.shape[2]
-    return same and dim % LINE == 0 and v_dim % LINE == 0 and group * v_dim <= STATE and values.is_contiguous()
 
 
 def _turns(qkv: Tensor, keys: Tensor, values: Tensor, cos: Tensor, norms: QKVNorms | None) -> bool:

@@ -7,7 +7,7 @@ float32 or bfloat16, their last dimension dense, sizes as ``csrc/kernels.hpp`` s
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -35,10 +35,14 @@ _SIGNATURES = {
         [_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT],
     ),
     "sg_rotate": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 8, *[_LONG] * 5, _FLOAT, _INT]),
+    "sg_dense_room": (_LONG, [_POINTER, *[_LONG] * 3, _INT]),
+    "sg_dense_layers": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 8, *[_LONG] * 3, _INT]),
     "sg_gated": (None, [_POINTER, _POINTER, _LONG, _POINTER, _LONG, _LONG, _INT, _INT]),
 }
 
 Longs = npt.NDArray[np.int64]
+Batch = tuple[int, Longs]
+"""A plan's handle, and the slots where tokens are stored."""
 
 
 class PackedWeight(ctypes.Structure):
@@ -50,6 +54,20 @@ class PackedWeight(ctypes.Structure):
     def __init__(self, tensor: Tensor) -> None:
         super().__init__(tensor.data_ptr(), *tensor.shape, TYPES[tensor.dtype])
         self.address = ctypes.addressof(self)
+
+
+class PackedLayer(ctypes.Structure):
+    """A layer as the kernels know it, ``DenseLayer`` in ``csrc/step.hpp``."""
+
+    _fields_ = (
+        ("attention_norm", _POINTER), ("mlp_norm", _POINTER),
+        ("qkv", PackedWeight), ("out", PackedWeight), ("gate_up", PackedWeight), ("down", PackedWeight),
+        ("qkv_bias", _POINTER), ("out_bias", _POINTER), ("gate_up_bias", _POINTER), ("down_bias", _POINTER),
+        ("q_norm", _POINTER), ("k_norm", _POINTER), ("sinks", _POINTER), ("k", _POINTER), ("v", _POINTER),
+        ("heads", _LONG), ("kv_heads", _LONG), ("dim", _LONG), ("window", _LONG),
+        ("scale", _FLOAT), ("attention_eps", _FLOAT), ("mlp_eps", _FLOAT), ("head_eps", _FLOAT),
+        ("activation", _INT), ("norm_type", _INT), ("framed", _INT),
+    )  # fmt: skip
 
 
 def supported() -> list[str]:
@@ -140,6 +158,19 @@ class Library:
         self._lib.sg_gated(
             self._handle, x.data_ptr(), x.stride(0), out.data_ptr(), *out.shape, activation, TYPES[x.dtype]
         )
+
+    def dense_layers(
+        self, layers: ctypes.Array[PackedLayer], x: Tensor, cos: Tensor, sin: Tensor, batches: Sequence[Batch | None]
+    ) -> None:
+        """``Backend.dense_layers``: ``x`` becomes the result. ``batches``: as layers in pages see it, and in frames."""
+        (tokens, hidden), kind, count = x.shape, TYPES[x.dtype], len(layers)
+        room = torch.empty(self._lib.sg_dense_room(layers, count, tokens, hidden, kind), dtype=torch.uint8)
+        plans = [None if batch is None else batch[0] for batch in batches]
+        slots = [None if batch is None else batch[1].ctypes.data for batch in batches]
+        self._lib.sg_dense_layers(
+            self._handle, layers, count, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), *plans, *slots, room.data_ptr(),
+            tokens, hidden, 2 * cos.shape[-1], kind,
+        )  # fmt: skip
 
 
 class Pages:

@@ -6,6 +6,7 @@
 
 #include "engine.hpp"
 #include "plan.hpp"
+#include "step.hpp"
 
 #define SG_API extern "C" __attribute__((visibility("default")))
 
@@ -141,4 +142,19 @@ SG_API void sg_rotate(void* engine, const void* qkv, int64_t stride, const void*
 SG_API void sg_gated(void* engine, const void* x, int64_t x_stride, void* out, int64_t rows, int64_t size,
                      int activation, int type) {
     Turn(engine)->activate({x, x_stride, out, rows, size, activation, type, 0});
+}
+
+SG_API int64_t sg_dense_room(const DenseLayer* layers, int64_t count, int64_t tokens, int64_t hidden, int type) {
+    return dense_room(layers, count, tokens, hidden, type);
+}
+
+// `plans` and `slots` of the batch in pages and in frames; null where there are none.
+SG_API void sg_dense_layers(void* engine, const DenseLayer* layers, int64_t count, void* x, const void* cos,
+                            const void* sin, void* plan, void* framed_plan, const int64_t* slots,
+                            const int64_t* framed_slots, void* room, int64_t tokens, int64_t hidden, int64_t turned,
+                            int type) {
+    Turn turn(engine);
+    dense_layers(turn.engine, layers, count,
+                 {x, cos, sin, {static_cast<Plan*>(plan), static_cast<Plan*>(framed_plan)}, {slots, framed_slots},
+                  static_cast<char*>(room), tokens, hidden, turned, type});
 }

@@ -67,7 +67,7 @@ struct Norm {
     const void* added;  // or null
     int64_t added_stride;
     void* sum;  // null without added
-    void* out;
+    void* out;  // or null: only the sum is wanted
     const void* weight;
     int64_t rows, size;
     float eps;

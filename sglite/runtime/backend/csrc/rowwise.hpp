@@ -28,6 +28,7 @@ static void norm_row(const sglite::Norm& n, int64_t row) {
         for (int64_t i = 0; i < n.size; i += kLanes) store_floats(sums + i, load_floats(x + i) + load_floats(added + i));
         x = sums;
     }
+    if (!n.out) return;
     const vf scale = splat(scale_of(x, n.size, n.eps));
     T* out = (T*)n.out + row * n.size;
     for (int64_t i = 0; i < n.size; i += kLanes)

@@ -50,14 +50,19 @@ class Attention:
 
     def __call__(self, x: Tensor, angles: RotaryAngles, context: ForwardContext) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
-        backend, norms = context.backend, None
-        if self.q_norm is not None and self.k_norm is not None:
-            norms = QKVNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+        backend = context.backend
         qkv = self.qkv(x, backend)
         q = backend.rotate_and_store(
-            qkv, norms, angles.cos, angles.sin, context.pool, self.layer, context.meta, num_heads=self.heads[0]
+            qkv, self.norms, angles.cos, angles.sin, context.pool, self.layer, context.meta, num_heads=self.heads[0]
         )
         return self._attend(q, context)
+
+    @property
+    def norms(self) -> QKVNorms | None:
+        """Of the heads of q and k."""
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        return QKVNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: ForwardContext) -> Tensor:
         """Store and attend with q, k and v [T, heads, head_dim], rotated, and project back: [T, hidden]."""

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import groupby
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Backend, ForwardContext, Matrix
+from sglite.runtime.backend.base import Backend, DenseLayer, DenseStack, ForwardContext, Matrix
 from sglite.runtime.model.config import ModelConfig
+from sglite.runtime.model.layers.attention import Attention
 from sglite.runtime.model.layers.cache_layout import cache_groups, pool_layers
 from sglite.runtime.model.layers.mlp import FeedForward, GatedMLP
 from sglite.runtime.model.layers.moe import MoE
@@ -57,6 +59,52 @@ class DecoderLayer:
         return x + self.mlp(normed, backend)
 
 
+class DenseLayers:
+    """Layers that follow each other, of which the backend knows all parts: one call for all of them."""
+
+    def __init__(self, layers: Sequence[DenseLayer]) -> None:
+        self.stack = DenseStack(tuple(layers))
+
+    def __call__(self, x: Tensor, angles: Sequence[RotaryAngles], context: ForwardContext) -> Tensor:
+        """x [T, hidden] -> [T, hidden]."""
+        cos, sin = angles[0]
+        return context.backend.dense_layers(x, self.stack, cos, sin, context.pool, context.meta)
+
+
+def _dense(layer: Layer) -> DenseLayer | None:
+    """What the backend has to know of a layer to compute it; ``None``: the layer has other parts than it knows."""
+    if type(layer) is not DecoderLayer:
+        return None
+    attention, mlp = layer.attention, layer.mlp
+    if type(attention) is not Attention or type(mlp) is not GatedMLP:
+        return None
+    return DenseLayer(
+        attention_norm=(layer.attention_norm.weight, layer.attention_norm.eps),
+        qkv=(attention.qkv.weight, attention.qkv.bias),
+        heads=attention.heads[0],
+        norms=attention.norms,
+        layer=attention.layer,
+        scale=attention.scale,
+        window=attention.window,
+        sinks=attention.sinks,
+        out=(attention.out.weight, attention.out.bias),
+        mlp_norm=(layer.mlp_norm.weight, layer.mlp_norm.eps),
+        gate_up=(mlp.gate_up.weight, mlp.gate_up.bias),
+        activation=mlp.activation,
+        down=(mlp.down.weight, mlp.down.bias),
+    )
+
+
+def _grouped(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers, neighbours in one call where the backend can."""
+    grouped: list[Layer] = []
+    for dense, some in groupby(layers, key=lambda layer: _dense(layer) is not None):
+        members = list(some)
+        described = [found for layer in members if (found := _dense(layer)) is not None]
+        grouped.extend([DenseLayers(described)] if dense else members)
+    return grouped
+
+
 class CausalLM(ABC):
     """A decoder-only language model over flat token batches. Weights come from ``weights``, filled by the loader.
 
@@ -73,6 +121,7 @@ class CausalLM(ABC):
         self.pool_layers = pool_layers(config.cached_kinds)
         self.embedding = weights.matrix({"model.embed_tokens.weight": config.vocab_size}, config.hidden_size)
         self.layers = [self.layer(weights, f"model.layers.{i}", i) for i in range(config.num_layers)]
+        self._steps = _grouped(self.layers)
         self.norm = self.norm_of(weights, "model.norm")
         self.head: Matrix | None = None
         if config.has_head and config.tie_word_embeddings:
@@ -129,8 +178,8 @@ class CausalLM(ABC):
         """
         x = self.embed(input_ids)
         angles = [rotary.angles(positions, self.dtype) for rotary in self.rotary]
-        for layer in self.layers:
-            x = layer(x, angles, context)
+        for step in self._steps:
+            x = step(x, angles, context)
         return self.norm(x, self.backend)
 
     def pooled(self, hidden: Tensor) -> Tensor:

@@ -1,0 +1,97 @@
+#include "step.hpp"
+
+namespace sglite {
+namespace {
+
+int64_t aligned(int64_t bytes) { return parts(bytes, 64) * 64; }
+
+// Rows of numbers that layers use one after another.
+struct Room {
+    int64_t narrow, qkv, q, wide, gated;  // bytes: of hidden states, what heads are made of, q, gates and ups, their products
+
+    Room(const DenseLayer* layers, int64_t count, int64_t tokens, int64_t hidden, int32_t type)
+        : narrow(aligned(tokens * hidden * size_of(type))), qkv(0), q(0), wide(0), gated(0) {
+        for (int64_t i = 0; i < count; i++) {
+            const DenseLayer& layer = layers[i];
+            qkv = most(qkv, aligned(tokens * layer.qkv.outs * size_of(type)));
+            q = most(q, aligned(tokens * layer.heads * layer.dim * size_of(type)));
+            wide = most(wide, aligned(tokens * layer.gate_up.outs * size_of(type)));
+            gated = most(gated, aligned(tokens * layer.down.ins * size_of(type)));
+        }
+    }
+    int64_t all() const { return 2 * narrow + qkv + 2 * q + wide + gated; }
+};
+
+// The rows of one step.
+struct Rows {
+    Engine& engine;
+    const DenseStep& step;
+    char *normed, *added, *qkv, *q, *seen, *wide, *gated;
+
+    Rows(Engine& given, const DenseStep& of, const Room& room) : engine(given), step(of) {
+        char* at = step.room;
+        const auto take = [&at](int64_t bytes) {
+            char* here = at;
+            at += bytes;
+            return here;
+        };
+        normed = take(room.narrow), added = take(room.narrow), qkv = take(room.qkv), q = take(room.q);
+        seen = take(room.q), wide = take(room.wide), gated = take(room.gated);
+    }
+
+    void norm(const void* weight, float eps, int32_t weight_type, bool first) {
+        const int64_t hidden = step.hidden;
+        if (first)
+            engine.normalise({step.x, hidden, nullptr, 0, nullptr, normed, weight, step.tokens, hidden, eps, step.type,
+                              weight_type, 0});
+        else
+            engine.normalise({step.x, hidden, added, hidden, step.x, normed, weight, step.tokens, hidden, eps,
+                              step.type, weight_type, 0});
+    }
+
+    void add() {
+        engine.normalise({step.x, step.hidden, added, step.hidden, step.x, nullptr, nullptr, step.tokens, step.hidden,
+                          0.0f, step.type, step.type, 0});
+    }
+
+    void multiply(const char* x, const Weight& weight, const void* bias, char* out) {
+        engine.multiply({x, weight.ins, weight, bias, out, step.tokens, step.type, 0, 0});
+    }
+
+    void attend(const DenseLayer& layer) {
+        engine.rotate({qkv, layer.qkv.outs, layer.q_norm, layer.k_norm, step.cos, step.sin, q, layer.k, layer.v,
+                       step.slots[layer.framed], step.tokens, layer.heads, layer.kv_heads, layer.dim, step.turned,
+                       layer.head_eps, step.type, 0});
+        Attention job{};
+        job.q = q, job.q_token = layer.heads * layer.dim, job.q_head = layer.dim;
+        job.k = layer.k, job.v = layer.v, job.out = seen, job.sinks = layer.sinks;
+        job.heads = layer.heads, job.kv_heads = layer.kv_heads, job.dim = layer.dim, job.v_dim = layer.dim;
+        job.window = layer.window, job.scale = layer.scale, job.type = step.type;
+        engine.attend(job, *step.plans[layer.framed]);
+    }
+};
+
+}  // namespace
+
+int64_t dense_room(const DenseLayer* layers, int64_t count, int64_t tokens, int64_t hidden, int32_t type) {
+    return Room(layers, count, tokens, hidden, type).all();
+}
+
+void dense_layers(Engine& engine, const DenseLayer* layers, int64_t count, const DenseStep& step) {
+    Rows rows(engine, step, Room(layers, count, step.tokens, step.hidden, step.type));
+    for (int64_t i = 0; i < count; i++) {
+        const DenseLayer& layer = layers[i];
+        rows.norm(layer.attention_norm, layer.attention_eps, layer.norm_type, i == 0);
+        rows.multiply(rows.normed, layer.qkv, layer.qkv_bias, rows.qkv);
+        rows.attend(layer);
+        rows.multiply(rows.seen, layer.out, layer.out_bias, rows.added);
+        rows.norm(layer.mlp_norm, layer.mlp_eps, layer.norm_type, false);
+        rows.multiply(rows.normed, layer.gate_up, layer.gate_up_bias, rows.wide);
+        engine.activate({rows.wide, layer.gate_up.outs, rows.gated, step.tokens, layer.down.ins, layer.activation,
+                         step.type, 0});
+        rows.multiply(rows.gated, layer.down, layer.down_bias, rows.added);
+    }
+    rows.add();
+}
+
+}  // namespace sglite
