@@ -53,9 +53,9 @@ class Vocabulary:
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(struct.pack(f"<q{len(self.eos_ids)}q", self.size, *self.eos_ids))
-        for piece in self.token_bytes:
-            digest.update(struct.pack("<i", -1 if piece is None else len(piece)))
-            digest.update(piece or b"")
+        lengths = [-1 if piece is None else len(piece) for piece in self.token_bytes]
+        digest.update(struct.pack(f"<{len(lengths)}i", *lengths))
+        digest.update(b"".join(filter(None, self.token_bytes)))
         for text, token_id in sorted(self.special_ids.items()):
             digest.update(struct.pack("<qi", token_id, len(text)) + text.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()

@@ -154,7 +154,7 @@ def test_weights_are_exchanged_with_those_of_the_drafting_layers(tmp_path: Path)
     old, new = (load_model(tmp_path / name, backend=CPUBackend(), drafts=True) for name in ("old", "new"))
     ids = list(range(3, 30))
     assert not torch.allclose(drafted(old, ids, 40)[1], drafted(new, ids, 40)[1], atol=0.1)
-    ModelWeights(old.weights, old.config).load(str(tmp_path / "new"))
+    ModelWeights(old.weights, old.config, CPUBackend()).load(str(tmp_path / "new"))
     for exchanged, fresh in zip(drafted(old, ids, 40), drafted(new, ids, 40), strict=True):
         assert torch.equal(exchanged, fresh)
 

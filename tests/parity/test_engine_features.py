@@ -281,8 +281,11 @@ def test_many_threads_may_generate_at_once(engine: Engine) -> None:
 
 
 def test_ctrl_c_ends_the_call_and_not_the_engine(engine: Engine) -> None:
-    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    def press() -> None:
+        assert settles(lambda: not is_idle(engine), 5.0)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press).start()
     with pytest.raises(KeyboardInterrupt):
         engine.generate([PROMPT] * 2, {**LONG, "n": 2})
     assert settles(lambda: is_idle(engine), 1.0)

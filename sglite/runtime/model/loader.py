@@ -210,7 +210,7 @@ def copy_from(checkpoint: TensorSource, weights: WeightTable, shown: bool | None
 
 def check_finite(folder: Path, name: str, part: Tensor) -> None:
     """ModelError for NaN or infinity. A sum shows them in one pass; where it overflows, each number is looked at."""
-    if not math.isfinite(part.sum(dtype=torch.float32).item()) and not part.isfinite().all():
+    if not math.isfinite(part.sum().item()) and not part.isfinite().all():
         raise ModelError(f"{folder}: {name} holds NaN or infinity; the checkpoint is damaged")
 
 
