@@ -13,6 +13,7 @@ from sglite.runtime.backend.base import BackendError
 from sglite.runtime.backend.cpu_native import cpu_backend
 from sglite.runtime.config import ConfigError, EngineArgs, EngineConfig, Facts, resolve
 from sglite.runtime.executor.base import ThreadExecutor
+from sglite.runtime.executor.freed import keep_freed_memory
 from sglite.runtime.executor.worker import ModelWorker
 from sglite.runtime.gguf import is_gguf
 from sglite.runtime.model.architectures import read_config
@@ -79,6 +80,7 @@ def build(args: EngineArgs, folder: Path) -> Built:
         num_frames=config.num_frames,
     )
     worker = ModelWorker(loaded.model, backend, pool)
+    keep_freed_memory()
     executor = ThreadExecutor(worker, ModelWeights(loaded.weights, loaded.config, backend))
     return Built(executor, config, loaded.eos_token_ids, loaded.weight_bytes)
 

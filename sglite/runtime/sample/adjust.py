@@ -11,8 +11,8 @@ whose masks leave few tokens do not come here: ``few`` does the same to these to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -24,8 +24,7 @@ ApplyMask = Callable[[Tensor, Tensor], None]
 """Sets the logits [n, V] that a bitmask [n, words] forbids to -inf: a backend's ``apply_mask``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleRow:
+class SampleRow(msgspec.Struct, frozen=True, kw_only=True):
     """What the sampler must know of a row besides its logits.
 
     ``position`` is that of the logits in the sequence and, with ``seed`` and ``attempt``, keys the randomness.

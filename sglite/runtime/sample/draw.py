@@ -21,13 +21,19 @@ import torch
 from torch import Tensor
 
 from sglite.runtime.sample.adjust import SampleRow
-from sglite.runtime.sample.order import top_ids
+from sglite.runtime.sample.order import STRETCH, at_least, by_row, equal_to, peaks, top
 
 UNIT = 2.0**40
 """Weight of the most likely token. With up to 2**22 tokens a row's sum stays below 2**62."""
 MAX_VOCAB = 2**22
-NUCLEUS_SIZES = (1024, 16384)
-"""Most likely tokens looked at for top-p before the whole vocabulary is sorted; a matter of speed only."""
+NARROW = 2**15
+"""Rows up to this are searched without looking at the likely tokens first. A matter of speed only, as are"""
+LIKELY, CROWDED = 2**28, 128
+"""the weight from which on a token is likely, how many stretches of a row may have such for it to be looked at,"""
+PIECES = 1024
+"""and by how many pieces a row is searched: of the distance from its best logit over the temperature."""
+WEIGHTLESS = 28.0
+"""Distance from which on nothing has a weight: 40 ln 2 and a bit."""
 BLOCK = 2**23
 """Logits drawn from at once, which bounds the memory for their weights."""
 
@@ -74,32 +80,81 @@ def _draw_plain(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
 
 def _draw_top_k(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     k = torch.tensor([row.params.top_k for row in rows], device=logits.device).unsqueeze(1)  # [n, 1]
-    ids = top_ids(logits, min(max(row.params.top_k for row in rows), logits.shape[1]))
-    weights = _weights(logits.gather(1, ids), logits, rows)
+    values, ids = top(logits, min(max(row.params.top_k for row in rows), logits.shape[1]))
+    weights = _weights(values, values, rows)
     weights.masked_fill_(torch.arange(ids.shape[1], device=k.device) >= k, 0)
     _keep_nucleus(weights, _nucleus(weights.sum(dim=1, keepdim=True), rows), rows)
     return ids.gather(1, _invert(weights, rows).unsqueeze(1)).squeeze(1)
 
 
 def _draw_nucleus(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-    """Looks at a few tokens first, and at more in the rows whose nucleus these do not hold."""
-    target = _nucleus(_weights(logits, logits, rows).sum(dim=1, keepdim=True), rows)  # [n, 1]
-    width = logits.shape[1]
-    drawn = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
-    left = torch.arange(len(rows), device=logits.device)
-    for k in (*(size for size in NUCLEUS_SIZES if size < width), width):
-        chosen = [rows[i] for i in left.tolist()]
-        part = logits[left]
-        ids = top_ids(part, k)
-        weights = _weights(part.gather(1, ids), part, chosen)
-        decided = weights.sum(dim=1) >= target[left, 0]
-        _keep_nucleus(weights, target[left], chosen)
-        found = ids.gather(1, _invert(weights, chosen).unsqueeze(1)).squeeze(1)
-        drawn[left[decided]] = found[decided]
-        left = left[~decided]
-        if len(left) == 0:
-            break
+    """Where the likely tokens of a wide row are few and hold the nucleus these are sorted; other rows are searched."""
+    distance = _distance(logits, logits, rows)
+    weights = _weigh(distance)
+    target = _nucleus(weights.sum(dim=1, keepdim=True), rows)  # [n, 1]
+    drawn = torch.full((len(rows),), -1, dtype=torch.int64, device=logits.device)
+    few = (peaks(weights, STRETCH) >= LIKELY).sum(dim=1) <= CROWDED if logits.shape[1] > NARROW else drawn > 0
+    places = few.nonzero().squeeze(1)
+    if len(places):
+        part = _rows(weights, places)
+        ids, there = by_row(at_least(part, torch.full_like(target[places], LIKELY)), *part.shape)
+        own = part.gather(1, ids).masked_fill_(~there, 0)
+        held = (own.sum(dim=1) >= target[places, 0]).nonzero().squeeze(1)
+        places, ids, own = places[held], ids[held], own[held]
+        chosen = [rows[i] for i in places.tolist()]
+        drawn[places] = _draw_sorted(_rows(logits, places), ids, own, target[places], chosen)
+    places = (drawn < 0).nonzero().squeeze(1)
+    if len(places):
+        chosen = [rows[i] for i in places.tolist()]
+        parts = [_rows(values, places) for values in (logits, distance, weights)]
+        drawn[places] = _search(parts[0], parts[1], parts[2], target[places], chosen)
     return drawn
+
+
+def _rows(values: Tensor, places: Tensor) -> Tensor:
+    """The rows of ``values`` at ``places``, ascending, without a copy when these are all of them."""
+    return values if len(places) == len(values) else values[places]
+
+
+def _draw_sorted(logits: Tensor, ids: Tensor, weights: Tensor, target: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Among tokens ``ids`` [n, K] with ``weights`` [n, K], 0 for none, which hold the nucleus."""
+    ids, weights = _by_likelihood(logits, ids, weights)
+    _keep_nucleus(weights, target, rows)
+    return ids.gather(1, _invert(weights, rows).unsqueeze(1)).squeeze(1)
+
+
+def _by_likelihood(logits: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """``ids`` [n, K], ascending, and their ``weights`` [n, K], most likely first; those without weight are last."""
+    values = logits.gather(1, ids).masked_fill_(weights == 0, -torch.inf)
+    order = torch.sort(values, dim=1, descending=True, stable=True).indices
+    return ids.gather(1, order), weights.gather(1, order)
+
+
+def _search(logits: Tensor, distance: Tensor, weights: Tensor, target: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Among all tokens: the weights of pieces are summed up, and those pieces alone are sorted where a sum is reached.
+
+    ``distance`` is written.
+    """
+    grain = (PIECES - 1) / distance.amax(dim=1, keepdim=True).clamp_(1e-6, WEIGHTLESS)
+    pieces = distance.mul_(grain).clamp_(max=PIECES - 1).to(torch.int64)  # [n, V]
+    _, kept = _reached(logits, weights, pieces, target)
+    if any(row.params.min_p > 0.0 for row in rows):
+        weights = weights.masked_fill(weights < _min_weight(rows, weights.device), 0)
+        kept = torch.minimum(kept, weights.sum(dim=1, keepdim=True))
+    return _reached(logits, weights, pieces, _number(kept, rows) + 1)[0].squeeze(1)
+
+
+def _reached(logits: Tensor, weights: Tensor, pieces: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first token [n, 1], by likelihood, with which the sum of ``weights`` reaches the ``target`` [n, 1], which is
+    at least 1; and the sum there [n, 1]."""
+    sums = torch.zeros((len(logits), PIECES), dtype=torch.int64, device=logits.device).scatter_add_(1, pieces, weights)
+    upto = sums.cumsum(dim=1)
+    piece = torch.searchsorted(upto, target)
+    ids, there = by_row(equal_to(pieces, piece), *logits.shape)
+    ids, own = _by_likelihood(logits, ids, weights.gather(1, ids).masked_fill_(~there, 0))
+    reached = own.cumsum(dim=1).add_(upto.gather(1, piece) - sums.gather(1, piece))
+    place = torch.searchsorted(reached, target)
+    return ids.gather(1, place), reached.gather(1, place)
 
 
 _DRAWS = {"plain": _draw_plain, "top_k": _draw_top_k, "nucleus": _draw_nucleus}
@@ -107,10 +162,23 @@ _DRAWS = {"plain": _draw_plain, "top_k": _draw_top_k, "nucleus": _draw_nucleus}
 
 def _weights(values: Tensor, logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """Weights [n, K] int64 of ``values`` [n, K], some or all of the entries of ``logits`` [n, V]."""
-    temperature = torch.tensor([row.params.temperature for row in rows], dtype=torch.float32)
-    scaled = values - logits.amax(dim=1, keepdim=True)
-    scaled.div_(temperature.to(logits.device).unsqueeze(1)).exp_().mul_(UNIT)
-    return scaled.to(torch.int64)
+    return _weigh(_distance(values, logits, rows))
+
+
+def _distance(values: Tensor, logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """How far ``values`` [n, K] are below the best of ``logits`` [n, V], over the temperature; never negative."""
+    below = logits.amax(dim=1, keepdim=True) - values
+    return below.div_(_column([row.params.temperature for row in rows], logits))
+
+
+def _weigh(distance: Tensor) -> Tensor:
+    """Weights of tokens at a ``distance``, of the same shape, int64."""
+    return distance.neg().exp_().mul_(UNIT).to(torch.int64)
+
+
+def _column(numbers: Sequence[float], logits: Tensor) -> Tensor:
+    """One number a row, [n, 1] float32."""
+    return torch.tensor(numbers, dtype=torch.float32).to(logits.device).unsqueeze(1)
 
 
 def _nucleus(total: Tensor, rows: Sequence[SampleRow]) -> Tensor:
@@ -137,10 +205,13 @@ def _min_weight(rows: Sequence[SampleRow], device: torch.device) -> Tensor:
 
 def _invert(weights: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """The index [n] into each row of ``weights`` [n, K] at which its prefix sums pass ``u * total``."""
-    numbers = [uniform(row.seed, row.position, row.attempt) for row in rows]
     prefix = weights.cumsum(dim=1)
-    total = prefix[:, -1:]
-    u = torch.tensor(numbers, dtype=torch.float64).to(weights.device).unsqueeze(1)
+    return torch.searchsorted(prefix, _number(prefix[:, -1:], rows), right=True).squeeze(1)
+
+
+def _number(total: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """A whole number [n, 1] below each row's ``total`` [n, 1], which is at least 1: ``floor(u * total)``."""
+    numbers = [uniform(row.seed, row.position, row.attempt) for row in rows]
+    u = torch.tensor(numbers, dtype=torch.float64).to(total.device).unsqueeze(1)
     # A total above 2**53 rounds as a double, so that the product may reach it.
-    target = torch.minimum((u * total).floor().to(torch.int64), total - 1)
-    return torch.searchsorted(prefix, target, right=True).squeeze(1)
+    return torch.minimum((u * total).floor().to(torch.int64), total - 1)

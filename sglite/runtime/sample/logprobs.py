@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sglite.runtime.protocol import LogprobOptions, TokenLogprob
-from sglite.runtime.sample.order import top_ids
+from sglite.runtime.sample.order import top
 
 BLOCK = 2**24
 """Log probabilities held at once, which bounds the memory for scoring a long prompt."""
@@ -66,9 +66,8 @@ def _tops(logprobs: Tensor, options: Sequence[LogprobOptions]) -> list[list[tupl
     asking = [index for index, option in enumerate(options) if option.top_n > 0]
     if asking:
         part = logprobs[torch.tensor(asking, device=logprobs.device)]
-        ids = top_ids(part, min(max(options[i].top_n for i in asking), part.shape[1]))
-        values = part.gather(1, ids).tolist()
-        for index, row_ids, row_values in zip(asking, ids.tolist(), values, strict=True):
+        values, ids = top(part, min(max(options[i].top_n for i in asking), part.shape[1]))
+        for index, row_ids, row_values in zip(asking, ids.tolist(), values.tolist(), strict=True):
             pairs = list(zip(row_ids, row_values, strict=True))[: options[index].top_n]
             tops[index] = [pair for pair in pairs if pair[1] > float("-inf")]
     return tops

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -25,12 +26,12 @@ from sglite.runtime.sample.adjust import ApplyMask, SampleRow, adjust, apply_bit
 from sglite.runtime.sample.draw import draw
 from sglite.runtime.sample.few import Ids, few_ids, gather
 from sglite.runtime.sample.logprobs import LogitsNotFinite, not_finite, token_logprobs
+from sglite.runtime.sample.order import largest
 
 __all__ = ["SampleResult", "SampleRow", "Sampler"]
 
 
-@dataclass(frozen=True, slots=True)
-class SampleResult:
+class SampleResult(msgspec.Struct, frozen=True):
     """What one row gave: a token (and its log probability, when asked for), or an error and ``token_id`` -1."""
 
     token_id: int
@@ -58,15 +59,17 @@ class Sampler:
         if not rows:
             return []
         width = logits.shape[1]
-        few = [few_ids(row, None if mask is None else mask[i], width) for i, row in enumerate(rows)]
-        peaks: list[float] = logits.amax(dim=1).tolist()
-        errors = [not_finite(peak) for peak in peaks]
+        few: list[Ids | None] = [None] * len(rows)
+        if mask is not None or any(row.params.allowed_token_ids is not None for row in rows):
+            few = [few_ids(row, None if mask is None else mask[i], width) for i, row in enumerate(rows)]
+        best = largest(logits)
+        errors = [not_finite(peak) for peak in best[0].tolist()]
         tokens = [-1] * len(rows)
         for part in self._parts(logits, rows, mask, few):
-            _choose(part, rows, tokens, errors)
-        for index, row in enumerate(rows):
-            if errors[index] is None and tokens[index] < 0:
-                errors[index] = _nothing_left(row, mask, index)
+            _choose(part, best if part.logits is logits else largest(part.logits), rows, tokens, errors)
+        for index, token in enumerate(tokens):
+            if token < 0 and errors[index] is None:
+                errors[index] = _nothing_left(rows[index], mask, index)
         logprobs = _logprobs(logits, rows, tokens, errors)
         return [
             SampleResult(tokens[i], logprobs.get(i)) if errors[i] is None else SampleResult(-1, None, errors[i])
@@ -129,11 +132,17 @@ def _check(logits: Tensor, rows: Sequence[SampleRow], mask: Tensor | None) -> No
         raise ValueError(f"the bitmask is {given}; int32 with {len(rows)} rows of {width} bits is needed")
 
 
-def _choose(part: _Part, rows: Sequence[SampleRow], tokens: list[int], errors: Sequence[str | None]) -> None:
-    """Write the token of each row of a part; a row that is left with none keeps -1."""
-    best = part.logits.max(dim=1)
-    columns = best.indices
-    left = [peak != float("-inf") for peak in best.values.tolist()]
+def _choose(
+    part: _Part,
+    best: tuple[Tensor, Tensor],
+    rows: Sequence[SampleRow],
+    tokens: list[int],
+    errors: Sequence[str | None],
+) -> None:
+    """Write the token of each row of a part, whose largest logits are ``best``; a row that is left with none keeps
+    -1."""
+    peaks, columns = best
+    left = [peak != float("-inf") for peak in peaks.tolist()]
     drawing = [
         i
         for i, place in enumerate(part.places)

@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from sglite.runtime.sample.draw import uniform
+from sglite.runtime.sample.draw import UNIT, _weights, uniform
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.sample.sampler import Sampler, SampleRow
 
@@ -171,6 +171,32 @@ def test_a_wide_nucleus_is_found_in_the_whole_vocabulary() -> None:
     for i, token in enumerate(tokens(logits, rows)):
         p = rows[i].params
         assert token in reference(values[i], uniform(5, i, 0), temperature=1.0, top_k=-1, top_p=p.top_p, min_p=0.0)
+
+
+def sorted_draw(logits: torch.Tensor, one: SampleRow) -> int:
+    """The token of a row by the law, after sorting all of it, in whole numbers."""
+    p = one.params
+    weights = _weights(logits.unsqueeze(0), logits.unsqueeze(0), [one])[0]
+    ids = torch.sort(logits, descending=True, stable=True).indices.tolist()[: p.top_k if p.top_k > 0 else None]
+    ordered = [weights[i].item() for i in ids]
+    reach = min(sum(ordered), math.ceil(sum(ordered) * p.top_p))
+    kept = [w if before < reach and w >= math.ceil(p.min_p * UNIT) else 0
+            for w, before in zip(ordered, itertools.accumulate(ordered, initial=0), strict=False)]  # fmt: skip
+    number = min(int(uniform(one.seed, one.position, one.attempt) * sum(kept)), sum(kept) - 1)
+    return ids[next(i for i, upto in enumerate(itertools.accumulate(kept)) if upto > number)]
+
+
+@pytest.mark.parametrize("width", [300, 4096])
+@pytest.mark.parametrize("spread", [0.0, 0.05, 1.0, 4.0, 30.0])
+def test_what_is_looked_at_changes_no_draw(width: int, spread: float) -> None:
+    """Nuclei of a few tokens, of most, and of equals that are cut in the middle: as if everything were sorted."""
+    generator = torch.Generator().manual_seed(width)
+    logits = torch.randn(48, width, generator=generator) * spread
+    logits[::3] = (logits[::3] * 2).round()
+    logits[7, 40:] = -INF
+    grid = itertools.cycle(itertools.product((1.0, 0.5), (-1, 40), (0.999, 0.8, 0.05), (0.0, 0.02)))
+    rows = [row(i, temperature=t, top_k=k, top_p=p, min_p=m) for i, (t, k, p, m) in zip(range(48), grid, strict=False)]
+    assert tokens(logits, rows) == [sorted_draw(values, one) for values, one in zip(logits, rows, strict=True)]
 
 
 def test_a_nucleus_that_is_reached_exactly_stops_there() -> None:

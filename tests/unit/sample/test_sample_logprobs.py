@@ -9,7 +9,7 @@ import torch
 
 from sglite.runtime.protocol import LogprobOptions
 from sglite.runtime.sample.logprobs import LogitsNotFinite
-from sglite.runtime.sample.order import top_ids
+from sglite.runtime.sample.order import largest, top
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.sample.penalties import TokenCounts
 from sglite.runtime.sample.sampler import Sampler, SampleRow
@@ -91,8 +91,34 @@ def test_ids_outside_the_logits_are_refused_before_they_reach_the_device() -> No
         Sampler().score(logits_of(1, 8), [0], LogprobOptions(token_ids=(0, 9)))
 
 
+@pytest.mark.parametrize("width", [64, 1000, 1024])
 @pytest.mark.parametrize("k", [1, 3, 7, 63, 64])
-def test_top_ids_is_a_stable_descending_sort(k: int) -> None:
-    values = torch.randint(0, 6, (50, 64), generator=torch.Generator().manual_seed(k)).float()
-    want = torch.tensor([sorted(range(64), key=lambda i, row=row: (-row[i], i))[:k] for row in values.tolist()])
-    assert torch.equal(top_ids(values, k), want)
+def test_the_top_is_that_of_a_stable_descending_sort(k: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(k)
+    values = torch.randint(0, 60, (50, width), generator=generator).float()
+    values[5:9] = 3.0
+    for kind in (values, values.bfloat16(), values.double()):
+        want = torch.sort(kind, dim=1, descending=True, stable=True)
+        found, ids = top(kind, k)
+        assert torch.equal(ids, want.indices[:, :k]) and torch.equal(found, want.values[:, :k])
+
+
+@pytest.mark.parametrize("width", [64, 1024])
+def test_the_top_of_a_row_with_few_entries_is_filled_up_with_nothing(width: int) -> None:
+    values = torch.full((3, width), -torch.inf)
+    values[0, 7], values[0, 63], values[1, 5] = 1.0, 2.0, -3e38
+    found, ids = top(values, 4)
+    assert found[0].tolist() == [2.0, 1.0, -torch.inf, -torch.inf] and ids[0, :2].tolist() == [63, 7]
+    assert found[1, 0] == values[1, 5] and ids[1, 0] == 5 and (found[2] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("width", [1, 40, 256, 1000, 4096])
+def test_the_largest_has_the_lowest_id_among_equals(width: int) -> None:
+    values = torch.randint(-9, 9, (200, width), generator=torch.Generator().manual_seed(width)).float()
+    values[3] = -torch.inf
+    for kind in (values, values.bfloat16()):
+        peaks, ids = largest(kind)
+        assert torch.equal(peaks, kind.amax(dim=1)) and ids.tolist() == [row.index(max(row)) for row in kind.tolist()]
+    values[7, width // 2] = torch.nan
+    peaks, _ = largest(values)
+    assert peaks.isnan().nonzero().flatten().tolist() == [7]
