@@ -36,10 +36,12 @@ class Ahead:
         """
         cursor = request.cursor
         assert cursor is not None
-        node, position = cursor.node, request.num_tokens
-        wanted = request.ending is None and request.num_unknown == 1 and request.num_output + 1 < request.max_new_tokens
-        wanted = wanted and (request.grammar is None or not request.grammar.run_follows())
-        if not (self._wanted and wanted and _is_alone(node)) or cursor.depth != position:
+        node, position = cursor.node, len(request.tokens)
+        if not self._wanted or node.end != position or not _is_alone(node):
+            return None
+        if request.ending is not None or request.num_unknown != 1 or request.num_output + 1 >= request.max_new_tokens:
+            return None
+        if request.grammar is not None and request.grammar.run_follows():
             return None
         if not self._reserve(request, position, position + 1):
             return None
@@ -80,7 +82,8 @@ class Ahead:
         if depth > cursor.depth:
             self._cache.claim(cursor, request.tokens, request, depth)
             used = self._cache.pages_missing(cursor.node, depth)
-            self._cache.add_pages(cursor.node, held[:used], depth, request.page_table)
+            if used:
+                self._cache.add_pages(cursor.node, held[:used], depth, request.page_table)
             self._cache.plan(cursor.node, depth, step)
             held = held[used:]
         if request.draft is not None:

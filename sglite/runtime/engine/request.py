@@ -81,9 +81,9 @@ class Request:
 
     __slots__ = (
         "accounting", "blocked_on", "blocked_planned", "cursor", "draft", "emitted", "ending", "finish", "first_run",
-        "grammar", "group", "held_pages", "hidden", "in_flight", "inherited_priority", "logprobs", "num_cached",
-        "num_computed", "num_scheduled", "order", "page_table", "pages_sent", "preempting", "program", "prompt_len",
-        "rank", "reasons", "request", "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time",
+        "grammar", "group", "held_pages", "hidden", "in_flight", "logprobs", "num_cached", "num_computed",
+        "num_scheduled", "order", "page_table", "pages_sent", "preempting", "priority", "program", "prompt_len", "rank",
+        "reasons", "request", "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time",
         "state_at", "state_slots", "status", "stop", "suspect", "tokens", "unsent_forced", "waited", "window",
     )  # fmt: skip
 
@@ -132,7 +132,8 @@ class Request:
         self.window = WindowState()
         self.blocked_on: RadixNode | None = None
         self.blocked_planned = -1
-        self.inherited_priority = request.priority
+        self.priority = request.priority
+        """Its own, or that of the most urgent request that waits for what this one computes."""
         self.preempting = False
         self.suspect = False
         """Took part in a step that failed: runs alone until a step succeeds."""
@@ -183,7 +184,7 @@ class Request:
     @property
     def num_unknown(self) -> int:
         """Tokens that steps in flight are sampling and nobody knows beforehand."""
-        return sum(token is None for token in self.samples_in_flight)
+        return self.samples_in_flight.count(None)
 
     @property
     def max_new_tokens(self) -> int:
@@ -209,11 +210,6 @@ class Request:
         return bool(state.unscored) or self.scores_in_flight > 0 or expected
 
     @property
-    def priority(self) -> int:
-        """Its own, or that of the most urgent request that waits for what this one computes."""
-        return max(self.request.priority, self.inherited_priority)
-
-    @property
     def level(self) -> int:
         """That of its program, less what waiting has made up for; 0 goes first."""
         if self.program is None or (level := self.program.level) == 0:
@@ -223,11 +219,11 @@ class Request:
     @property
     def sort_key(self) -> tuple[int, int, int, int]:
         """Who goes first: higher priority, then a program that has had less, then earlier arrival."""
-        return (-self.priority, self.level, self.rank, self.order)
+        return (-self.priority, 0 if self.program is None else self.level, self.rank, self.order)
 
     def inherit(self, waiter: Request) -> None:
         """``waiter`` needs what this one computes: it becomes as urgent as that."""
-        self.inherited_priority = max(self.inherited_priority, waiter.priority)
+        self.priority = max(self.priority, waiter.priority)
         self.waited += AGING_STEPS * max(0, self.level - waiter.level)
 
     def check(self) -> None:
@@ -257,9 +253,12 @@ class Request:
     def account_computed(self, start: int, end: int, in_cache: int) -> None:
         """Positions ``[start, end)`` are computed; below ``in_cache`` they had been before."""
         self.accounting.forward_passes += 1
-        self.accounting.replayed_tokens += max(0, min(end, max(in_cache, self.seen)) - start)
-        self.accounting.computed_prompt_tokens += max(0, min(end, self.prompt_len) - max(start, self.seen))
-        self.seen = max(self.seen, end)
+        if start < in_cache or start < self.seen:
+            self.accounting.replayed_tokens += max(0, min(end, max(in_cache, self.seen)) - start)
+        if start < self.prompt_len:
+            self.accounting.computed_prompt_tokens += max(0, min(end, self.prompt_len) - max(start, self.seen))
+        if end > self.seen:
+            self.seen = end
 
     def __repr__(self) -> str:
         return (

@@ -59,7 +59,7 @@ class StepPlan:
 
     def join(self, request: Request) -> None:
         """``request`` takes part in the step."""
-        if request not in self.members[-1:]:
+        if not self.members or self.members[-1] is not request:
             request.in_flight += 1
             self.members.append(request)
 
