@@ -15,6 +15,7 @@ price is that tokens 2**40 times less likely than the best have none, less than 
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +35,7 @@ PIECES = 1024
 """and by how many pieces a row is searched: of the distance from its best logit over the temperature."""
 WEIGHTLESS = 28.0
 """Distance from which on nothing has a weight: 40 ln 2 and a bit."""
+_KEY = struct.Struct("<QQQ")
 BLOCK = 2**23
 """Logits drawn from at once, which bounds the memory for their weights."""
 
@@ -41,7 +43,7 @@ BLOCK = 2**23
 def uniform(seed: int, position: int, attempt: int) -> float:
     """The random number in [0, 1), a multiple of 2**-53, of one draw: a hash of its key, so that it depends on
     nothing else and needs no state (counter-based, after Salmon et al., SC 2011, with BLAKE2b as the hash)."""
-    key = b"".join(part.to_bytes(8, "little") for part in (seed % 2**64, position, attempt))
+    key = _KEY.pack(seed % 2**64, position, attempt)
     return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 11) * 2.0**-53
 
 

@@ -25,6 +25,8 @@ FEW = 1024
 """Most tokens that are gathered; beyond it the whole row is cheaper, or nearly so."""
 
 Ids = NDArray[np.int64]
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
+"""Bits set in each byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +41,37 @@ class FewTokens:
     """Tokens of each row."""
 
 
-def few_ids(row: SampleRow, mask: Tensor | None, width: int) -> Ids | None:
+def few_ids(rows: Sequence[SampleRow], mask: Tensor | None, width: int) -> list[Ids | None]:
     """The ids that all masks of a row leave, ascending, when one of the masks has at most ``FEW``; else ``None``.
 
-    ``mask`` [words] int32 on the host is the row's own. Raises ``IndexError`` for an allowed id that is not below
-    ``width``.
+    ``mask`` [n, words] int32 is on the host. Raises ``IndexError`` for an allowed id that is not below ``width``.
     """
-    ids = None if mask is None else _ids_of(mask.numpy())
-    allowed = row.params.allowed_token_ids
-    if ids is None and (allowed is None or len(allowed) > FEW):
-        return None
-    if allowed is not None:
-        chosen = np.unique(np.asarray(allowed, dtype=np.int64))
-        if chosen[-1] >= width:
-            raise IndexError(f"allowed_token_ids has token id {chosen[-1]}, but the logits have {width} columns")
-        if ids is not None:
-            chosen = np.intersect1d(ids, chosen, assume_unique=True)
-        elif mask is not None:
-            words = mask.numpy().view(np.uint32)
-            chosen = chosen[(words[chosen >> 5] >> (chosen & 31).astype(np.uint32) & 1).astype(np.bool_)]
-        ids = chosen
-    assert ids is not None
-    if row.banned:
-        ids = ids[~np.isin(ids, np.asarray(row.banned, dtype=np.int64))]
-    return ids[: np.searchsorted(ids, width)]
+    masks = None if mask is None else mask.numpy()
+    found: list[Ids | None] = [None] * len(rows) if masks is None else _ids_in(masks)
+    for index, row in enumerate(rows):
+        allowed = row.params.allowed_token_ids
+        if allowed is not None and (found[index] is not None or len(allowed) <= FEW):
+            found[index] = _narrowed(found[index], allowed, None if masks is None else masks[index], width)
+        ids = found[index]
+        if ids is None:
+            continue
+        if row.banned:
+            ids = ids[~np.isin(ids, np.asarray(row.banned, dtype=np.int64))]
+        found[index] = ids[: np.searchsorted(ids, width)] if len(ids) and ids[-1] >= width else ids
+    return found
+
+
+def _narrowed(ids: Ids | None, allowed: Sequence[int], mask: NDArray[np.int32] | None, width: int) -> Ids:
+    """The ``allowed`` ids that are among ``ids``, or that the ``mask`` [words] allows."""
+    chosen = np.unique(np.asarray(allowed, dtype=np.int64))
+    if chosen[-1] >= width:
+        raise IndexError(f"allowed_token_ids has token id {chosen[-1]}, but the logits have {width} columns")
+    if ids is not None:
+        return np.intersect1d(ids, chosen, assume_unique=True)
+    if mask is not None:
+        words = mask.view(np.uint32)
+        chosen = chosen[(words[chosen >> 5] >> (chosen & 31).astype(np.uint32) & 1).astype(np.bool_)]
+    return chosen
 
 
 def gather(logits: Tensor, places: Sequence[int], rows: Sequence[SampleRow], ids: Sequence[Ids]) -> FewTokens:
@@ -83,14 +92,24 @@ def gather(logits: Tensor, places: Sequence[int], rows: Sequence[SampleRow], ids
     return FewTokens(columns, work, sizes)
 
 
-def _ids_of(mask: NDArray[np.int32]) -> Ids | None:
-    """The ids that a bitmask [words] allows, ascending, when they are at most ``FEW``."""
-    words = np.flatnonzero(mask)
-    if len(words) > FEW:  # each of them has an id at least
-        return None
-    bits = np.unpackbits(mask[words].astype("<i4", copy=False).view(np.uint8), bitorder="little")
-    places = np.flatnonzero(bits)
-    return words[places >> 5] * 32 + (places & 31) if len(places) <= FEW else None
+def _ids_in(masks: NDArray[np.int32]) -> list[Ids | None]:
+    """The ids that each of the bitmasks [n, words] allows, ascending, when they are at most ``FEW``."""
+    found: list[Ids | None] = [None] * len(masks)
+    narrow = np.flatnonzero((masks != 0).sum(axis=1) <= FEW)  # each of a row's words has an id at least
+    part = masks[narrow]
+    at = np.flatnonzero(part)
+    octets = part.ravel()[at].astype("<i4", copy=False).view(np.uint8).reshape(-1, 4)
+    owners = at // masks.shape[1]
+    counts = np.bincount(owners, weights=_BITS[octets].sum(axis=1), minlength=len(narrow))
+    kept = (counts <= FEW)[owners]
+    places = np.flatnonzero(np.unpackbits(octets[kept], bitorder="little"))
+    ids = ((at - owners * masks.shape[1])[kept] * 32)[places >> 5] + (places & 31)
+    first = 0
+    for index, count in zip(narrow.tolist(), counts.astype(np.int64).tolist(), strict=True):
+        if count <= FEW:
+            found[index] = ids[first : first + count]
+            first += count
+    return found
 
 
 def _adjust(work: Tensor, rows: Sequence[SampleRow], ids: Sequence[Ids], width: int) -> None:

@@ -61,7 +61,7 @@ class Sampler:
         width = logits.shape[1]
         few: list[Ids | None] = [None] * len(rows)
         if mask is not None or any(row.params.allowed_token_ids is not None for row in rows):
-            few = [few_ids(row, None if mask is None else mask[i], width) for i, row in enumerate(rows)]
+            few = few_ids(rows, mask, width)
         best = largest(logits)
         errors = [not_finite(peak) for peak in best[0].tolist()]
         tokens = [-1] * len(rows)
