@@ -120,7 +120,7 @@ def test_the_language_knows_nothing_of_ours_but_the_request_side_of_constraints(
 
 
 def test_constraints_know_nothing_of_the_runtime() -> None:
-    assert offences("sglite.constrained", ()) == []
+    assert offences("sglite.constrained", ("sglite.compiled",)) == []
     assert not any(inside(i.target, "torch", "transformers") for i in IMPORTS if inside(i.module, "sglite.constrained"))
 
 
@@ -187,8 +187,14 @@ def test_reading_gguf_files_takes_the_standard_library_only() -> None:
 
 def test_the_backend_sees_nothing_above_it() -> None:
     """``protocol`` is the language both speak; the pool is made of the tensors it allocates."""
-    allowed = ("sglite.runtime.protocol", "sglite.runtime.cache.pool")
+    allowed = ("sglite.runtime.protocol", "sglite.runtime.cache.pool", "sglite.compiled")
     assert offences("sglite.runtime.backend", allowed) == []
+
+
+def test_compiling_takes_the_standard_library_only() -> None:
+    """Two rooms that know nothing of each other do it."""
+    targets = {item.target.partition(".")[0] for item in imports_of("sglite.compiled")}
+    assert targets <= set(sys.stdlib_module_names)
 
 
 def test_text_sampling_and_drafts_know_no_engine() -> None:
