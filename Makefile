@@ -7,6 +7,7 @@
 #   make test-clients agents of the clients people use, in the interpreters that SGLITE_CLIENTS_PYTHON names (a:b)
 #   make test-faults  attacks, and processes that die: ten minutes; SGLITE_FAULTS=full takes the full numbers
 #   make lint         ruff and mypy alone
+#   make wheel        a wheel in dist/ that carries the native libraries, for people without a C++ compiler
 #   make bench-constrained   measure constrained generation beside its peers; QUICK=--quick takes a part of it
 #   make reference    docs/reference.md from the docstrings, the list of models in docs/models.md from the tests
 #   make bench-programs      measure the examples beside the same work as HTTP calls; QUICK=--quick takes small sizes
@@ -31,7 +32,8 @@ READY := $(VENV)/sglite-ready
 PYTEST := OMP_NUM_THREADS=1 timeout --kill-after=10 $(TEST_SECONDS) $(PY) -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-slow test-browser test-clients test-faults lint bench-constrained bench-programs reference demo-model clean
+.PHONY: run test test-slow test-browser test-clients test-faults lint bench-constrained bench-programs reference demo-model wheel \
+	clean
 
 run: $(READY)
 	$(PY) examples/quickstart.py
@@ -71,6 +73,10 @@ bench-programs: $(READY)
 
 demo-model: $(READY)
 	$(PY) -m tools.demo_model.build
+
+# A plain wheel or sdist carries the sources alone: `pip wheel . --no-deps`, `python -m build`.
+wheel: $(READY)
+	$(PY) -m tools.native_wheel
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(READY)

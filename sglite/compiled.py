@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SANITIZERS = ("address", "undefined", "thread")
-STATIC = ("-static-libstdc++", "-static-libgcc")
-"""For the linker, where a library is to be loaded elsewhere."""
+STATIC = ("-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL", "-Wl,--gc-sections")
+"""For the linker, where a library is to be loaded elsewhere: it brings what it needs of C++, and shows none of it."""
 _BUILD_SECONDS = 600
 
 logger = logging.getLogger(__name__)

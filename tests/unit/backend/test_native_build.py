@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,3 +69,22 @@ def test_the_fastest_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     if not isinstance(backend, NativeBackend):
         pytest.skip("there are no native kernels here")
     assert backend.describe().startswith(f"{backend.level} kernels, 2 threads")
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="there is no objdump")
+def test_wide_registers_are_used_by_the_kernels_alone() -> None:
+    """What is not a kernel runs on any x86-64. A kernel's functions have internal linkage: of others the linker would
+    keep one copy for all instruction sets."""
+    try:
+        library = native_build.load()._name
+    except native_build.NativeUnavailable as error:
+        pytest.skip(str(error))
+    command = ["objdump", "--disassemble", "--no-show-raw-insn", library]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    wide, function = set(), ""
+    for line in said.splitlines():
+        if line.endswith(">:"):
+            function = line.partition("<")[2].removesuffix(">:")
+        elif re.search(r"\tv[a-z]|%[yz]mm|%tmm", line):
+            wide.add(function)
+    assert wide and [name for name in wide if not name.startswith("_ZN12_GLOBAL__N_1")] == []
