@@ -138,7 +138,13 @@ def test_the_cache_is_plain_integers() -> None:
 def test_the_engine_sees_neither_torch_nor_model_nor_backend() -> None:
     """``executor.build`` and the hub, which know models, are opened by ``Engine`` when one is made."""
     door = "sglite.runtime.engine.engine"
-    banned = ("sglite.runtime.model", "sglite.runtime.backend", "sglite.runtime.executor.worker", "sglite.lang")
+    banned = (
+        "sglite.runtime.model",
+        "sglite.runtime.backend",
+        "sglite.runtime.executor.worker",
+        "sglite.runtime.executor.rows",
+        "sglite.lang",
+    )
     found = [
         f"{i.module}:{i.line} imports {i.target}"
         for i in IMPORTS
@@ -210,7 +216,7 @@ def test_only_the_worker_and_who_builds_it_meet_model_and_backend() -> None:
         if inside(i.target, "sglite.runtime.model", "sglite.runtime.backend")
         and not inside(i.module, "sglite.runtime.model", "sglite.runtime.quant", "sglite.runtime.backend")
     }
-    executors = {"sglite.runtime.executor.worker", "sglite.runtime.executor.build"}
+    executors = {f"sglite.runtime.executor.{part}" for part in ("worker", "rows", "build")}
     assert meeting <= executors | {"sglite.runtime.engine.engine", "sglite.runtime.cache.pool"}
 
 
