@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from sglite.constrained import bitmask
+from sglite.constrained.matcher import run_follows_each
 from sglite.constrained.spec import ConstraintRefused, ConstraintSpec
 from sglite.constrained.vocab import Vocabulary
 
@@ -154,6 +155,9 @@ class ToyMatcher:
     def charge(self, n: int) -> None:
         if self.close_at is not None:
             self.close_at -= n
+
+    def run_follows(self, mask) -> bool:
+        return run_follows_each(self, mask)
 
     def retreat(self) -> int:
         held = self.held

@@ -28,6 +28,7 @@ from sglite.constrained.matcher import ForcedText
 from sglite.constrained.vocab import Vocabulary
 
 _CONTEXT = 32  # committed tokens looked at for a place to encode from
+_KNOWN = 4096  # places that are remembered
 _SPACES = 16  # places inside a run of white space that are tried
 _PROBES = ('{"a": 1}', "a", " a")
 _ANCHORS = ("", "\n", "\x01", "|", "。")
@@ -35,7 +36,7 @@ _APOSTROPHES = "'’"
 
 
 class StableTokens:
-    """The tokenizer of one vocabulary, asked what is certain. Its methods are pure; it is shared by all requests.
+    """The tokenizer of one vocabulary, asked what is certain; shared by all requests. It remembers some of its answers.
 
     To make one takes a look at the whole vocabulary.
     """
@@ -45,6 +46,7 @@ class StableTokens:
         found = [(piece, i) for i in range(len(vocab.token_bytes)) if (piece := vocab.content(i))]
         found.sort()
         self._pieces, self._ids = [piece for piece, _ in found], [i for _, i in found]
+        self._anew: set[tuple[int, bytes]] = set()  # tokens behind which what follows is encoded by itself
         self._longest = max(map(len, self._pieces), default=1)
         self._anchors: list[tuple[str, list[int]]] = []  # texts that can stand in front, and their ids
         self._find_anchors()
@@ -52,6 +54,8 @@ class StableTokens:
     def context(self, ids: Sequence[int], forced: bytes) -> tuple[int, ...] | None:
         """The last committed ids, as few as needed to encode what is forced after them; None when unknown."""
         after = forced[:4]
+        if ids and (ids[-1], after) in self._anew:
+            return ()
         for count in range(min(len(ids), _CONTEXT) + 1):
             piece = self.vocab.content(ids[-1 - count]) if count < len(ids) else None
             if piece is None:  # the text begins here, or a special token ends
@@ -60,6 +64,10 @@ class StableTokens:
             if 0x80 <= before[-1] < 0xC0 and len(before) < 4:  # perhaps the rest of a character
                 before = self._bytes(ids[max(len(ids) - count - 4, 0) : len(ids) - count])
             if _starts_anew(before[-4:], after):
+                if not count and before is piece:
+                    if len(self._anew) >= _KNOWN:
+                        self._anew.clear()
+                    self._anew.add((ids[-1], after))
                 return tuple(ids[len(ids) - count :])
             after = (piece + after)[:4]
         return None

@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 
 from sglite.constrained import bitmask
 
+MAX_TRIED = 32
+"""Allowed tokens up to which it is tried out what would follow each of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class ForcedText:
@@ -111,6 +114,12 @@ class Matcher(Masked, Protocol):
     def forced(self, limit: int = 64) -> list[int]:
         """The tokens that are the only ones allowed from here, in order; the state is unchanged."""
 
+    def run_follows(self, mask: NDArray[np.int32]) -> bool:
+        """Whatever token of `mask`, which `fill` gave here, comes next: forced tokens or the end come after it.
+
+        False where it would take long to find out, and where a state seen before says so: a hint, no promise.
+        """
+
     def retreat(self) -> int:
         """Where nothing may follow because a value turned out wrong: take its tokens back and rule that value out.
 
@@ -143,6 +152,22 @@ class Matcher(Masked, Protocol):
     @property
     def error(self) -> str | None:
         """Why nothing can follow although the text is not a member, else None. Stays until a rollback."""
+
+
+def run_follows_each(matcher: Matcher, mask: NDArray[np.int32]) -> bool:
+    """`Matcher.run_follows` by trying each token, where they are few; the state is unchanged."""
+    if np.count_nonzero(mask) > MAX_TRIED:
+        return False
+    ids = bitmask.to_ids(mask).tolist()
+    return len(ids) <= MAX_TRIED and all(_runs_on(matcher, token_id) for token_id in ids)
+
+
+def _runs_on(matcher: Matcher, token_id: int) -> bool:
+    if not matcher.accept(token_id):
+        return False
+    follows = bool(matcher.forced(1)) or matcher.finished
+    matcher.rollback(1)
+    return follows
 
 
 def forced_by_mask(matcher: Masked, eos_ids: Sequence[int], words: int, limit: int) -> list[int]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sglite.constrained import bitmask, closing
 from sglite.constrained.jump_forward import StableTokens
-from sglite.constrained.matcher import ForcedText, RawMatcher
+from sglite.constrained.matcher import ForcedText, RawMatcher, run_follows_each
 from sglite.constrained.resample import Ruled
 from sglite.constrained.vocab import Vocabulary
 
@@ -34,6 +34,7 @@ class Shared:
         self.forced: dict[int, ForcedText] = {}
         self.runs: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
         self.followed: dict[int, bool] = {}  # whether any text may follow
+        self.leads: dict[tuple[int, bool], bool] = {}  # whether forced tokens follow whatever comes next
         self.enough: dict[int, int] = {}  # a room with which every token fits
 
 
@@ -90,6 +91,19 @@ class TokenMatcher:
             return []
         run = self._run if self._run is not None else self._find_run()
         return list(run[:limit])
+
+    def run_follows(self, mask: NDArray[np.int32]) -> bool:
+        run = self._run if self._run is not None else self._find_run()
+        if len(run) > 1:
+            return self._jump
+        key = self._raw.state_key if self._close_at is None and not self._ruled and not run else None
+        if key is None:
+            return run_follows_each(self, mask)
+        known = self._shared.leads.get((key, self._jump))
+        if known is None:
+            known = run_follows_each(self, mask)
+            _remember(self._shared.leads, (key, self._jump), known)
+        return known
 
     @property
     def accepting(self) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sglite.constrained import bitmask
 from sglite.constrained.jump_forward import StableTokens
-from sglite.constrained.matcher import Matcher
+from sglite.constrained.matcher import Matcher, run_follows_each
 from sglite.constrained.vocab import Vocabulary
 
 
@@ -195,6 +195,9 @@ class ReasoningGate:
         if not self.thinking:
             return self._inner.forced(limit)
         return list(self._run[: max(limit, 0)]) if self._jump else []
+
+    def run_follows(self, mask: NDArray[np.int32]) -> bool:
+        return run_follows_each(self, mask) if self.thinking else self._inner.run_follows(mask)
 
     def retreat(self) -> int:
         taken = 0 if self.thinking else self._inner.retreat()

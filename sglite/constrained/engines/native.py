@@ -129,7 +129,10 @@ class NativeMatcher:
         if mask.shape != (self._words,) or mask.dtype != np.int32 or not mask.flags.c_contiguous:
             raise ValueError(f"the mask is int32 [{self._words}] contiguous, got {mask.dtype} {mask.shape}")
         address, bytes_left = mask.ctypes.data, -1 if room is None else room
-        return bool(self._ask(lambda: self._lib.sg_matcher_fill(self._handle, address, bytes_left)))
+        result = self._lib.sg_matcher_fill(self._handle, address, bytes_left)
+        if result < 0:
+            result = self._ask(lambda: self._lib.sg_matcher_fill(self._handle, address, bytes_left))
+        return bool(result)
 
     def accept(self, token_id: int) -> bool:
         result = self._lib.sg_matcher_accept(self._handle, token_id)
@@ -167,7 +170,8 @@ class NativeMatcher:
             capacity = length
 
     def held(self) -> int:
-        return self._ask(lambda: self._lib.sg_matcher_held(self._handle))
+        result: int = self._lib.sg_matcher_held(self._handle)
+        return result if result >= 0 else self._ask(lambda: self._lib.sg_matcher_held(self._handle))
 
     @property
     def accepting(self) -> bool:
@@ -196,7 +200,8 @@ class NativeMatcher:
         self._lib.sg_matcher_free(self._handle)
 
     def _flags(self) -> int:
-        return self._ask(lambda: self._lib.sg_matcher_flags(self._handle))
+        result: int = self._lib.sg_matcher_flags(self._handle)
+        return result if result >= 0 else self._ask(lambda: self._lib.sg_matcher_flags(self._handle))
 
     def _ask(self, call: Callable[[], int], none: int = 0) -> int:
         """The result of a call that may want to know whether some values are right before it has one."""

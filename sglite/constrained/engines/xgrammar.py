@@ -19,7 +19,7 @@ from sglite.constrained import bitmask
 from sglite.constrained.engines.xgrammar_ebnf import to_ebnf
 from sglite.constrained.grammar import Grammar, check_expanded, normalise
 from sglite.constrained.limits import Limits
-from sglite.constrained.matcher import RawMatcher, forced_by_mask
+from sglite.constrained.matcher import RawMatcher, forced_by_mask, run_follows_each
 from sglite.constrained.spec import ConstraintError, ConstraintRefused
 from sglite.constrained.vocab import Vocabulary
 
@@ -142,6 +142,9 @@ class XGrammarMatcher:
 
     def forced(self, limit: int = 64) -> list[int]:
         return forced_by_mask(self, self._vocab.eos_ids, self._vocab.words, limit) if self._jump else []
+
+    def run_follows(self, mask: NDArray[np.int32]) -> bool:
+        return run_follows_each(self, mask)
 
     def retreat(self) -> int:
         return 0  # no value is checked when it ends

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MAX_SHOWN = 80
 """Characters of a constraint that an error message repeats."""
-MAX_LOOKED_AT = 32
-"""Allowed tokens up to which it is tried out what would follow each of them."""
 
 
 class Compiler(Protocol):
@@ -221,12 +219,8 @@ class GrammarState:
 
     def run_follows(self) -> bool:
         """Whatever the token being sampled is, forced tokens or the end come after it. False where that costs much."""
-        if self._row is None or self.held or np.count_nonzero(self._row) > MAX_LOOKED_AT:
-            return False
-        ids = bitmask.to_ids(self._row)
-        return len(ids) <= MAX_LOOKED_AT and self._ask(
-            lambda matcher: all(_runs_on(matcher, int(i)) for i in ids), False
-        )
+        row = self._row
+        return row is not None and not self.held and self._ask(lambda matcher: matcher.run_follows(row), False)
 
     def accept(self, token: int) -> bool:
         """Move past an output token; ``False``: it was not allowed."""
@@ -285,15 +279,6 @@ class GrammarState:
             self.failure = f"the constraint failed at run time: {type(error).__name__}: {error}"
             self.stuck = True
             return otherwise
-
-
-def _runs_on(matcher: Matcher, token: int) -> bool:
-    """Forced tokens or the end come after ``token``; the state is unchanged."""
-    if not matcher.accept(token):
-        return False
-    follows = bool(matcher.forced(1)) or matcher.finished
-    matcher.rollback(1)
-    return follows
 
 
 def name_the_constraint(spec: ConstraintSpec, message: str) -> str:
