@@ -145,7 +145,8 @@ def _sanitized() -> tuple[str, ...]:
         return ()
     if not set(named.split(",")) <= set(SANITIZERS):
         raise NativeUnavailable(f"SGLITE_SANITIZE={named!r}: give some of {', '.join(SANITIZERS)}, commas between")
-    return (f"-fsanitize={named}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g")
+    # Optimised fully, the checks of some kernels take the compiler many minutes.
+    return (f"-fsanitize={named}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O1")
 
 
 def _own_file(path: Path) -> bool:
