@@ -12,17 +12,20 @@
 #   make bench-constrained   measure constrained generation beside its peers; QUICK=--quick takes a part of it
 #   make reference    docs/reference.md from the docstrings, the list of models in docs/models.md from the tests
 #   make bench-programs      measure the examples beside the same work as HTTP calls; QUICK=--quick takes small sizes
+#   make bench-peers  measure sglite beside vLLM, llama.cpp, OpenVINO and transformers, which it sets up in .peers
 #   make demo-model   train the bundled model again (over an hour)
 #   make clean        remove caches and build outputs; the next call of any of the above checks the set-up again
 #
 # PYTHON       the interpreter that makes .venv (3.10 or newer)
 # TORCH        the PyTorch requirement, installed first and held at what was installed
+# PEERS        options of bench-peers, such as "--models 29M --quick"; see benchmarks/peers/run.py
 # TORCH_INDEX  a package index to take it from; empty: pip's own. PyTorch keeps one with small CPU builds
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 TEST_SECONDS ?= 2400
+PEERS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -33,8 +36,8 @@ READY := $(VENV)/sglite-ready
 PYTEST := OMP_NUM_THREADS=1 timeout --kill-after=10 $(TEST_SECONDS) $(PY) -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-slow test-browser test-clients test-faults lint bench-constrained bench-programs reference demo-model wheel \
-	test-kernels-sanitized clean
+.PHONY: run test test-slow test-browser test-clients test-faults test-kernels-sanitized lint bench-constrained bench-programs \
+	bench-peers reference demo-model wheel clean
 
 run: $(READY)
 	$(PY) examples/quickstart.py
@@ -82,6 +85,11 @@ reference: $(READY)
 
 bench-programs: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.programs.run $(QUICK)
+
+# An environment that could not be made is told, and its peer left out.
+bench-peers: $(READY)
+	PYTHON="$(abspath $(PY))" TORCH="$(TORCH)" TORCH_INDEX="$(TORCH_INDEX)" benchmarks/peers/setup.sh .peers
+	$(PY) -m benchmarks.peers.run --folder .peers $(PEERS)
 
 demo-model: $(READY)
 	$(PY) -m tools.demo_model.build
