@@ -34,6 +34,14 @@ COMMON = {
     "hidden_act": "silu",
     "attention_bias": False,
 }
+_EXPERTS = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 8,
+    "intermediate_size": 384,
+    "moe_intermediate_size": 384,
+    "num_experts_per_tok": 8,
+    "vocab_size": 16384,
+}
 SHAPES = {
     "29M": {
         "hidden_size": 512,
@@ -53,6 +61,52 @@ SHAPES = {
         "intermediate_size": 3072,
         "vocab_size": 151936,
     },
+    "moe": {
+        **_EXPERTS,
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_experts": 32,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "norm_topk_prob": True,
+    },
+    "latents": {
+        **_EXPERTS,
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "n_routed_experts": 32,
+        "n_shared_experts": 1,
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 2.5,
+        "first_k_dense_replace": 1,
+        "intermediate_size": 3072,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "q_lora_rank": 384,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+    },
+    "recurrent": {
+        **_EXPERTS,
+        "architectures": ["Qwen3NextForCausalLM"],
+        "model_type": "qwen3_next",
+        "num_experts": 32,
+        "shared_expert_intermediate_size": 384,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "partial_rotary_factor": 0.25,
+        "linear_num_key_heads": 8,
+        "linear_num_value_heads": 16,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_conv_kernel_dim": 4,
+        "norm_topk_prob": True,
+    },
 }
 
 
@@ -67,7 +121,13 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.per_row = -(-(self.context + 1) // PAGE)
-        self.pool = self.backend.allocate_pool(self.loaded.groups, num_pages=self.batch * self.per_row, page_size=PAGE)
+        self.states = [group.name for group in self.loaded.groups if group.kind == "state"]
+        self.pool = self.backend.allocate_pool(
+            self.loaded.groups,
+            num_pages=self.batch * self.per_row,
+            page_size=PAGE,
+            num_states=self.batch if self.states else 0,
+        )
         for tensor in (*self.pool.k, *self.pool.v):
             tensor.normal_(0.0, 0.5)
 
@@ -85,6 +145,7 @@ class Runner:
             ],
             page_tables=tables,
             page_size=PAGE,
+            state_slots=[dict.fromkeys(self.states, row) for row in range(self.batch)],
         )
 
     def step(self, tokens: int = 1) -> torch.Tensor:
@@ -126,7 +187,7 @@ def compare(name: str, batch: int, context: int, tokens: int, rounds: int, model
     best = {kind: [min(column) for column in zip(*times[1:], strict=True)] for kind, times in found.items()}
     told = "   ".join(f"{kind} {wall:8.2f} ms ({cpu:8.2f} CPU)" for kind, (wall, cpu) in best.items())
     ratio = best["plain"][0] / best["native"][0] if len(best) == 2 else float("nan")
-    print(f"{name:5} batch {batch:3} x {tokens:4} at {context:5}   {told}   {ratio:5.2f}x", flush=True)
+    print(f"{name:9} batch {batch:3} x {tokens:4} at {context:5}   {told}   {ratio:5.2f}x", flush=True)
 
 
 def main() -> None:

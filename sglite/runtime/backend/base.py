@@ -100,13 +100,28 @@ class AttentionMetadata:
     num_tokens: int
 
 
+@dataclass
+class Matrices:
+    """Weights of one shape that only ``moe`` and ``matmul_each`` read, so that a backend may arrange them."""
+
+    tensor: Tensor
+    """[n, out, in]; once they are packed, in an order that the backend alone knows."""
+    arrangement: object | None = None
+    """As of ``Matrix``."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether ``tensor`` is arranged."""
+        return self.arrangement is not None
+
+
 @dataclass(frozen=True)
 class ExpertWeights:
     """All experts of a layer."""
 
-    gate_up: Tensor
+    gate_up: Matrices
     """[E, 2 * intermediate, hidden], gates first."""
-    down: Tensor
+    down: Matrices
     """[E, hidden, intermediate]"""
     gate_up_bias: Tensor | None = None
     """[E, 2 * intermediate]"""
@@ -219,14 +234,14 @@ class Backend(Protocol):
     def plan(self, layout: BatchLayout) -> AttentionMetadata:
         """Turn a layout into device metadata, once a step. Reads the layout, keeps none of its lists."""
 
-    def place(self, weight: Matrix) -> None:
+    def place(self, weight: Matrix | Matrices) -> None:
         """See to the memory behind a weight that is allocated and not filled yet."""
 
-    def pack(self, weight: Matrix) -> None:
+    def pack(self, weight: Matrix | Matrices) -> None:
         """Arrange a filled weight for the products to come, in place; nothing where the backend has no use for it."""
 
-    def unpack(self, weight: Matrix) -> None:
-        """Undo ``pack``: ``weight.tensor`` is [out, in] again, with the numbers it had."""
+    def unpack(self, weight: Matrix | Matrices) -> None:
+        """Undo ``pack``: ``weight.tensor`` is as it was filled again."""
 
     def store_kv(self, pool: KVPool, layer: int, k: Tensor, v: Tensor | None, meta: AttentionMetadata) -> None:
         """Write this step's keys and values of one layer to the slots of the layout; tokens with slot -1 are skipped.
@@ -352,6 +367,12 @@ class Backend(Protocol):
     ) -> Tensor:
         """What the layers make of ``x`` [T, hidden], one after another; every part as the call of its name says."""
 
+    def gated_norm(self, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """``rms_norm`` of ``x`` [T, n, size] times silu of ``gate``, of the same shape; in float32, as ``weight`` is.
+
+        Both with any strides between tokens, their last two dimensions dense; returns x's dtype.
+        """
+
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
         """``x`` [..., 2 n], gates first, to [..., n]: activation(gate) * up.
 
@@ -365,6 +386,9 @@ class Backend(Protocol):
         ``x`` [T, hidden]; ``ids`` [T, k] int64, distinct in a row; ``weights`` [T, k] float32. Tokens are grouped by
         expert; a token's result depends on its own row only, but for rounding.
         """
+
+    def matmul_each(self, x: Tensor, weights: Matrices) -> Tensor:
+        """``x`` [T, n, in], every one of the n by its own matrix transposed: [T, n, out] in x's dtype."""
 
     def copy_states(self, pool: KVPool, copies: Sequence[CopyState]) -> None:
         """Copy states from slot to slot, or clear them, in all layers of their group, in the order given."""

@@ -22,6 +22,7 @@ from sglite.runtime.backend.base import (
     DenseStack,
     ExpertWeights,
     Guarantees,
+    Matrices,
     Matrix,
     QKVNorms,
 )
@@ -89,13 +90,13 @@ class CPUBackend:
     def plan(self, layout: BatchLayout) -> AttentionMetadata:
         return plan(layout)
 
-    def place(self, weight: Matrix) -> None:
+    def place(self, weight: Matrix | Matrices) -> None:
         """Wherever it is."""
 
-    def pack(self, weight: Matrix) -> None:
+    def pack(self, weight: Matrix | Matrices) -> None:
         """Torch takes weights as they are."""
 
-    def unpack(self, weight: Matrix) -> None:
+    def unpack(self, weight: Matrix | Matrices) -> None:
         """They are as they were."""
 
     def store_kv(self, pool: KVPool, layer: int, k: Tensor, v: Tensor | None, meta: AttentionMetadata) -> None:
@@ -225,6 +226,10 @@ class CPUBackend:
             x = x + self.matmul(self.gated(self.matmul(normed, *a.gate_up), a.activation), *a.down)
         return x
 
+    def gated_norm(self, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+        normed = F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps)
+        return (normed * F.silu(gate.to(weight.dtype))).to(x.dtype)
+
     def gated(self, x: Tensor, activation: Activation) -> Tensor:
         gate, up = x.chunk(2, dim=-1)
         if activation == "silu":
@@ -237,7 +242,7 @@ class CPUBackend:
     def moe(self, x: Tensor, experts: ExpertWeights, ids: Tensor, weights: Tensor, activation: Activation) -> Tensor:
         top_k = ids.shape[1]
         order = ids.flatten().argsort(stable=True)  # (token, choice) pairs, expert by expert
-        counts = ids.flatten().bincount(minlength=len(experts.down)).tolist()
+        counts = ids.flatten().bincount(minlength=len(experts.down.tensor)).tolist()
         rows = x.index_select(0, order // top_k)
         results = torch.empty_like(rows)
         first = 0
@@ -253,8 +258,15 @@ class CPUBackend:
     def _expert(self, x: Tensor, experts: ExpertWeights, expert: int, activation: Activation) -> Tensor:
         up_bias = None if experts.gate_up_bias is None else experts.gate_up_bias[expert]
         down_bias = None if experts.down_bias is None else experts.down_bias[expert]
-        hidden = self.gated(F.linear(x, experts.gate_up[expert], up_bias), activation)
-        return F.linear(hidden, experts.down[expert], down_bias)
+        hidden = self.gated(self._multiply(x, experts.gate_up, expert, up_bias), activation)
+        return self._multiply(hidden, experts.down, expert, down_bias)
+
+    def _multiply(self, x: Tensor, weights: Matrices, index: int, bias: Tensor | None) -> Tensor:
+        """``matmul`` with one of several weights."""
+        return F.linear(x, _whole(weights)[index], bias)
+
+    def matmul_each(self, x: Tensor, weights: Matrices) -> Tensor:
+        return torch.bmm(x.transpose(0, 1), _whole(weights).transpose(1, 2)).transpose(0, 1)
 
     def copy_states(self, pool: KVPool, copies: Sequence[CopyState]) -> None:
         for copy in copies:
@@ -272,7 +284,7 @@ class CPUBackend:
         return own(meta)
 
 
-def _whole(weight: Matrix) -> Tensor:
+def _whole(weight: Matrix | Matrices) -> Tensor:
     """The weight's numbers as they are multiplied."""
     if weight.packed:
         raise BackendError("the weight was packed by another backend; unpack it there first")

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sglite.runtime.backend import native_mixers
 from sglite.runtime.backend.base import (
     Activation,
     AttentionMetadata,
     BackendError,
     BatchLayout,
     DenseStack,
+    ExpertWeights,
+    Matrices,
     Matrix,
     QKVNorms,
 )
@@ -26,6 +29,7 @@ from sglite.runtime.backend.cpu_plan import CPUMetadata
 from sglite.runtime.backend.native_build import NativeUnavailable
 from sglite.runtime.backend.native_dense import ACTIVATIONS, BLOCK, attends, packed_stack
 from sglite.runtime.backend.native_library import LEVELS, TYPES, Library, PackedWeight, supported
+from sglite.runtime.backend.native_mixers import PackedMatrices
 from sglite.runtime.backend.native_plan import NativeMetadata, plan
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
@@ -72,20 +76,20 @@ class NativeBackend(CPUBackend):
         slower = "" if self.level == list(LEVELS)[-1] else ", slower than with AVX512 for bfloat16"
         return f"{self.level} kernels, {self.num_threads} threads{slower}"
 
-    def place(self, weight: Matrix) -> None:
+    def place(self, weight: Matrix | Matrices) -> None:
         self._library.huge(weight.tensor)
 
-    def pack(self, weight: Matrix) -> None:
+    def pack(self, weight: Matrix | Matrices) -> None:
         tensor = weight.tensor
-        outs, ins = tensor.shape
+        outs, ins = tensor.shape[-2:]
         fits = tensor.dtype in TYPES and outs % BLOCK == 0 and ins % 2 == 0 and tensor.is_contiguous()
         if fits and not weight.packed and tensor.numel():
-            self._library.pack(tensor, back=False)
-            weight.arrangement = PackedWeight(tensor)
+            self._library.pack(tensor.view(-1, ins), back=False)
+            weight.arrangement = PackedWeight(tensor) if isinstance(weight, Matrix) else PackedMatrices(tensor)
 
-    def unpack(self, weight: Matrix) -> None:
+    def unpack(self, weight: Matrix | Matrices) -> None:
         if weight.packed:
-            self._library.pack(weight.tensor, back=True)
+            self._library.pack(weight.tensor.view(-1, weight.tensor.shape[-1]), back=True)
             weight.arrangement = None
 
     def allocate_pool(
@@ -209,6 +213,63 @@ class NativeBackend(CPUBackend):
         out = torch.empty((len(rows), size), dtype=x.dtype)
         self._library.gated(rows, out, ACTIVATIONS[activation])
         return out.view(*x.shape[:-1], size)
+
+    def moe(self, x: Tensor, experts: ExpertWeights, ids: Tensor, weights: Tensor, activation: Activation) -> Tensor:
+        out = native_mixers.moe(self._library, x, experts, ids, weights, activation)
+        return super().moe(x, experts, ids, weights, activation) if out is None else out
+
+    def _multiply(self, x: Tensor, weights: Matrices, index: int, bias: Tensor | None) -> Tensor:
+        if not weights.packed:
+            return super()._multiply(x, weights, index, bias)
+        native_mixers.packed(weights)
+        tensor = weights.tensor[index]
+        return self._product(x, Matrix(tensor, PackedWeight(tensor)), bias, x.dtype)
+
+    def matmul_each(self, x: Tensor, weights: Matrices) -> Tensor:
+        out = native_mixers.matmul_each(self._library, x, weights)
+        return super().matmul_each(x, weights) if out is None else out
+
+    def mla_attention(
+        self,
+        q: Tensor,
+        pool: KVPool,
+        layer: int,
+        meta: AttentionMetadata,
+        *,
+        scale: float,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
+        latents, v_dim, out = pool.k[layer], pool.v[layer].shape[2], None
+        if chosen is None:
+            planned = _own(meta).within(pool.framed[layer])
+            out = native_mixers.mla_attention(self._library, q, latents, v_dim, planned, scale)
+        return super().mla_attention(q, pool, layer, meta, scale=scale, chosen=chosen) if out is None else out
+
+    def causal_conv(
+        self, x: Tensor, weight: Tensor, pool: KVPool, group: str, layer: int, meta: AttentionMetadata
+    ) -> Tensor:
+        out = native_mixers.causal_conv(self._library, x, weight, pool.states[group][layer][0], _own(meta), group)
+        return super().causal_conv(x, weight, pool, group, layer, meta) if out is None else out
+
+    def gated_delta_rule(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        pool: KVPool,
+        group: str,
+        layer: int,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        states, parts = pool.states[group][layer][1], (q, k, v)
+        out = native_mixers.gated_delta_rule(self._library, parts, decay, beta, states, _own(meta), group)
+        return super().gated_delta_rule(*parts, decay, beta, pool, group, layer, meta) if out is None else out
+
+    def gated_norm(self, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out = native_mixers.gated_norm(self._library, x, gate, weight, eps)
+        return super().gated_norm(x, gate, weight, eps) if out is None else out
 
     def _planned(self, meta: AttentionMetadata) -> CPUMetadata:
         return _own(meta).plain

@@ -169,6 +169,18 @@ def check_rows(layout: BatchLayout) -> None:
         pass
 
 
+def check_states(
+    parents: Sequence[Sequence[int] | None] | None,
+    slots: Sequence[Mapping[str, int]] | None,
+    group: str,
+    tokens: Sequence[int],
+) -> None:
+    """BackendError for rows that recurrent layers of ``group`` cannot compute; ``tokens``: that each row has."""
+    for row, count in enumerate(tokens):
+        if count:
+            _check_state(parents[row] if parents is not None else None, slots[row] if slots is not None else {}, group)
+
+
 def read_slots(cache: Tensor, slots: slice | Tensor) -> Tensor:
     """The pool rows that a segment reads."""
     return cache[slots] if isinstance(slots, slice) else cache.index_select(0, slots)
@@ -244,12 +256,16 @@ def _rows_of_a_length(rows: Sequence[Row]) -> list[list[Row]]:
     return list(groups.values())
 
 
+def _check_state(parents: Sequence[int] | None, states: Mapping[str, int], group: str) -> None:
+    if parents:
+        raise BackendError(f"recurrent state cannot follow the branches of {len(parents)} drafts; send none")
+    if group not in states:
+        raise BackendError(f"batch layout: a row has no state slot of group {group!r}, only {sorted(states)}")
+
+
 def _plan_run(rows: Sequence[Row], group: str) -> Run:
     for row in rows:
-        if row.parents:
-            raise BackendError(f"recurrent state cannot follow the branches of {len(row.parents)} drafts; send none")
-        if group not in row.states:
-            raise BackendError(f"batch layout: a row has no state slot of group {group!r}, only {sorted(row.states)}")
+        _check_state(row.parents, row.states, group)
     lengths = np.asarray([row.num_tokens for row in rows], dtype=np.int64)
     firsts = np.asarray([row.first_token for row in rows], dtype=np.int64)
     steps = np.arange(lengths.max())

@@ -37,6 +37,12 @@ _SIGNATURES = {
     "sg_rotate": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 8, *[_LONG] * 5, _FLOAT, _INT]),
     "sg_dense_room": (_LONG, [_POINTER, *[_LONG] * 3, _INT]),
     "sg_dense_layers": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 8, *[_LONG] * 3, _INT]),
+    "sg_experts": (None, [_POINTER, _POINTER, _POINTER]),
+    "sg_each": (None, [_POINTER, _POINTER]),
+    "sg_latents": (None, [_POINTER, _POINTER, _POINTER]),
+    "sg_conv": (None, [_POINTER, _POINTER]),
+    "sg_delta": (None, [_POINTER, _POINTER]),
+    "sg_gated_norm": (None, [_POINTER, _POINTER]),
     "sg_gated": (None, [_POINTER, _POINTER, _LONG, _POINTER, _LONG, _LONG, _INT, _INT]),
 }
 
@@ -171,6 +177,30 @@ class Library:
             self._handle, layers, count, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), *plans, *slots, room.data_ptr(),
             tokens, hidden, 2 * cos.shape[-1], kind,
         )  # fmt: skip
+
+    def experts(self, job: int, ids: Tensor) -> None:
+        """``Backend.moe``; ``job``, here and below: the address of one of ``native_mixers``' structs."""
+        self._lib.sg_experts(self._handle, job, ids.data_ptr())
+
+    def each(self, job: int) -> None:
+        """``Backend.matmul_each``."""
+        self._lib.sg_each(self._handle, job)
+
+    def latents(self, plan: int, job: int) -> None:
+        """``Backend.mla_attention``."""
+        self._lib.sg_latents(self._handle, plan, job)
+
+    def conv(self, job: int) -> None:
+        """``Backend.causal_conv``."""
+        self._lib.sg_conv(self._handle, job)
+
+    def delta(self, job: int) -> None:
+        """``Backend.gated_delta_rule``."""
+        self._lib.sg_delta(self._handle, job)
+
+    def gated_norm(self, job: int) -> None:
+        """``Backend.gated_norm``."""
+        self._lib.sg_gated_norm(self._handle, job)
 
 
 class Pages:

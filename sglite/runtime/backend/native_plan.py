@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
@@ -29,6 +29,7 @@ class NativeMetadata(AttentionMetadata):
     positions: Sequence[int]
     framed: NativeMetadata | None = None
     """The same batch in the groups that are kept in frames."""
+    _states: dict[str, Longs] = field(default_factory=dict)
 
     def within(self, framed: bool) -> NativeMetadata:
         """The batch as a layer sees it, which is kept in frames or in pages."""
@@ -42,6 +43,14 @@ class NativeMetadata(AttentionMetadata):
     def handle(self) -> int:
         """The library's copy of the pages."""
         return self.library.plan(self.pages)
+
+    def state_rows(self, group: str) -> Longs:
+        """[R] state slots of the rows in a group. BackendError: a row has drafts or none."""
+        if group not in self._states:
+            cpu_plan.check_states(self.parents, self.state_slots, group, np.diff(self.pages.query_from).tolist())
+            slots = [row.get(group, 0) for row in self.state_slots or ()]
+            self._states[group] = np.array(slots, dtype=np.int64)
+        return self._states[group]
 
     @cached_property
     def plain(self) -> cpu_plan.CPUMetadata:

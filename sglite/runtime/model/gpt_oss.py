@@ -53,8 +53,8 @@ def bind_interleaved(weights: WeightTable, name: str, hidden: int, moe: MoEConfi
     weights.bind(f"{name}.down_proj", down, Conversion((count, size, hidden), lambda stored: stored.transpose(1, 2)))
     biases = Conversion((count, 2 * size), gates_first)
     return ExpertWeights(
-        gate_up,
-        down,
+        weights.matrices(gate_up),
+        weights.matrices(down),
         weights.tensor(f"{name}.gate_up_proj_bias", count, 2 * size, source=biases),
         weights.tensor(f"{name}.down_proj_bias", count, hidden),
     )

@@ -45,7 +45,7 @@ def make_router(moe: MoEConfig, seed: int) -> Router:
     )
     router = Router(WeightTable(torch.float32, torch.device("cpu")), "gate", config, moe)
     generator = torch.Generator().manual_seed(seed)
-    router.weight.normal_(generator=generator)
+    router.weight.tensor.normal_(generator=generator)
     if router.bias is not None:
         router.bias.normal_(0.0, 0.5, generator=generator)
     return router
@@ -74,7 +74,7 @@ def test_experts_and_weights_are_those_of_the_papers(moe: MoEConfig, seed: int) 
     bias = [0.0] * EXPERTS if router.bias is None else router.bias.tolist()
     assert weights.dtype == torch.float32
     for token in range(TOKENS):
-        expected = routed(moe, router.weight @ x[token], bias)
+        expected = routed(moe, router.weight.tensor @ x[token], bias)
         assert dict(zip(ids[token].tolist(), weights[token].tolist(), strict=True)) == pytest.approx(expected, abs=1e-5)
 
 
@@ -87,7 +87,7 @@ def test_the_bias_takes_part_in_the_choice_alone() -> None:
     x = torch.randn(TOKENS, HIDDEN)
     ids, weights = router(x, CPUBackend())
     assert set(ids.flatten().tolist()) == {7}
-    torch.testing.assert_close(weights[:, 0], (x @ router.weight[7]).sigmoid())
+    torch.testing.assert_close(weights[:, 0], (x @ router.weight.tensor[7]).sigmoid())
 
 
 def test_a_token_finds_its_experts_whatever_the_others_are() -> None:

@@ -158,3 +158,18 @@ SG_API void sg_dense_layers(void* engine, const DenseLayer* layers, int64_t coun
                  {x, cos, sin, {static_cast<Plan*>(plan), static_cast<Plan*>(framed_plan)}, {slots, framed_slots},
                   static_cast<char*>(room), tokens, hidden, turned, type});
 }
+
+// The jobs below are structs of mixers.hpp; what is known here alone Python leaves at zero.
+SG_API void sg_experts(void* engine, const Experts* job, const int64_t* ids) { Turn(engine)->mix(*job, ids); }
+
+SG_API void sg_each(void* engine, const Each* job) { Turn(engine)->multiply_each(*job); }
+
+SG_API void sg_latents(void* engine, void* plan, const Latents* job) {
+    Turn(engine)->attend_latents(*job, *static_cast<Plan*>(plan));
+}
+
+SG_API void sg_conv(void* engine, const Conv* job) { Turn(engine)->convolve(*job); }
+
+SG_API void sg_delta(void* engine, const Delta* job) { Turn(engine)->remember(*job); }
+
+SG_API void sg_gated_norm(void* engine, const GatedNorm* job) { Turn(engine)->normalise_gated(*job); }

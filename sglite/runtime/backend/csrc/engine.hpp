@@ -6,11 +6,20 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "mixers.hpp"
 #include "threads.hpp"
 
 namespace sglite {
 
 struct Plan;
+
+// What lies between the phases of experts.
+struct ExpertsRoom {
+    std::vector<int64_t> firsts, next;
+    std::vector<int32_t> order, places;
+    std::vector<ExpertPiece> pieces;
+    std::vector<char> hidden, results, scratch;
+};
 
 struct Engine {
     Engine(const Kernels& table, int count) : kernels(table), threads(count), scratch(count) {}
@@ -20,6 +29,8 @@ struct Engine {
     Threads threads;
     std::vector<std::vector<char>> scratch;  // of each thread
     std::vector<char> tiles;
+    ExpertsRoom experts;
+    std::vector<LatentPiece> latent_pieces;
 
     // Sizes of pieces are set here.
     void multiply(Product job);
@@ -28,6 +39,13 @@ struct Engine {
     void activate(Gated job);
     // `job` without what is known from the plan: tables, rows, pieces and room.
     void attend(Attention job, Plan& plan);
+    // `job` without order, pieces and room; `ids` [tokens, chosen].
+    void mix(Experts job, const int64_t* ids);
+    void multiply_each(Each job);
+    void attend_latents(Latents job, Plan& plan);
+    void convolve(Conv job);
+    void remember(Delta job);
+    void normalise_gated(GatedNorm job);
 };
 
 inline int64_t parts(int64_t whole, int64_t step) { return (whole + step - 1) / step; }
@@ -43,5 +61,17 @@ T most(T a, T b) {
 }
 
 inline int64_t size_of(int32_t type) { return type ? 2 : 4; }
+
+// Rows so that a piece is worth handing out.
+inline int64_t row_step(int64_t rows, int64_t numbers, int threads) {
+    const int64_t worth = most<int64_t>(1, 8192 / most<int64_t>(numbers, 1));
+    return most(worth, parts(rows, 4 * threads));
+}
+
+// At least `bytes` of room, on a line of the cache.
+inline char* grown(std::vector<char>& room, int64_t bytes) {
+    if (static_cast<int64_t>(room.size()) < bytes + 64) room.resize(bytes + 64);
+    return room.data() + (64 - reinterpret_cast<uintptr_t>(room.data()) % 64) % 64;
+}
 
 }  // namespace sglite

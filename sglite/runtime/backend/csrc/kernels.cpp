@@ -2,8 +2,12 @@
 #include "kernels.hpp"
 
 #include "attention.hpp"
+#include "delta.hpp"
+#include "experts.hpp"
+#include "latents.hpp"
 #include "product.hpp"
 #include "rowwise.hpp"
 
 extern const sglite::Kernels SG_TABLE;
-const sglite::Kernels SG_TABLE = {product, attention, norm, rotate, gated};
+const sglite::Kernels SG_TABLE = {product,      attention,   norm, rotate,  gated, experts_up,
+                                  experts_down, experts_mix, each, latents, conv,  delta,      gated_norm};

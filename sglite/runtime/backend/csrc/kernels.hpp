@@ -110,6 +110,14 @@ struct Kernels {
     void (*norm)(void* job, int64_t piece, int thread);
     void (*rotate)(void* job, int64_t piece, int thread);
     void (*gated)(void* job, int64_t piece, int thread);
+    void (*experts_up)(void* job, int64_t piece, int thread);
+    void (*experts_down)(void* job, int64_t piece, int thread);
+    void (*experts_mix)(void* job, int64_t piece, int thread);
+    void (*each)(void* job, int64_t piece, int thread);
+    void (*latents)(void* job, int64_t piece, int thread);
+    void (*conv)(void* job, int64_t piece, int thread);
+    void (*delta)(void* job, int64_t piece, int thread);
+    void (*gated_norm)(void* job, int64_t piece, int thread);
 };
 
 }  // namespace sglite

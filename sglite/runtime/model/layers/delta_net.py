@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglite.runtime.backend.base import ForwardContext
+from sglite.runtime.backend.base import ForwardContext, Matrix
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.layers.cache_layout import STATE_GROUP
 from sglite.runtime.model.layers.linear import Linear
@@ -45,8 +45,8 @@ class DeltaNet:
             self.ba = _ungrouped(weights, {f"{name}.in_proj_ba.weight": [heads, heads]}, delta.num_k_heads, hidden)
         else:
             rows = {f"{name}.in_proj_qkv.weight": 2 * keys + values, f"{name}.in_proj_z.weight": values}
-            self.qkvz = weights.stacked(rows, hidden)
-            self.ba = weights.stacked({f"{name}.in_proj_{part}.weight": heads for part in "ba"}, hidden)
+            self.qkvz = weights.matrix(rows, hidden)
+            self.ba = weights.matrix({f"{name}.in_proj_{part}.weight": heads for part in "ba"}, hidden)
         shape = (2 * keys + values, delta.conv_width)
         flat = Conversion((shape[0], 1, shape[1]), lambda stored: stored.squeeze(1))
         self.conv = weights.tensor(f"{name}.conv1d.weight", *shape, source=flat)
@@ -67,15 +67,14 @@ class DeltaNet:
         decay = -self.log_rate.exp() * F.softplus(forget + self.rate_bias)
         state = (context.pool, STATE_GROUP, self.layer)
         read = backend.gated_delta_rule(q, k, v, decay, write.sigmoid(), *state, context.meta)
-        normed = F.rms_norm(read.float(), self.norm.shape, self.norm, self.eps)
-        gated = normed * F.silu(z.float().view(normed.shape))
-        return self.out(gated.flatten(1).to(x.dtype), backend)
+        gated = backend.gated_norm(read, z.view(read.shape), self.norm, self.eps)
+        return self.out(gated.flatten(1), backend)
 
 
-def _ungrouped(weights: WeightTable, source: Mapping[str, Sequence[int]], heads: int, hidden: int) -> Tensor:
+def _ungrouped(weights: WeightTable, source: Mapping[str, Sequence[int]], heads: int, hidden: int) -> Matrix:
     """[sum of parts, hidden], part under part; in the checkpoint every head's share of each part stands together."""
     ((name, parts),) = source.items()
     size = sum(parts)
     shares = torch.split(torch.arange(size).view(heads, -1), [part // heads for part in parts], dim=1)
     order = torch.cat([share.flatten() for share in shares])
-    return weights.tensor(name, size, hidden, source=Conversion((size, hidden), lambda stored: stored[order]))
+    return weights.converted_matrix(name, size, hidden, source=Conversion((size, hidden), lambda stored: stored[order]))

@@ -15,13 +15,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import ForwardContext
-from sglite.runtime.model.config import ModelConfig
+from sglite.runtime.backend.base import Backend, ForwardContext, Matrices
+from sglite.runtime.model.config import MLAConfig, ModelConfig
 from sglite.runtime.model.layers.indexer import Indexer
 from sglite.runtime.model.layers.linear import Linear
 from sglite.runtime.model.layers.norm import RMSNorm
 from sglite.runtime.model.layers.rotary import RotaryAngles, temperature
-from sglite.runtime.model.layers.weights import WeightTable
+from sglite.runtime.model.layers.weights import Conversion, WeightTable
 
 LATENT_EPS = 1e-6
 """Of the norms of latents, whatever the config's ``rms_norm_eps``: the family's own code leaves it at the default."""
@@ -51,10 +51,7 @@ class LatentAttention:
         latent = {f"{name}.kv_a_proj_with_mqa": mla.kv_lora_rank + mla.rope_dim}
         self.kv_down = Linear(weights, latent, hidden, bias=bias)
         self.kv_norm = RMSNorm(weights, f"{name}.kv_a_layernorm", mla.kv_lora_rank, LATENT_EPS)
-        per_head = mla.nope_dim + mla.v_dim
-        kv = weights.tensor(f"{name}.kv_b_proj.weight", self.num_heads * per_head, mla.kv_lora_rank)
-        kv_heads = kv.view(self.num_heads, per_head, mla.kv_lora_rank)
-        self.key_up, self.value_up = kv_heads[:, : mla.nope_dim], kv_heads[:, mla.nope_dim :]  # [heads, dim, rank]
+        self.key_up, self.value_up = _up(weights, f"{name}.kv_b_proj.weight", self.num_heads, mla)
         self.out = Linear(weights, {f"{name}.o_proj": hidden}, self.num_heads * mla.v_dim, bias=bias)
 
     def __call__(self, x: Tensor, angles: RotaryAngles, context: ForwardContext) -> Tensor:
@@ -68,19 +65,31 @@ class LatentAttention:
             pool, self.layer, torch.cat((self.kv_norm(latent, backend)[:, None], k_rope), dim=-1), None, meta
         )
         chosen = None if self.indexer is None else self.indexer(x, source, angles, context)
-        query = self._query(q, angles)
+        query = self._query(q, angles, backend)
         attended = backend.mla_attention(query, pool, self.layer, meta, scale=self.scale, chosen=chosen)
-        values = torch.bmm(attended.transpose(0, 1), self.value_up.transpose(1, 2))  # [heads, T, v_dim]
-        return self.out(values.transpose(0, 1).flatten(1), backend)
+        return self.out(backend.matmul_each(attended, self.value_up).flatten(1), backend)
 
-    def _query(self, q: Tensor, angles: RotaryAngles) -> Tensor:
+    def _query(self, q: Tensor, angles: RotaryAngles, backend: Backend) -> Tensor:
         """[T, heads, nope + rope] -> [T, heads, rank + rope], in the latents' space."""
         nope, rope = torch.split(q, [self.mla.nope_dim, self.mla.rope_dim], dim=-1)
-        absorbed = torch.bmm(nope.transpose(0, 1), self.key_up).transpose(0, 1)
-        return torch.cat((absorbed, self._rotate(rope, angles)), dim=-1)
+        return torch.cat((backend.matmul_each(nope, self.key_up), self._rotate(rope, angles)), dim=-1)
 
     def _rotate(self, x: Tensor, angles: RotaryAngles) -> Tensor:
         return angles.rotate_pairs(x) if self.mla.pairs else angles.rotate(x)
+
+
+def _up(weights: WeightTable, name: str, heads: int, mla: MLAConfig) -> tuple[Matrices, Matrices]:
+    """W_k of every head [heads, rank, nope] and W_v [heads, v_dim, rank], which a head has side by side."""
+    rank, sizes = mla.kv_lora_rank, [mla.nope_dim, mla.v_dim]
+    shape = (heads * sum(sizes), rank)
+
+    def parted(stored: Tensor) -> Tensor:
+        keys, values = torch.split(stored.view(heads, -1, rank), sizes, dim=1)
+        return torch.cat((keys.transpose(1, 2).flatten(), values.flatten())).view(shape)
+
+    whole = weights.tensor(name, *shape, source=Conversion(shape, parted))
+    keys, values = torch.split(whole, [heads * size for size in sizes])
+    return weights.matrices(keys.view(heads, rank, -1)), weights.matrices(values.view(heads, -1, rank))
 
 
 def scale_of(config: ModelConfig) -> float:

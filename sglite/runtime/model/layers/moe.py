@@ -26,7 +26,8 @@ class Router:
 
     def __init__(self, weights: WeightTable, name: str, config: ModelConfig, moe: MoEConfig) -> None:
         self.moe = moe
-        self.weight = weights.tensor(f"{name}.weight", moe.num_experts, config.hidden_size)
+        shape = (moe.num_experts, config.hidden_size)
+        self.weight = weights.converted_matrix(f"{name}.weight", *shape, dtype=torch.float32)
         bias = f"{name}.e_score_correction_bias"
         self.bias = weights.tensor(bias, moe.num_experts, dtype=torch.float32) if moe.choice_bias else None
         self.logit_bias = weights.tensor(f"{name}.bias", moe.num_experts) if moe.router_bias else None
@@ -35,7 +36,7 @@ class Router:
         """x [T, hidden] -> ids [T, k] int64 and their weights [T, k] float32."""
         moe = self.moe
         bias = None if self.logit_bias is None else self.logit_bias.float()
-        logits = backend.matmul(x.float(), self.weight.float(), bias)
+        logits = backend.matmul(x.float(), self.weight, bias)
         scores = logits.softmax(-1) if moe.scoring == "softmax" else logits.sigmoid()
         choice = scores if self.bias is None else scores + self.bias
         if moe.num_groups > 1:
@@ -119,7 +120,7 @@ def bind_experts(
     else:
         for key, whole in ((f"{name}.gate_up_proj", gate_up), (f"{name}.down_proj", down)):
             weights.bind(key, whole, _transposed(weights.found(key), whole))
-    return ExpertWeights(gate_up, down)
+    return ExpertWeights(weights.matrices(gate_up), weights.matrices(down))
 
 
 def _transposed(found: tuple[int, ...] | None, whole: Tensor) -> Conversion | None:

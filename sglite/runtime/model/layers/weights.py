@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Backend, Matrix
+from sglite.runtime.backend.base import Backend, Matrices, Matrix
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class WeightTable:
         self._expert_tokens: list[Tensor] = []
         self._num_bytes = 0
         self._matrices: dict[str, Matrix] = {}
+        self._several: list[Matrices] = []
 
     @property
     def parts(self) -> Mapping[str, Tensor]:
@@ -121,28 +122,49 @@ class WeightTable:
         self._matrices.update(dict.fromkeys(rows, matrix))
         return matrix
 
+    def converted_matrix(
+        self, name: str, *shape: int, dtype: torch.dtype | None = None, source: Conversion | None = None
+    ) -> Matrix:
+        """As ``tensor``, [out, in], for the backend's products alone."""
+        self._matrices[name] = Matrix(self.tensor(name, *shape, dtype=dtype, source=source))
+        return self._matrices[name]
+
+    def matrices(self, whole: Tensor) -> Matrices:
+        """``whole`` [n, out, in], a tensor of this table or part of one, for the backend's products alone."""
+        self._several.append(Matrices(whole))
+        return self._several[-1]
+
     def place(self, backend: Backend) -> None:
         """Show the matrices to ``backend`` before they are filled."""
-        for matrix in self._matrices.values():
+        for matrix in self._products():
             backend.place(matrix)
 
     def pack(self, backend: Backend) -> None:
         """Let ``backend`` arrange the matrices; ``parts`` of those are of no use from now on but within ``plain``."""
-        for matrix in self._matrices.values():
+        for matrix in self._products():
             backend.pack(matrix)
 
     @contextmanager
     def plain(self, backend: Backend, names: Iterable[str]) -> Iterator[None]:
         """Within it, the ``parts`` of these names hold their numbers, row after row, to be read and written."""
-        found = {id(matrix): matrix for name in names if (matrix := self._matrices.get(self._tied.get(name, name)))}
-        packed = [matrix for matrix in found.values() if matrix.packed]
-        for matrix in packed:
-            backend.unpack(matrix)
+        ours = {self._tied.get(name, name) for name in names}
+        found: dict[int, Matrix | Matrices] = {
+            id(matrix): matrix for name in ours if (matrix := self._matrices.get(name))
+        }
+        rooms = {_room(self._parts[name]) for name in ours if name in self._parts}
+        found.update((id(matrices), matrices) for matrices in self._several if _room(matrices.tensor) in rooms)
+        packed = [weight for weight in found.values() if weight.packed]
+        for weight in packed:
+            backend.unpack(weight)
         try:
             yield
         finally:
-            for matrix in packed:
-                backend.pack(matrix)
+            for weight in packed:
+                backend.pack(weight)
+
+    def _products(self) -> list[Matrix | Matrices]:
+        """What the backend alone reads; some of it several times."""
+        return [*self._matrices.values(), *self._several]
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor whose parts are still to be bound."""
@@ -169,3 +191,8 @@ class WeightTable:
         """The tensor of ``to``, which ``name`` shares; a checkpoint may hold ``name`` too, if it is equal."""
         self._tied[name] = to
         return self._parts[to]
+
+
+def _room(tensor: Tensor) -> int:
+    """What tells the allocation that a tensor lies in from others."""
+    return tensor.untyped_storage().data_ptr()
