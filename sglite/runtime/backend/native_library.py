@@ -29,7 +29,8 @@ _SIGNATURES = {
     "sg_embedding": (None, [_POINTER, _POINTER, _LONG, _POINTER]),
     "sg_plan_new": (_POINTER, [_LONG, *[_POINTER] * 4, _LONG]),
     "sg_plan_free": (None, [_POINTER]),
-    "sg_attention": (None, [*[_POINTER] * 3, _LONG, _LONG, *[_POINTER] * 4, *[_LONG] * 5, _FLOAT, _INT]),
+    "sg_attention": (None, [*[_POINTER] * 3, _LONG, _LONG, *[_POINTER] * 6, *[_LONG] * 5, _FLOAT, _INT]),
+    "sg_slots_read": (_LONG, [_POINTER]),
     "sg_norm": (
         None,
         [_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT],
@@ -132,10 +133,15 @@ class Library:
     ) -> None:
         """``Backend.attention``; ``sinks`` float32, ``window`` 0: none."""
         self._lib.sg_attention(
-            self._handle, plan, q.data_ptr(), q.stride(0), q.stride(1), k.data_ptr(), v.data_ptr(), out.data_ptr(),
+            self._handle, plan, q.data_ptr(), q.stride(0), q.stride(1), k.data_ptr(), v.data_ptr(), None, None, out.data_ptr(),
             None if sinks is None else sinks.data_ptr(), q.shape[1], *k.shape[1:], v.shape[2], window, scale,
             TYPES[q.dtype],
         )  # fmt: skip
+
+    @property
+    def slots_read(self) -> int:
+        """Slots whose keys attention has read since the start, of all KV heads; once where rows share them."""
+        return int(self._lib.sg_slots_read(self._handle))
 
     def norm(
         self, x: Tensor, added: Tensor | None, total: Tensor | None, out: Tensor, weight: Tensor, eps: float

@@ -103,27 +103,25 @@ SG_API void sg_embedding(const Weight* weight, const int64_t* ids, int64_t count
 
 SG_API void* sg_plan_new(int64_t rows, const int32_t* tables, const int64_t* table_from, const int64_t* query_from,
                          const int64_t* starts, int64_t page_size) {
-    auto* plan = new Plan;
-    plan->tables.assign(tables, tables + table_from[rows]);
-    plan->table_from.assign(table_from, table_from + rows + 1);
-    plan->query_from.assign(query_from, query_from + rows + 1);
-    plan->starts.assign(starts, starts + rows);
-    plan->page_size = page_size;
-    return plan;
+    return new Plan(rows, tables, table_from, query_from, starts, page_size);
 }
 
 SG_API void sg_plan_free(void* plan) { delete static_cast<Plan*>(plan); }
 
+// Of keys and values in int8 there are the scales.
 SG_API void sg_attention(void* engine, void* plan, const void* q, int64_t q_token, int64_t q_head, const void* k,
-                         const void* v, void* out, const float* sinks, int64_t heads, int64_t kv_heads, int64_t dim,
-                         int64_t v_dim, int64_t window, float scale, int type) {
+                         const void* v, const float* k_scales, const float* v_scales, void* out, const float* sinks,
+                         int64_t heads, int64_t kv_heads, int64_t dim, int64_t v_dim, int64_t window, float scale,
+                         int type) {
     Attention job{};
     job.q = q, job.q_token = q_token, job.q_head = q_head;
-    job.k = k, job.v = v, job.out = out, job.sinks = sinks;
+    job.k = k, job.v = v, job.k_scales = k_scales, job.v_scales = v_scales, job.out = out, job.sinks = sinks;
     job.heads = heads, job.kv_heads = kv_heads, job.dim = dim, job.v_dim = v_dim;
     job.window = window, job.scale = scale, job.type = type;
     Turn(engine)->attend(job, *static_cast<Plan*>(plan));
 }
+
+SG_API int64_t sg_slots_read(void* engine) { return Turn(engine)->slots_read; }
 
 SG_API void sg_norm(void* engine, const void* x, int64_t x_stride, const void* added, int64_t added_stride, void* sum,
                     void* out, const void* weight, int64_t rows, int64_t size, float eps, int type, int weight_type) {

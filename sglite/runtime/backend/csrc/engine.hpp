@@ -31,6 +31,8 @@ struct Engine {
     std::vector<char> tiles;
     ExpertsRoom experts;
     std::vector<LatentPiece> latent_pieces;
+    std::vector<float> found;  // by pieces of attention, of tokens that have parts
+    int64_t slots_read = 0;    // keys that attention has read, of all KV heads of a layer
 
     // Sizes of pieces are set here.
     void multiply(Product job);

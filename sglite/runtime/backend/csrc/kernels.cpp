@@ -9,5 +9,5 @@
 #include "rowwise.hpp"
 
 extern const sglite::Kernels SG_TABLE;
-const sglite::Kernels SG_TABLE = {product,      attention,   norm, rotate,  gated, experts_up,
-                                  experts_down, experts_mix, each, latents, conv,  delta,      gated_norm};
+const sglite::Kernels SG_TABLE = {product,    attention,    combine,     norm, rotate,  gated,
+                                  experts_up, experts_down, experts_mix, each, latents, conv,  delta, gated_norm};

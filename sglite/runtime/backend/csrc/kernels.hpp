@@ -28,29 +28,44 @@ struct Product {
     int64_t row_step, block_step;
 };
 
-// What one piece of attention computes: queries of one row with some KV heads, one of them where there are many queries.
+// What one piece of attention computes: some tokens, with some KV heads, over slots `from` up to `to` of a row's pages.
+// A token sees none behind its own, and with a window not all before it.
 struct AttentionPiece {
-    int32_t row, kv_head, kv_heads, query, queries;
+    int32_t row, kv_head, kv_heads;
+    int32_t token, tokens;  // in `order`
+    int32_t from, to;
+    int32_t part;  // of each token's parts
+    int32_t tile;  // the tokens together, with one KV head; otherwise each with all of the piece's heads
 };
 
-constexpr int64_t kFewQueries = 4;    // rows with at most so many are attended query by query, with several heads
-constexpr int64_t kStateFloats = 16384;  // sums of all heads of such a piece
-constexpr int64_t kTileRows = 128;    // queries times heads of a group that share the work on a stretch of slots
+constexpr int64_t kStateFloats = 16384;  // sums of all heads of a piece that is no tile
+constexpr int64_t kTileLanes = 128;      // tokens times heads of a group that are computed together
 constexpr int64_t kTileSlots = 64;
 
-// Attention of a ragged batch over pages, see Backend.attention. One number type throughout.
+// Attention of a ragged batch over pages, see Backend.attention. One number type throughout, but for int8 in the pool.
+//
+// A token whose slots are shared out among several pieces has parts: what each piece found, in `parts`
+//
+//     sums [heads][v_dim], then largest score and total [heads][2]        `part_size` floats in all
+//
+// which `combine` puts together.
 struct Attention {
     const void* q;  // [tokens, heads, dim]
     int64_t q_token, q_head;
     const void* k;  // [slots, kv_heads, dim]
     const void* v;  // [slots, kv_heads, v_dim]
-    void* out;      // [tokens, heads, v_dim]
+    const float* k_scales;  // [slots, kv_heads]: k is int8, times these; or null
+    const float* v_scales;
+    void* out;  // [tokens, heads, v_dim]
     const float* sinks;  // [heads] or null
     const int32_t* tables;       // pages, row after row
     const int64_t* table_from;   // [rows] where a row's begin
-    const int64_t* query_from;   // [rows + 1]
-    const int64_t* starts;       // [rows]
-    int64_t rows, heads, kv_heads, dim, v_dim, page_size;
+    const int32_t* order;        // tokens as pieces name them
+    const int32_t* ends;         // [tokens] slots up to its own
+    const int32_t* part_from;    // [tokens + 1] which parts are a token's; none: it is computed by one piece
+    const int32_t* parted;       // tokens that have some
+    float* parts;
+    int64_t heads, kv_heads, dim, v_dim, page_size, part_size;
     int64_t window;  // 0: none
     float scale;
     int32_t type;
@@ -107,6 +122,7 @@ struct Gated {
 struct Kernels {
     void (*product)(void* job, int64_t piece, int thread);
     void (*attention)(void* job, int64_t piece, int thread);
+    void (*combine)(void* job, int64_t piece, int thread);
     void (*norm)(void* job, int64_t piece, int thread);
     void (*rotate)(void* job, int64_t piece, int thread);
     void (*gated)(void* job, int64_t piece, int thread);

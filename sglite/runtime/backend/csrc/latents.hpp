@@ -33,6 +33,24 @@ struct LatentTile {
     }
 };
 
+// Numbers of a latent that are taken at once: those of bfloat16 as the first and the second of each pair.
+template <class T>
+struct Stride;
+
+template <>
+struct Stride<bf16> {
+    static constexpr int kNumbers = 32, kVectors = 2;
+    SG_INLINE vf dot(vf acc, const bf16* a, const bf16* b) { return dot_pairs(acc, load<vu>(a), load<vu>(b)); }
+    SG_INLINE void write(bf16* to, vf a, vf b) { store(to, round_bits(a) | (round_bits(b) << 16)); }
+};
+
+template <>
+struct Stride<float> {
+    static constexpr int kNumbers = 16, kVectors = 1;
+    SG_INLINE vf dot(vf acc, const float* a, const float* b) { return acc + load<vf>(a) * load<vf>(b); }
+    SG_INLINE void write(float* to, vf a, vf) { store(to, a); }
+};
+
 // Scores of 4 rows by 4 slots.
 template <class T>
 static __attribute__((noinline)) void score_tile(const T* const* q, const T* const* slots, int64_t dim, float* scores) {
@@ -42,12 +60,12 @@ static __attribute__((noinline)) void score_tile(const T* const* q, const T* con
             vf acc[kScoreStep][kScoreStep];
             for (int i = 0; i < kScoreStep; i++)
                 for (int j = 0; j < kScoreStep; j++) acc[i][j] = vf{};
-            for (int64_t d = 0; d < dim; d += Line<T>::kNumbers)
+            for (int64_t d = 0; d < dim; d += Stride<T>::kNumbers)
 #pragma GCC unroll 4
                 for (int j = 0; j < kScoreStep; j++)
 #pragma GCC unroll 4
                     for (int i = 0; i < kScoreStep; i++)
-                        acc[i][j] = Line<T>::dot(acc[i][j], slots[s + j] + d, q[r + i] + d);
+                        acc[i][j] = Stride<T>::dot(acc[i][j], slots[s + j] + d, q[r + i] + d);
             for (int i = 0; i < kScoreStep; i++)
                 for (int j = 0; j < kScoreStep; j++) parts[(r + i) * 4 + s + j] = acc[i][j];
         }
@@ -56,7 +74,7 @@ static __attribute__((noinline)) void score_tile(const T* const* q, const T* con
 }
 
 // What a product with 16 columns of two slots, or of one of float32, takes as weights; the columns of a line in the
-// order of Line.
+// order of Stride.
 SG_INLINE void join(const bf16* const* slots, int64_t d, vu to[2]) {
     const vu a = load<vu>(slots[0] + d), b = load<vu>(slots[1] + d);
     to[0] = (a & 0xffffu) | (b << 16);
@@ -67,10 +85,10 @@ SG_INLINE void join(const float* const* slots, int64_t d, vf to[1]) { to[0] = lo
 // sums of R rows = sums * correction + shares times latents, over `count` slots.
 template <class T, int R>
 static __attribute__((noinline)) void add_latents(LatentTile<T>& t, int64_t row, int64_t count, int64_t v_dim) {
-    constexpr int kVectors = Line<T>::kVectors, kSlots = Step<T>::kInputs;
+    constexpr int kVectors = Stride<T>::kVectors, kSlots = Step<T>::kInputs;
     float* to = t.sums + row * v_dim;
     const T* shares = t.shares + row * sglite::kLatentSlots;
-    for (int64_t d = 0; d < v_dim; d += Line<T>::kNumbers) {
+    for (int64_t d = 0; d < v_dim; d += Stride<T>::kNumbers) {
         vf acc[R][kVectors];
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
@@ -148,9 +166,9 @@ static void attend_latents(const sglite::Latents& a, const sglite::LatentPiece& 
     for (int64_t r = 0; r < rows; r++) {
         T* out = (T*)a.out + ((token + r / piece.heads) * a.heads + piece.head + r % piece.heads) * a.v_dim;
         const float* from = t.sums + r * a.v_dim;
-        for (int64_t d = 0; d < a.v_dim; d += Line<T>::kNumbers)
-            Line<T>::write(out + d, load<vf>(from + d) / t.softmax[r].total,
-                           load<vf>(from + d + (Line<T>::kVectors - 1) * kLanes) / t.softmax[r].total);
+        for (int64_t d = 0; d < a.v_dim; d += Stride<T>::kNumbers)
+            Stride<T>::write(out + d, load<vf>(from + d) / t.softmax[r].total,
+                           load<vf>(from + d + (Stride<T>::kVectors - 1) * kLanes) / t.softmax[r].total);
     }
 }
 

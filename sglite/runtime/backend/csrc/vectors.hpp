@@ -14,6 +14,7 @@ typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 typedef uint32_t vu __attribute__((vector_size(64)));
 typedef uint16_t vh __attribute__((vector_size(32)));
+typedef int8_t vb __attribute__((vector_size(16)));
 typedef uint16_t bf16;
 
 constexpr int kLanes = 16;
@@ -74,6 +75,7 @@ SG_INLINE vh narrow(vf x) { return __builtin_convertvector(round_bits(x), vh); }
 
 SG_INLINE vf load_floats(const float* p) { return load<vf>(p); }
 SG_INLINE vf load_floats(const bf16* p) { return widen(load<vh>(p)); }
+SG_INLINE vf load_floats(const int8_t* p) { return __builtin_convertvector(load<vb>(p), vf); }
 SG_INLINE void store_floats(float* p, vf x) { store(p, x); }
 SG_INLINE void store_floats(bf16* p, vf x) { store(p, narrow(x)); }
 SG_INLINE float one(float x) { return x; }
@@ -129,27 +131,30 @@ SG_INLINE vf dot_pairs(vf acc, vu a, vu b) {
 #endif
 }
 
+// Sums of pairs of numbers of x beside those of y. Of vectors v[0] to v[15], put together two and two with kCount 1, then
+// those with 2, 4 and 8, number i of the result is the sum of v[i].
+template <int kCount>
+SG_INLINE vf halves(vf x, vf y) {
+    if constexpr (kCount == 1)
+        return __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               __builtin_shufflevector(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    else if constexpr (kCount == 2)
+        return __builtin_shufflevector(x, y, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+               __builtin_shufflevector(x, y, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    else if constexpr (kCount == 4)
+        return __builtin_shufflevector(x, y, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+               __builtin_shufflevector(x, y, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+    else
+        return __builtin_shufflevector(x, y, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+               __builtin_shufflevector(x, y, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
 // Number i of the result is the sum of v[i].
 SG_INLINE vf sums(const vf v[kLanes]) {
-    // Each round puts the halves of two vectors together, so that the next has half as many sums to make.
-    vf a[8], b[4], c[2];
-    for (int i = 0; i < 8; i++) {
-        const vf x = v[2 * i], y = v[2 * i + 1];
-        a[i] = __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-               __builtin_shufflevector(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    }
-    for (int i = 0; i < 4; i++)
-        b[i] = __builtin_shufflevector(a[2 * i], a[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26,
-                                       27) +
-               __builtin_shufflevector(a[2 * i], a[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30,
-                                       31);
-    for (int i = 0; i < 2; i++)
-        c[i] = __builtin_shufflevector(b[2 * i], b[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28,
-                                       29) +
-               __builtin_shufflevector(b[2 * i], b[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30,
-                                       31);
-    return __builtin_shufflevector(c[0], c[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-           __builtin_shufflevector(c[0], c[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    vf a[8], b[4];
+    for (int i = 0; i < 8; i++) a[i] = halves<1>(v[2 * i], v[2 * i + 1]);
+    for (int i = 0; i < 4; i++) b[i] = halves<2>(a[2 * i], a[2 * i + 1]);
+    return halves<8>(halves<4>(b[0], b[1]), halves<4>(b[2], b[3]));
 }
 
 }  // namespace
