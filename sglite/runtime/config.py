@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from sglite.runtime.quant.methods import REQUESTS
+from sglite.runtime.quant.methods import REQUESTS, WHILE_LOADING
 
 Origin = Literal["default", "argument", "model", "hardware"]
 
@@ -93,7 +93,7 @@ class EngineArgs:
     kv_cache_dtype: str = "auto"
     """``auto``: the model's; ``bfloat16`` (or ``bf16``), ``float32``."""
     quantization: str | None = None
-    """``None`` or ``auto``: what the checkpoint says; a name must agree with it."""
+    """``int8``, ``int4``: what an unquantised model becomes while it is loaded; else, if anything, the checkpoint's."""
     tp_size: int = 1
     dp_size: int = 1
     pp_size: int = 1
@@ -163,10 +163,10 @@ class EngineArgs:
                 f"kv_cache_dtype={self.kv_cache_dtype!r}: the cache is kept in floating point of 16 or 32 bits so far; "
                 f"use {', '.join(CACHE_DTYPES)}"
             )
-        if self.quantization not in (None, "auto", *REQUESTS):
+        if self.quantization not in (None, "auto", *WHILE_LOADING, *REQUESTS):
             raise ConfigError(
-                f"quantization={self.quantization!r}: models are not quantised while they are loaded; leave it out, or "
-                f"name what the checkpoint has: {', '.join(REQUESTS)}"
+                f"quantization={self.quantization!r} is unknown; {' or '.join(WHILE_LOADING)} quantise a model while "
+                f"it is loaded; else leave it out, or name what the checkpoint has: {', '.join(REQUESTS)}"
             )
 
     def _positive(self, name: str) -> None:
@@ -201,7 +201,7 @@ class Facts:
     generates: bool = True
     """The model has an output head."""
     quantization: str | None = None
-    """How the checkpoint is quantised, for people."""
+    """How the weights are quantised, for people."""
     cache_dtype: str | None = None
     """Of keys and values; ``None``: the model's."""
 
@@ -233,7 +233,7 @@ class EngineConfig:
     generates: bool = True
     """The model has an output head; without, it makes vectors only."""
     quantization: str | None = None
-    """How the checkpoint is quantised, such as ``gptq, 4 bits``; it is computed in ``dtype``."""
+    """How the weights are quantised, such as ``gptq, 4 bits``; what is not quantised is computed in ``dtype``."""
     cache_dtype: str = "auto"
     """Of keys and values."""
     num_states: int = 0
@@ -312,7 +312,7 @@ def resolve(args: EngineArgs, facts: Facts) -> EngineConfig:
             "hidden_size": "model",
             "labels": "model",
             "generates": "model",
-            "quantization": "model",
+            "quantization": "argument" if args.quantization in WHILE_LOADING else "model",
             "cache_dtype": "model" if args.kv_cache_dtype == "auto" else "argument",
             "num_states": states_origin,
             "state_groups": "model",

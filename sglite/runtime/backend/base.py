@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import CopyPages, CopyState, GroupSpec
+from sglite.runtime.quant.codes import Codes
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "swiglu_oai"]
 
@@ -45,6 +46,8 @@ class Guarantees:
     """Weight, activation and KV types it computes with."""
     page_sizes: tuple[int, ...] | None = None
     """Page sizes it can run; ``None``: any from 1."""
+    codings: tuple[int, ...] = ()
+    """Bits of coded matrices that it multiplies faster than plain ones: checkpoints are kept in these."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,22 @@ class Matrix:
     """A weight that only ``matmul``, ``logits`` and ``embedding`` read, so that a backend may arrange it."""
 
     tensor: Tensor
-    """[out, in]; once it is packed, its numbers in an order that the backend alone knows."""
+    """[out, in], or the values of its codes; once it is packed, in an order that the backend alone knows."""
     arrangement: object | None = None
     """What the backend that packed it knows about it; ``None``: it is not packed."""
+    codes: Codes | None = None
+    """What its numbers are coded in, scales and zeros packed with the values; ``None``: it has them as they are."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[out, in]"""
+        outputs, inputs = self.tensor.shape if self.codes is None else self.codes.shape
+        return outputs, inputs
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its rows, and of what it is multiplied with."""
+        return self.tensor.dtype if self.codes is None else self.codes.dtype
 
     @property
     def packed(self) -> bool:
@@ -398,7 +414,10 @@ class Backend(Protocol):
         kept in pages; with ``frames`` from frame to frame, in all that are kept in those."""
 
     def matmul(self, x: Tensor, weight: Tensor | Matrix, bias: Tensor | None = None) -> Tensor:
-        """``x`` [..., in] times ``weight`` [out, in] transposed, plus ``bias`` [out]: [..., out] in x's dtype."""
+        """``x`` [..., in] times ``weight`` [out, in] transposed, plus ``bias`` [out]: [..., out] in x's dtype.
+
+        What it is with a coded weight: ``cpu_quantised``.
+        """
 
     def logits(self, hidden: Tensor, head: Matrix) -> Tensor:
         """``matmul`` of ``hidden`` [n, in] as float32 [n, vocab], which may have been rounded to hidden's dtype."""

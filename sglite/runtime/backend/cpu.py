@@ -29,6 +29,7 @@ from sglite.runtime.backend.base import (
 from sglite.runtime.backend.cpu_delta import causal_conv, gated_delta_rule
 from sglite.runtime.backend.cpu_mla import attend_chosen, attend_latents, choose_slots
 from sglite.runtime.backend.cpu_plan import CPUMetadata, Segment, own, plan, read_slots
+from sglite.runtime.backend.cpu_quantised import product
 from sglite.runtime.backend.mask import CPUMasks
 from sglite.runtime.cache.pool import KVPool, make_pool
 from sglite.runtime.protocol import CopyPages, CopyState, GroupSpec
@@ -200,13 +201,20 @@ class CPUBackend:
                 tensor[dst : dst + copy.num_tokens] = tensor[src : src + copy.num_tokens]
 
     def matmul(self, x: Tensor, weight: Tensor | Matrix, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, weight if isinstance(weight, Tensor) else _whole(weight), bias)
+        if isinstance(weight, Tensor):
+            return F.linear(x, weight, bias)
+        whole = _whole(weight)
+        return F.linear(x, whole, bias) if weight.codes is None else product(x, weight.codes, bias).to(x.dtype)
 
     def logits(self, hidden: Tensor, head: Matrix) -> Tensor:
-        return self.matmul(hidden, head).float()
+        whole = _whole(head)
+        return F.linear(hidden, whole).float() if head.codes is None else product(hidden, head.codes)
 
     def embedding(self, ids: Tensor, weight: Matrix) -> Tensor:
-        return F.embedding(ids, _whole(weight))
+        whole = _whole(weight)
+        if weight.codes is None:
+            return F.embedding(ids, whole)
+        return weight.codes.at(ids).numbers().to(weight.dtype)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from sglite.runtime.backend.native_mixers import PackedMatrices
 from sglite.runtime.backend.native_plan import NativeMetadata, plan
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
+from sglite.runtime.quant.codes import Codes
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ class NativeBackend(CPUBackend):
     ``num_threads``: as ``CPUBackend``; ``None``: as many as torch has.
     """
 
+    guarantees = replace(CPUBackend.guarantees, codings=(8, 4))
+
     def __init__(self, num_threads: int | None = None, level: str = "avx2") -> None:
         super().__init__(num_threads)
         self.level = level
@@ -81,6 +85,9 @@ class NativeBackend(CPUBackend):
 
     def pack(self, weight: Matrix | Matrices) -> None:
         tensor = weight.tensor
+        if isinstance(weight, Matrix) and weight.codes is not None:
+            self._pack_codes(weight, weight.codes, back=False)
+            return
         outs, ins = tensor.shape[-2:]
         fits = tensor.dtype in TYPES and outs % BLOCK == 0 and ins % 2 == 0 and tensor.is_contiguous()
         if fits and not weight.packed and tensor.numel():
@@ -88,9 +95,20 @@ class NativeBackend(CPUBackend):
             weight.arrangement = PackedWeight(tensor) if isinstance(weight, Matrix) else PackedMatrices(tensor)
 
     def unpack(self, weight: Matrix | Matrices) -> None:
-        if weight.packed:
+        if isinstance(weight, Matrix) and weight.packed and weight.codes is not None:
+            self._pack_codes(weight, weight.codes, back=True)
+        elif weight.packed:
             self._library.pack(weight.tensor.view(-1, weight.tensor.shape[-1]), back=True)
             weight.arrangement = None
+
+    def _pack_codes(self, weight: Matrix, codes: Codes, *, back: bool) -> None:
+        known = codes.coding.fits(*codes.shape) and codes.dtype in TYPES and codes.values.is_contiguous()
+        if known and weight.packed == back:
+            self._library.pack(codes.values, back=back, bits=codes.coding.bits)
+            for table in (codes.scales, codes.zeros):
+                if table is not None:
+                    self._library.pack(table, back=back)
+            weight.arrangement = None if back else PackedWeight(codes.values, codes)
 
     def allocate_pool(
         self,
@@ -124,13 +142,12 @@ class NativeBackend(CPUBackend):
     def embedding(self, ids: Tensor, weight: Matrix) -> Tensor:
         if not weight.packed:
             return super().embedding(ids, weight)
-        out = weight.tensor.new_empty((len(ids), weight.tensor.shape[1]))
+        out = torch.empty((len(ids), weight.shape[1]), dtype=weight.dtype)
         self._library.embedding(ids.contiguous(), _arranged(weight), out)
         return out
 
     def _product(self, x: Tensor, weight: Matrix, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        outs, ins = weight.tensor.shape
-        kind = weight.tensor.dtype
+        (outs, ins), kind = weight.shape, weight.dtype
         if x.dtype != kind or x.shape[-1] != ins or (bias is not None and bias.dtype != kind):
             raise BackendError(f"matmul of {x.dtype} {list(x.shape)} with {kind} {[outs, ins]}: give equals")
         rows = _dense(x.reshape(-1, ins))

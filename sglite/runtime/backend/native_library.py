@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from sglite.runtime.backend.native_build import load
+from sglite.runtime.quant.codes import Codes
 
 LEVELS: Mapping[str, int] = {"avx2": 1, "avx512": 2, "avx512_bf16": 4}
 """Instruction sets in the order of their speed, with their bit in the library's answer."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
+CODES = {8: 2, 4: 3}
+"""Kinds of weights in codes of so many bits."""
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "sg_new": (_POINTER, [_INT, _INT]),
@@ -56,10 +59,20 @@ class PackedWeight(ctypes.Structure):
     """A packed matrix [outs, ins] as the kernels know it, ``Weight`` in ``csrc/kernels.hpp``: valid as long as the
     tensor that it was made of."""
 
-    _fields_ = (("data", _POINTER), ("outs", _LONG), ("ins", _LONG), ("kind", _INT))
+    _fields_ = (
+        ("data", _POINTER), ("outs", _LONG), ("ins", _LONG), ("kind", _INT), ("type", _INT),
+        ("scales", _POINTER), ("zeros", _POINTER), ("group", _LONG),
+    )  # fmt: skip
 
-    def __init__(self, tensor: Tensor) -> None:
-        super().__init__(tensor.data_ptr(), *tensor.shape, TYPES[tensor.dtype])
+    def __init__(self, tensor: Tensor, codes: Codes | None = None) -> None:
+        if codes is None:
+            super().__init__(tensor.data_ptr(), *tensor.shape, TYPES[tensor.dtype], TYPES[tensor.dtype])
+        else:
+            zeros = None if codes.zeros is None else codes.zeros.data_ptr()
+            super().__init__(
+                tensor.data_ptr(), *codes.shape, CODES[codes.coding.bits], TYPES[codes.dtype], codes.scales.data_ptr(),
+                zeros, codes.coding.group or codes.shape[1],
+            )  # fmt: skip
         self.address = ctypes.addressof(self)
 
 
@@ -101,9 +114,11 @@ class Library:
         """Ask for huge pages behind a tensor that has not been written to."""
         self._lib.sg_huge(tensor.data_ptr(), tensor.nbytes)
 
-    def pack(self, weight: Tensor, *, back: bool) -> None:
-        """Rearrange a matrix [outs, ins] in place, or undo that."""
-        self._lib.sg_pack(self._handle, weight.data_ptr(), *weight.shape, TYPES[weight.dtype], back)
+    def pack(self, weight: Tensor, *, back: bool, bits: int | None = None) -> None:
+        """Rearrange a matrix [outs, ins] in place, or undo that. ``bits``: it holds codes."""
+        outs, width = weight.shape
+        ins, kind = (width, TYPES[weight.dtype]) if bits is None else (width * 8 // bits, CODES[bits])
+        self._lib.sg_pack(self._handle, weight.data_ptr(), outs, ins, kind, back)
 
     def product(self, x: Tensor, weight: PackedWeight, bias: Tensor | None, out: Tensor) -> None:
         """``out`` [rows, outs] = ``x`` [rows, ins] times a packed weight; ``bias`` in the weight's type."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from sglite.runtime.backend.base import BackendError
+from sglite.runtime.backend.base import Backend, BackendError
 from sglite.runtime.backend.cpu_native import cpu_backend
 from sglite.runtime.config import ConfigError, EngineArgs, EngineConfig, Facts, resolve
 from sglite.runtime.executor.base import ThreadExecutor
@@ -17,11 +18,13 @@ from sglite.runtime.executor.freed import keep_freed_memory
 from sglite.runtime.executor.worker import ModelWorker
 from sglite.runtime.gguf import is_gguf
 from sglite.runtime.model.architectures import read_config
-from sglite.runtime.model.loader import load_model
+from sglite.runtime.model.loader import LoadedModel, load_model
 from sglite.runtime.model.reload import ModelWeights
 from sglite.runtime.pooling import Undeclared, read_pooling
 from sglite.runtime.protocol import GroupSpec
-from sglite.runtime.quant.methods import check_request, summary
+from sglite.runtime.quant.methods import WHILE_LOADING, check_request, summary
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def build(args: EngineArgs, folder: Path) -> Built:
         progress=args.show_progress,
         seed=args.random_seed,
         headless=pools,
+        quantization=args.quantization if args.quantization in WHILE_LOADING else None,
     )
     groups = in_cache_dtype(loaded.groups, args.kv_cache_dtype)
     facts = Facts(
@@ -64,7 +68,7 @@ def build(args: EngineArgs, folder: Path) -> Built:
         hidden_size=len(loaded.config.labels) or loaded.config.hidden_size,
         labels=loaded.config.labels,
         generates=loaded.config.has_head,
-        quantization=None if quantization is None else summary(quantization),
+        quantization=_precision(args, None if quantization is None else summary(quantization), loaded, backend),
         cache_dtype=next((group.dtype for group in groups if group.kind == "paged"), None),
         bytes_per_state=sum(group.bytes_per_state for group in loaded.groups),
         window=next((group.window for group in groups if group.window is not None), None),
@@ -96,6 +100,17 @@ def in_cache_dtype(groups: Sequence[GroupSpec], name: str) -> list[GroupSpec]:
 def _cast(group: GroupSpec, dtype: torch.dtype) -> GroupSpec:
     size = group.bytes_per_token // getattr(torch, group.dtype).itemsize * dtype.itemsize
     return msgspec.structs.replace(group, dtype=str(dtype).removeprefix("torch."), bytes_per_token=size)
+
+
+def _precision(args: EngineArgs, stored: str | None, loaded: LoadedModel, backend: Backend) -> str | None:
+    """How the weights are quantised, for people. What has no kernels here is logged."""
+    bits = {coding.bits for coding in loaded.weights.coded.values()}
+    if not bits <= set(backend.guarantees.codings):
+        logger.warning("%s saves memory here and no time: plain torch has no kernels for it", args.quantization)
+    share = f"{100 * loaded.weights.share_coded:.0f} % of the numbers"
+    if stored is None:
+        return f"{args.quantization} for {share}" if args.quantization in WHILE_LOADING else None
+    return f"{stored}, kept for {share}" if bits else stored
 
 
 def _pools(args: EngineArgs, folder: Path) -> bool:

@@ -3,7 +3,7 @@
     config.json ──▶ class, size ──▶ does it fit? ──▶ tensors allocated, names bound ──▶ headers compared ──▶ data copied
 
 Everything that can be wrong is found before the first byte of weights is read: an unknown architecture, memory that
-will not do, tensors that are missing, too many or of another shape. Weights are cast on the way in.
+will not do, tensors that are missing, too many or of another shape. Weights are cast on the way in, or coded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -28,12 +28,15 @@ from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.errors import CheckpointMismatch, ModelError
 from sglite.runtime.model.generation import GenerationDefaults, read_generation_defaults
 from sglite.runtime.model.gguf_tensors import open_gguf_source
+from sglite.runtime.model.layers.codings import Codings
 from sglite.runtime.model.layers.decoder import CausalLM
 from sglite.runtime.model.layers.weights import WeightTable
 from sglite.runtime.model.progress import progress
 from sglite.runtime.model.registry import model_class
 from sglite.runtime.protocol import GroupSpec
+from sglite.runtime.quant.codes import Codes, Coding
 from sglite.runtime.quant.dequantise import dequantised
+from sglite.runtime.quant.packed import CodedSource
 
 LoadFormat = Literal["auto", "dummy"]
 NAMES_SHOWN = 8
@@ -76,14 +79,16 @@ def load_model(
     seed: int = 0,
     headless: bool = False,
     drafts: bool = False,
+    quantization: str | None = None,
 ) -> LoadedModel:
     """Load a folder in Hugging Face layout onto a backend.
 
     ``dtype``: ``auto`` (the checkpoint's where the backend has it, else bfloat16) or a name such as ``float32``.
     ``load_format="dummy"``: random weights from ``seed``, only config.json is needed. ``progress``: see
     ``progress.progress``. ``headless``: the checkpoint may lack its output head. ``drafts``: load
-    the layers for multi-token prediction too, which otherwise stay in the file. Raises ModelError, in one line,
-    for whatever cannot be used.
+    the layers for multi-token prediction too, which otherwise stay in the file. ``quantization``: ``int8`` or ``int4``,
+    see ``Codings``; matrices that the checkpoint has in codes for which the backend has kernels are kept in them.
+    Raises ModelError, in one line, for whatever cannot be used.
     """
     folder = Path(folder)
     if load_format not in ("auto", "dummy"):
@@ -94,9 +99,10 @@ def load_model(
     if headless and source is not None and not config.tie_word_embeddings:
         config = replace(config, has_head="lm_head.weight" in source.tensors)
     found = None if source is None else {name: info.shape for name, info in source.tensors.items()}
-    needed = weight_bytes(config, torch_dtype, backend, found)
-    _check_memory(folder, config, torch_dtype, needed, backend, found)
-    weights = WeightTable(torch_dtype, backend.device, found)
+    codings = Codings(quantization, kept_codings(source, backend))
+    needed = weight_bytes(config, torch_dtype, backend, found, codings)
+    _check_memory(folder, config, torch_dtype, needed, backend, found, codings)
+    weights = WeightTable(torch_dtype, backend.device, found, codings)
     model = model_class(config)(config, weights, backend)
     weights.place(backend)
     if source is None:
@@ -156,11 +162,22 @@ def _most_stored(tensors: Mapping[str, TensorInfo]) -> str:
     return counts.most_common(1)[0][0] if counts else ""
 
 
+def kept_codings(source: TensorSource | None, backend: Backend) -> Mapping[str, Coding]:
+    """What stays in the source's codes, by name: that for which the backend has kernels."""
+    if not isinstance(source, CodedSource):
+        return {}
+    return {name: coding for name, coding in source.codings.items() if coding.bits in backend.guarantees.codings}
+
+
 def weight_bytes(
-    config: ModelConfig, dtype: torch.dtype, backend: Backend, found: Mapping[str, tuple[int, ...]] | None = None
+    config: ModelConfig,
+    dtype: torch.dtype,
+    backend: Backend,
+    found: Mapping[str, tuple[int, ...]] | None = None,
+    codings: Codings = Codings(),  # noqa: B008  (frozen)
 ) -> int:
-    """Memory of the weights, without allocating any. ``found``: see ``WeightTable``."""
-    weights = WeightTable(dtype, torch.device("meta"), found)
+    """Memory of the weights, without allocating any. ``found``, ``codings``: see ``WeightTable``."""
+    weights = WeightTable(dtype, torch.device("meta"), found, codings)
     model_class(config)(config, weights, backend)
     return weights.num_bytes
 
@@ -172,7 +189,12 @@ def fill_randomly(weights: WeightTable, seed: int) -> None:
             part.fill_(1.0)
             continue
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-        part.copy_(torch.empty(part.shape).normal_(0.0, DUMMY_STD, generator=generator))
+        shape = weights.shape(name) if name in weights.coded else part.shape
+        numbers = torch.empty(shape).normal_(0.0, DUMMY_STD, generator=generator)
+        if name in weights.coded:
+            weights.fill(name, numbers)
+        else:
+            part.copy_(numbers)
 
 
 def fill_from(source: TensorSource, weights: WeightTable, config: ModelConfig, shown: bool | None) -> None:
@@ -201,16 +223,26 @@ def copy_from(checkpoint: TensorSource, weights: WeightTable, shown: bool | None
     """Copy every tensor of a checkpoint that fits to its place."""
     total = sum(part.nbytes for part in weights.parts.values())
     with progress("loading weights", total, shown) as advance:
-        for name, tensor in checkpoint.read(set(weights.parts)):
+        for name, tensor in read_for(checkpoint, weights):
             weights.fill(name, tensor)
-            part = weights.parts[name]
-            check_finite(checkpoint.folder, name, part)
-            advance(part.nbytes)
+            check_finite(checkpoint.folder, name, weights.part(name))
+            advance(weights.parts[name].nbytes)
 
 
-def check_finite(folder: Path, name: str, part: Tensor) -> None:
-    """ModelError for NaN or infinity. A sum shows them in one pass; where it overflows, each number is looked at."""
-    if not math.isfinite(part.sum().item()) and not part.isfinite().all():
+def read_for(checkpoint: TensorSource, weights: WeightTable) -> Iterator[tuple[str, Tensor | Codes]]:
+    """Every tensor that the table has, one after the other; in codes what is in the same codes there."""
+    codings = checkpoint.codings if isinstance(checkpoint, CodedSource) else {}
+    same = {name for name, coding in weights.coded.items() if codings.get(name) == coding}
+    yield from checkpoint.read(weights.parts.keys() - same)
+    if isinstance(checkpoint, CodedSource) and same:
+        yield from checkpoint.read_codes(same)
+
+
+def check_finite(folder: Path, name: str, part: Tensor | Codes) -> None:
+    """ModelError for NaN or infinity, which codes have in their scales. A sum shows them in one pass; where it
+    overflows, each number is looked at."""
+    numbers = part.scales if isinstance(part, Codes) else part
+    if not math.isfinite(numbers.sum().item()) and not numbers.isfinite().all():
         raise ModelError(f"{folder}: {name} holds NaN or infinity; the checkpoint is damaged")
 
 
@@ -264,12 +296,13 @@ def _check_memory(
     needed: int,
     backend: Backend,
     found: Mapping[str, tuple[int, ...]] | None,
+    codings: Codings,
 ) -> None:
     """ModelError where the weights do not fit, with what would."""
     available = backend.available_memory()
     if available is None or needed <= available:
         return
-    sizes = {other: weight_bytes(config, other, backend, found) for other in backend.guarantees.dtypes}
+    sizes = {other: weight_bytes(config, other, backend, found, codings) for other in backend.guarantees.dtypes}
     smallest = min(sizes, key=lambda other: sizes[other])
     name = str(smallest).removeprefix("torch.")
     if sizes[smallest] <= available:

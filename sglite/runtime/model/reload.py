@@ -3,6 +3,8 @@
     a folder   a whole checkpoint in Hugging Face layout; nothing is ever fetched
     bytes      a safetensors file with any of the checkpoint's tensors; others stay as they are
 
+What the model has in codes is read as the numbers that they stand for, and coded again when it is written.
+
 Names are those of a checkpoint, also where the model keeps several tensors in one. Everything that can be wrong is
 found before the first value is written: names, shapes, types, NaN, a configuration that means another model. Nothing
 is unpickled.
@@ -11,6 +13,7 @@ is unpickled.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -28,9 +31,11 @@ from sglite.runtime.model.checkpoint import TensorSource, held
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.errors import CheckpointMismatch, ModelError
 from sglite.runtime.model.layers.weights import WeightTable
-from sglite.runtime.model.loader import check_finite, check_fit, copy_from, open_source
+from sglite.runtime.model.loader import check_finite, check_fit, copy_from, open_source, read_for
 from sglite.runtime.model.registry import model_class
 from sglite.runtime.protocol import EXPERT_TOKENS
+from sglite.runtime.quant.codes import Codes
+from sglite.runtime.quant.packed import CodedSource
 
 MAX_NAMED = 1000
 """Tensors that one message names."""
@@ -81,12 +86,14 @@ class ModelWeights:
             raise ModelError(f"the model has no tensor {name!r:.200}; {hint}")
         if self._weights.converted(self._names.of(name) or name):
             raise ModelError(f"{name} is kept in another form than the checkpoint's; read it from the checkpoint")
-        values = part[:rows]
-        if values.numel() > MAX_VALUES:
-            most = MAX_VALUES * len(values) // values.numel()
-            raise ModelError(f"{rows} rows of {name} are {values.numel()} values; read at most {most} rows at once")
-        with self._weights.plain(self._backend, [self._names.of(name) or name]):
-            found: list[Any] = values.float().tolist()
+        ours = self._names.of(name) or name
+        length, *rest = self._weights.shape(ours) or (1,)
+        count, width = min(rows, length), math.prod(rest)
+        if count * width > MAX_VALUES:
+            most = MAX_VALUES // width
+            raise ModelError(f"{rows} rows of {name} are {count * width} values; read at most {most} rows at once")
+        with self._weights.plain(self._backend, [ours]):
+            found: list[Any] = self._weights.numbers(ours, rows).float().tolist()
         return found
 
     def _part(self, name: str) -> Tensor | None:
@@ -121,6 +128,7 @@ class ModelWeights:
             raise ModelError(f"{shown} is no folder where the engine runs; put it there, nothing is fetched")
         folder = folder.expanduser()
         with held(open_source(folder, self._checked_config(folder))) as checkpoint:
+            self._check_codes(checkpoint)
             try:
                 check_fit(checkpoint, self._weights, self._config)
             except CheckpointMismatch as error:
@@ -130,6 +138,17 @@ class ModelWeights:
                 if write:
                     with self._weights.plain(self._backend, self._weights.parts):
                         copy_from(checkpoint, self._weights, shown=False)
+
+    def _check_codes(self, checkpoint: TensorSource) -> None:
+        """Codes are taken as they are or not at all: coded twice, numbers would lose what they were coded with."""
+        codings = checkpoint.codings if isinstance(checkpoint, CodedSource) else {}
+        quantised = checkpoint.quantised if isinstance(checkpoint, CodedSource) else frozenset()
+        for name, coding in self._weights.coded.items():
+            if name in quantised and codings.get(name) != coding:
+                raise ModelError(
+                    f"{checkpoint.folder}: {name} is quantised otherwise than in the model that runs; give an "
+                    "unquantised checkpoint, or one that is quantised in the same way"
+                )
 
     def _checked_config(self, folder: Path) -> ModelConfig:
         """This model's, with the quantisation of these weights; they may say what they are for, and then it must be."""
@@ -164,16 +183,19 @@ class ModelWeights:
             return f"{name} holds NaN or infinity"
         target = self._weights.tied.get(ours)
         if target is not None:
-            dtype = self._weights.dtype
-            same = torch.equal(tensor.to(dtype), others.get(target, part).to(dtype).to(tensor.device))
+            same = (
+                torch.equal(tensor.to(self._weights.dtype), others[target].to(self._weights.dtype))
+                if target in others
+                else self._weights.holds(target, tensor)
+            )
             return "" if same else f"{name} differs from {target}, which is the same tensor in this model"
         return ""
 
 
 def _check_values(checkpoint: TensorSource, weights: WeightTable) -> None:
     """ModelError for NaN and infinity, which would otherwise be found when half of the weights are written."""
-    for name, tensor in checkpoint.read(set(weights.parts)):
-        check_finite(checkpoint.folder, name, tensor.to(weights.dtype))
+    for name, found in read_for(checkpoint, weights):
+        check_finite(checkpoint.folder, name, found if isinstance(found, Codes) else found.to(weights.dtype))
 
 
 def pack(named: Iterable[tuple[str, Tensor]]) -> bytes:

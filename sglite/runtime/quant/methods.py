@@ -32,6 +32,8 @@ REQUESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """What callers may ask for, as SGLang and vLLM spell it -> the methods that it agrees with."""
+WHILE_LOADING = ("int8", "int4")
+"""What an unquantised checkpoint may be quantised to while it is loaded."""
 INSTEAD: Mapping[str, str] = MappingProxyType(
     {
         "bitsandbytes": "the unquantised checkpoint, or one in AWQ or GPTQ",
@@ -86,13 +88,18 @@ def _bits(settings: Mapping[str, Any], method: str) -> set[int]:
 
 def check_request(requested: str | None, settings: Mapping[str, Any] | None, where: Path) -> None:
     """ModelError where a caller asked for another quantisation than the checkpoint has."""
-    if requested is None or requested == "auto":
+    if requested is None or requested == "auto" or (settings is None and requested in WHILE_LOADING):
         return
     if settings is None:
         raise ModelError(
-            f"quantization={requested!r}: {where} is not quantised, and models are not quantised while they are "
-            "loaded; leave it out, or give a quantised checkpoint"
+            f"quantization={requested!r}: {where} is not quantised; leave it out, give a quantised checkpoint, or have "
+            f"it quantised while it is loaded, with {' or '.join(WHILE_LOADING)}"
         )
     found = normalised(settings).get("quant_method")
+    if requested in WHILE_LOADING:
+        raise ModelError(
+            f"quantization={requested!r}: {where} is quantised already, with {found}, and is not quantised a second "
+            "time; leave it out, or give the unquantised checkpoint"
+        )
     if found not in REQUESTS[requested]:
         raise ModelError(f"quantization={requested!r}: {where} is quantised with {found}; leave it out")

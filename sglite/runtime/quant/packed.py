@@ -9,15 +9,19 @@ format has claimed is passed on as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from sglite.runtime.model.checkpoint import TensorInfo, TensorSource, held
 from sglite.runtime.model.errors import ModelError
+from sglite.runtime.quant.codes import Codes, Coding
+
+Made = TypeVar("Made", Tensor, Codes)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,26 @@ class PackedWeight:
     parts: Mapping[str, str]
     unpack: Callable[[Mapping[str, Tensor]], Tensor]
     dtype: str = "F32"
+    coding: Coding | None = None
+    """The weight is coded so, and products with it may be made of the codes."""
+    codes: Callable[[Mapping[str, Tensor]], Codes] | None = None
+    """From the parts to these."""
+
+
+@runtime_checkable
+class CodedSource(Protocol):
+    """A ``TensorSource`` that has weights in codes."""
+
+    @property
+    def quantised(self) -> Set[str]:
+        """Weights that are not stored as the numbers they are."""
+
+    @property
+    def codings(self) -> Mapping[str, Coding]:
+        """How those of them are coded that ``read_codes`` gives as they are."""
+
+    def read_codes(self, names: set[str]) -> Iterator[tuple[str, Codes]]:
+        """Some of ``codings`` in any order; see ``TensorSource.read``."""
 
 
 class Unpacked:
@@ -72,6 +96,28 @@ class Unpacked:
 
     def read(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
         """The named tensors in any order. ModelError names a weight whose parts hold what they cannot."""
+        for name, found in self._read(names):
+            yield name, self._made(name, self._weights[name].unpack, found) if isinstance(found, dict) else found
+
+    @property
+    def quantised(self) -> Set[str]:
+        """See ``CodedSource``."""
+        return self._weights.keys()
+
+    @property
+    def codings(self) -> Mapping[str, Coding]:
+        """See ``CodedSource``."""
+        return {name: weight.coding for name, weight in self._weights.items() if weight.coding is not None}
+
+    def read_codes(self, names: set[str]) -> Iterator[tuple[str, Codes]]:
+        """See ``CodedSource``."""
+        for name, parts in self._read(names):
+            make = self._weights[name].codes
+            if make is not None and isinstance(parts, dict):
+                yield name, self._made(name, make, parts)
+
+    def _read(self, names: set[str]) -> Iterator[tuple[str, Tensor | dict[str, Tensor]]]:
+        """The named tensors, of weights their parts."""
         wanted = {name: self._weights[name] for name in names if name in self._weights}
         place = {tensor: (name, part) for name, weight in wanted.items() for part, tensor in weight.parts.items()}
         waiting: dict[str, dict[str, Tensor]] = {}
@@ -84,10 +130,10 @@ class Unpacked:
             complete = len(parts) + 1 == len(wanted[name].parts)
             parts[part] = tensor if complete else tensor.clone()
             if complete:
-                yield name, self._unpack(name, waiting.pop(name))
+                yield name, waiting.pop(name)
 
-    def _unpack(self, name: str, parts: Mapping[str, Tensor]) -> Tensor:
+    def _made(self, name: str, make: Callable[[Mapping[str, Tensor]], Made], parts: Mapping[str, Tensor]) -> Made:
         try:
-            return self._weights[name].unpack(parts)
+            return make(parts)
         except ValueError as error:
             raise ModelError(f"{self.folder}: {name}: {error}; the checkpoint is damaged, download it again") from error

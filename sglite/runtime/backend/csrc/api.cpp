@@ -16,8 +16,6 @@ namespace {
 
 using namespace sglite;
 
-constexpr int64_t kBlock = 16;
-
 // An engine for the time of a call.
 struct Turn {
     explicit Turn(void* given) : engine(*static_cast<Engine*>(given)), lock(engine.turn) {}
@@ -27,35 +25,9 @@ struct Turn {
     std::lock_guard<std::mutex> lock;
 };
 
-// One block between its two forms, in place: as rows [16][ins], and packed in steps of 4 bytes [ins / n][16].
-struct Packing {
-    char* weight;
-    int64_t step, blocks;  // numbers of 4 bytes in a row; blocks
-    bool back;
-    std::vector<std::vector<char>>* scratch;
-};
-
-void pack_block(void* job, int64_t block, int thread) {
-    const auto& p = *static_cast<Packing*>(job);
-    auto& room = (*p.scratch)[thread];
-    const int64_t numbers = kBlock * p.step;
-    room.resize(numbers * 4);
-    auto* to = reinterpret_cast<uint32_t*>(p.weight) + block * numbers;
-    auto* from = reinterpret_cast<uint32_t*>(room.data());
-    std::memcpy(from, to, numbers * 4);
-    for (int64_t first = 0; first < p.step; first += kBlock)  // squares of whole cache lines
-        for (int64_t lane = 0; lane < kBlock; lane++) {
-            const int64_t end = least(first + kBlock, p.step);
-            if (p.back)
-                for (int64_t i = first; i < end; i++) to[lane * p.step + i] = from[i * kBlock + lane];
-            else
-                for (int64_t i = first; i < end; i++) to[i * kBlock + lane] = from[lane * p.step + i];
-        }
-}
-
 }  // namespace
 
-// Bits of the instruction sets that this processor has: 1 AVX2, 2 AVX512, 4 AVX512 with bfloat16.
+// Bits of the instruction sets that this processor has: 1 AVX2, 2 AVX512, 4 AVX512 with products of bfloat16 and bytes.
 SG_API int sg_levels() {
     __builtin_cpu_init();
     int levels = 0;
@@ -63,7 +35,9 @@ SG_API int sg_levels() {
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if ((levels & 1) && wide) levels |= 2;
-    if ((levels & 2) && __builtin_cpu_supports("avx512bf16")) levels |= 4;
+    // No processor has the former without the latter.
+    const bool products = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    if ((levels & 2) && products) levels |= 4;
     return levels;
 }
 
@@ -80,10 +54,8 @@ SG_API void sg_huge(void* data, int64_t bytes) {
     if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 }
 
-SG_API void sg_pack(void* engine, void* weight, int64_t outs, int64_t ins, int type, int back) {
-    Turn turn(engine);
-    Packing job{static_cast<char*>(weight), ins * size_of(type) / 4, outs / kBlock, back != 0, &turn->scratch};
-    turn->threads.run(pack_block, &job, job.blocks);
+SG_API void sg_pack(void* engine, void* weight, int64_t outs, int64_t ins, int kind, int back) {
+    Turn(engine)->arrange(weight, outs, ins, kind, back != 0);
 }
 
 SG_API void sg_product(void* engine, const Weight* weight, const void* x, int64_t x_stride, const void* bias, void* out,
@@ -93,12 +65,7 @@ SG_API void sg_product(void* engine, const Weight* weight, const void* x, int64_
 
 // Rows `ids` of a packed weight: [count, ins].
 SG_API void sg_embedding(const Weight* weight, const int64_t* ids, int64_t count, void* out) {
-    const int64_t steps = weight->ins * size_of(weight->kind) / 4;
-    auto* to = static_cast<uint32_t*>(out);
-    for (int64_t i = 0; i < count; i++) {
-        const auto* from = static_cast<const uint32_t*>(weight->data) + ids[i] / kBlock * kBlock * steps + ids[i] % kBlock;
-        for (int64_t s = 0; s < steps; s++) to[i * steps + s] = from[s * kBlock];
-    }
+    read_rows(*weight, ids, count, out);
 }
 
 SG_API void* sg_plan_new(int64_t rows, const int32_t* tables, const int64_t* table_from, const int64_t* query_from,

@@ -6,16 +6,38 @@ namespace {
 constexpr int64_t kBlock = 16;
 constexpr int64_t kPieceBytes = 64 << 10;  // of weights that come from memory: some microseconds
 constexpr int64_t kTall = 24;              // rows up to which a product reads its weights once
+constexpr int64_t kLine = 64;
 constexpr int64_t kRowStep = 192;          // rows that share a stretch of weights in the cache
 
 }  // namespace
 
 void Engine::multiply(Product job) {
     const int64_t blocks = job.weight.outs / kBlock, most_blocks = most<int64_t>(1, blocks / (4 * threads.count()));
-    const int64_t worth = parts(kPieceBytes, kBlock * job.weight.ins * size_of(job.weight.kind));
+    const int64_t worth = parts(kPieceBytes, bytes_of(kBlock * job.weight.ins, job.weight.kind));
     job.block_step = least(parts(worth, 4) * 4, parts(most_blocks, 4) * 4);
     job.row_step = job.rows > kTall ? least(job.rows, kRowStep) : most<int64_t>(job.rows, 1);
-    threads.run(kernels.product, &job, parts(blocks, job.block_step) * parts(job.rows, job.row_step));
+    const int64_t pieces = parts(blocks, job.block_step) * parts(job.rows, job.row_step);
+    if (job.weight.kind < 2) return threads.run(kernels.product, &job, pieces);
+    const Inputs made = prepare(job);
+    job.inputs = &made;
+    threads.run(kernels.codes, &job, pieces);
+}
+
+Inputs Engine::prepare(const Product& job) {
+    const Weight& weight = job.weight;
+    const bool whole = weight.kind == 2;
+    Inputs made{job.x, job.x_stride, job.rows, weight.ins, weight.group, weight.type, weight.kind};
+    // A line more than a row has: rows a power of two apart would get into each other's way in the cache.
+    made.stride = whole ? parts(weight.ins * kernels.code_bytes, kLine) * kLine + kLine : 0;
+    const int64_t scales = job.rows * 4, sums = scales * (weight.ins / weight.group);
+    const int64_t needed = kLine + job.rows * made.stride + scales + sums;
+    if (static_cast<int64_t>(inputs.size()) < needed) inputs.resize(needed);
+    made.codes = inputs.data() + kLine - reinterpret_cast<uintptr_t>(inputs.data()) % kLine;
+    made.scales = reinterpret_cast<float*>(made.codes + job.rows * made.stride);
+    made.sums = made.scales + job.rows;
+    made.row_step = row_step(job.rows, weight.ins, threads.count());
+    if (whole || weight.zeros) threads.run(kernels.inputs, &made, parts(job.rows, made.row_step));
+    return made;
 }
 
 void Engine::normalise(Norm job) {

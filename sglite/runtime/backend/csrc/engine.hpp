@@ -33,9 +33,12 @@ struct Engine {
     std::vector<LatentPiece> latent_pieces;
     std::vector<float> found;  // by pieces of attention, of tokens that have parts
     int64_t slots_read = 0;    // keys that attention has read, of all KV heads of a layer
+    std::vector<char> inputs;  // of products with codes
 
     // Sizes of pieces are set here.
     void multiply(Product job);
+    // `weight` [outs, ins] of a kind, or scales as float32, from rows one behind the other to packed, in place, or back.
+    void arrange(void* weight, int64_t outs, int64_t ins, int32_t kind, bool back);
     void normalise(Norm job);
     void rotate(Rotate job);
     void activate(Gated job);
@@ -48,6 +51,9 @@ struct Engine {
     void convolve(Conv job);
     void remember(Delta job);
     void normalise_gated(GatedNorm job);
+
+private:
+    Inputs prepare(const Product& job);
 };
 
 inline int64_t parts(int64_t whole, int64_t step) { return (whole + step - 1) / step; }
@@ -75,5 +81,11 @@ inline char* grown(std::vector<char>& room, int64_t bytes) {
     if (static_cast<int64_t>(room.size()) < bytes + 64) room.resize(bytes + 64);
     return room.data() + (64 - reinterpret_cast<uintptr_t>(room.data()) % 64) % 64;
 }
+
+// Bytes of so many numbers of a weight's kind.
+inline int64_t bytes_of(int64_t numbers, int32_t kind) { return kind < 2 ? numbers * size_of(kind) : numbers / (kind - 1); }
+
+// Rows `ids` of a packed weight in its type: [count, ins].
+void read_rows(const Weight& weight, const int64_t* ids, int64_t count, void* out);
 
 }  // namespace sglite

@@ -5,9 +5,11 @@
 #include "delta.hpp"
 #include "experts.hpp"
 #include "latents.hpp"
+#include "codes.hpp"
 #include "product.hpp"
 #include "rowwise.hpp"
 
 extern const sglite::Kernels SG_TABLE;
 const sglite::Kernels SG_TABLE = {product,    attention,    combine,     norm, rotate,  gated,
-                                  experts_up, experts_down, experts_mix, each, latents, conv,  delta, gated_norm};
+                                  experts_up, experts_down, experts_mix, each, latents, conv,  delta, gated_norm,
+                                  inputs,     codes,        kCodeBytes};

@@ -8,11 +8,29 @@
 
 namespace sglite {
 
-// A packed weight [outs, ins]; how it lies in memory: product.hpp.
+// A packed weight [outs, ins]; how it lies in memory: product.hpp, of codes codes.hpp.
 struct Weight {
     const void* data;
     int64_t outs, ins;
-    int32_t kind;  // 0 float32, 1 bfloat16, as types
+    int32_t kind;  // 0 float32, 1 bfloat16, as types; 2 codes of eight bits, 3 of four
+    int32_t type;  // of x, of the bias and of rows where they are read
+    // Of codes: number = (code - zero) * scale.
+    const float* scales;  // [outs / 16][ins / group][16]
+    const float* zeros;   // likewise, or null
+    int64_t group;        // inputs that share a scale, a multiple of 8
+};
+
+// What is made of the rows of x before they are multiplied with codes.
+struct Inputs {
+    const void* x;
+    int64_t x_stride;  // between rows, in numbers
+    int64_t rows, ins, group;
+    int32_t type, kind;  // of x, of the weight
+    char* codes;         // x in whole numbers, where the weight has eight bits
+    int64_t stride;      // between rows of them, in bytes
+    float* scales;       // [rows] of these numbers
+    void* sums;          // [rows][ins / group]: of eight bits int32, 128 times the codes'; else float32, x's
+    int64_t row_step;
 };
 
 // out [rows, outs] = x [rows, ins] times a weight transposed, plus bias [outs]. x and bias have the weight's type.
@@ -26,6 +44,7 @@ struct Product {
     int32_t out_type;
     // Of one piece.
     int64_t row_step, block_step;
+    const Inputs* inputs;  // of codes
 };
 
 // What one piece of attention computes: some tokens, with some KV heads, over slots `from` up to `to` of a row's pages.
@@ -134,6 +153,9 @@ struct Kernels {
     void (*conv)(void* job, int64_t piece, int thread);
     void (*delta)(void* job, int64_t piece, int thread);
     void (*gated_norm)(void* job, int64_t piece, int thread);
+    void (*inputs)(void* job, int64_t piece, int thread);
+    void (*codes)(void* job, int64_t piece, int thread);
+    int64_t code_bytes;  // of an input in whole numbers
 };
 
 }  // namespace sglite

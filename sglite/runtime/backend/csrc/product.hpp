@@ -79,6 +79,14 @@ struct Written {
     int32_t out_type, bias_type;
 };
 
+// The same at another row and block of the result.
+SG_INLINE Written moved(const Written& to, int64_t row, int64_t block) {
+    Written there = to;
+    there.out = (char*)to.out + (row * to.stride + block * kLanes) * (to.out_type ? 2 : 4);
+    if (to.bias) there.bias = (const char*)to.bias + block * kLanes * (to.bias_type ? 2 : 4);
+    return there;
+}
+
 template <int R, int B>
 SG_INLINE void write(const vf acc[R][B], const Written& to) {
     for (int b = 0; b < B; b++) {
@@ -148,16 +156,9 @@ constexpr int64_t kTallRows = 0;
 template <class T>
 static void panel(int64_t rows, const T* x, int64_t x_stride, const T* w, int64_t block, int64_t blocks, int64_t ins,
                   const Written& to) {
-    const int out_size = to.out_type ? 2 : 4, bias_size = to.bias_type ? 2 : 4;
-    const auto moved = [&](int64_t row, int64_t b) {
-        Written there = to;
-        there.out = (char*)to.out + (row * to.stride + b * kLanes) * out_size;
-        if (to.bias) there.bias = (const char*)to.bias + b * kLanes * bias_size;
-        return there;
-    };
 #ifdef __AVX512F__
     if (rows > kWideRows && rows <= kTallRows) {
-        for (int64_t b = 0; b < blocks; b++) one_block<T>(rows, x, x_stride, w + b * block, ins, moved(0, b));
+        for (int64_t b = 0; b < blocks; b++) one_block<T>(rows, x, x_stride, w + b * block, ins, moved(to, 0, b));
         return;
     }
 #endif
@@ -167,9 +168,9 @@ static void panel(int64_t rows, const T* x, int64_t x_stride, const T* w, int64_
             const int64_t count = least(kWideRows, rows - r);
             const T* from = x + r * x_stride;
             if (wide)
-                few_rows<T, kWideBlocks>(count, from, x_stride, w + b * block, block, ins, moved(r, b));
+                few_rows<T, kWideBlocks>(count, from, x_stride, w + b * block, block, ins, moved(to, r, b));
             else
-                few_rows<T, 1>(count, from, x_stride, w + b * block, block, ins, moved(r, b));
+                few_rows<T, 1>(count, from, x_stride, w + b * block, block, ins, moved(to, r, b));
         }
         b += wide ? kWideBlocks : 1;
     }

@@ -17,6 +17,7 @@ from sglite.runtime.backend.base import Backend, DenseLayer, DenseStack, Forward
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.layers.attention import Attention
 from sglite.runtime.model.layers.cache_layout import cache_groups, pool_layers
+from sglite.runtime.model.layers.codings import Role
 from sglite.runtime.model.layers.mlp import FeedForward, GatedMLP
 from sglite.runtime.model.layers.moe import MoE
 from sglite.runtime.model.layers.norm import Norm, RMSNorm
@@ -119,7 +120,8 @@ class CausalLM(ABC):
         self.backend = backend
         self.dtype = weights.dtype
         self.pool_layers = pool_layers(config.cached_kinds)
-        self.embedding = weights.matrix({"model.embed_tokens.weight": config.vocab_size}, config.hidden_size)
+        role: Role = "head" if config.has_head and config.tie_word_embeddings else "embedding"
+        self.embedding = weights.matrix({"model.embed_tokens.weight": config.vocab_size}, config.hidden_size, role=role)
         self.layers = [self.layer(weights, f"model.layers.{i}", i) for i in range(config.num_layers)]
         self._steps = _grouped(self.layers)
         self.norm = self.norm_of(weights, "model.norm")
@@ -128,7 +130,7 @@ class CausalLM(ABC):
             weights.tie("lm_head.weight", to="model.embed_tokens.weight")
             self.head = self.embedding
         elif config.has_head:
-            self.head = weights.matrix({"lm_head.weight": config.vocab_size}, config.hidden_size)
+            self.head = weights.matrix({"lm_head.weight": config.vocab_size}, config.hidden_size, role="head")
         self.rotary = self.rotaries(weights.device)
 
     @classmethod

@@ -9,12 +9,16 @@ are bound to several names:
 Matrices that the backend alone reads are handed to it once they are filled (``pack``), which may rearrange them in
 place; whoever wants their numbers afterwards asks for them (``plain``).
 
+A matrix may be coded (``Codings``): it is filled from numbers, which are coded then, or from a file's codes, and read
+as numbers.
+
 Where a checkpoint's tensor has another form than the layer's, a ``Conversion`` says which, and what makes one of the
 other. Where checkpoints of a family differ, a layer may ask what this one has (``found``).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +27,8 @@ import torch
 from torch import Tensor
 
 from sglite.runtime.backend.base import Backend, Matrices, Matrix
+from sglite.runtime.model.layers.codings import Codings, Role
+from sglite.runtime.quant.codes import Codes, Coding, empty
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,21 @@ class WeightTable:
         dtype: of every tensor that does not ask for another.
         device: where they are.
         found: shapes of the checkpoint's tensors by name; ``None``: there is no checkpoint.
+        codings: of matrices.
     """
 
     def __init__(
-        self, dtype: torch.dtype, device: torch.device, found: Mapping[str, tuple[int, ...]] | None = None
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        found: Mapping[str, tuple[int, ...]] | None = None,
+        codings: Codings = Codings(),  # noqa: B008  (frozen)
     ) -> None:
         self.dtype = dtype
         self.device = device
         self._found = found
+        self._codings = codings
+        self._coded: dict[str, Codes] = {}
         self._parts: dict[str, Tensor] = {}
         self._tied: dict[str, str] = {}
         self._conversions: dict[str, Conversion] = {}
@@ -60,8 +73,23 @@ class WeightTable:
 
     @property
     def parts(self) -> Mapping[str, Tensor]:
-        """Checkpoint name -> the view it fills."""
+        """Checkpoint name -> the view it fills; of coded matrices their values."""
         return self._parts
+
+    def part(self, name: str) -> Tensor | Codes:
+        """What ``name`` has filled."""
+        return self._coded.get(name, self._parts[name])
+
+    @property
+    def coded(self) -> Mapping[str, Coding]:
+        """Checkpoint name -> how the part that it fills is coded, of those that are."""
+        return {name: codes.coding for name, codes in self._coded.items()}
+
+    @property
+    def share_coded(self) -> float:
+        """Of all numbers, from 0 to 1."""
+        sizes = {name: math.prod(self.shape(name)) for name in self._parts}
+        return sum(sizes[name] for name in self._coded) / max(1, sum(sizes.values()))
 
     @property
     def tied(self) -> Mapping[str, str]:
@@ -91,16 +119,40 @@ class WeightTable:
         """What the checkpoint's tensor ``name`` must look like."""
         if name in self._conversions:
             return self._conversions[name].shape
-        return tuple(self._parts[self._tied.get(name, name)].shape)
+        name = self._tied.get(name, name)
+        return self._coded[name].shape if name in self._coded else tuple(self._parts[name].shape)
 
     def converted(self, name: str) -> bool:
         """Whether the layer has the tensor in another form than the checkpoint."""
         return name in self._conversions
 
-    def fill(self, name: str, tensor: Tensor) -> None:
-        """Copy the checkpoint's tensor to its place, in the layer's form and type."""
-        conversion = self._conversions.get(name)
-        self._parts[name].copy_(tensor if conversion is None else conversion.convert(tensor))
+    def fill(self, name: str, tensor: Tensor | Codes) -> None:
+        """Copy the checkpoint's tensor to its place, in the layer's form and type. Codes: as ``coded`` says."""
+        codes, conversion = self._coded.get(name), self._conversions.get(name)
+        if isinstance(tensor, Codes):
+            self._coded[name].take(tensor)
+        elif codes is not None:
+            codes.encode(tensor)
+        else:
+            self._parts[name].copy_(tensor if conversion is None else conversion.convert(tensor))
+
+    def numbers(self, name: str, rows: int | None = None) -> Tensor:
+        """The first rows of what ``name`` has filled, or all, as numbers."""
+        name = self._tied.get(name, name)
+        if name not in self._coded:
+            return self._parts[name][:rows]
+        codes = self._coded[name]
+        return codes.rows(0, len(codes.values) if rows is None else rows).numbers()
+
+    def holds(self, name: str, tensor: Tensor) -> bool:
+        """Whether filling in ``tensor``, in the checkpoint's form, would change nothing."""
+        name = self._tied.get(name, name)
+        codes = self._coded.get(name)
+        if codes is None:
+            return torch.equal(tensor.to(self.dtype), self._parts[name].to(self.dtype).to(tensor.device))
+        other = empty(codes.coding, *codes.shape, dtype=codes.dtype)
+        other.encode(tensor)
+        return codes.equal(other)
 
     def tensor(
         self, name: str, *shape: int, dtype: torch.dtype | None = None, source: Conversion | None = None
@@ -116,9 +168,10 @@ class WeightTable:
         self.bind_rows(rows, whole)
         return whole
 
-    def matrix(self, rows: Mapping[str, int], inputs: int) -> Matrix:
-        """As ``stacked``, [sum of rows, inputs], for the backend's products alone."""
-        matrix = Matrix(self.stacked(rows, inputs))
+    def matrix(self, rows: Mapping[str, int], inputs: int, *, role: Role = "layer") -> Matrix:
+        """As ``stacked``, [sum of rows, inputs], for the backend alone, which may be coded."""
+        coding = self._codings.of(rows, sum(rows.values()), inputs, role)
+        matrix = Matrix(self.stacked(rows, inputs)) if coding is None else self._coded_matrix(rows, inputs, coding)
         self._matrices.update(dict.fromkeys(rows, matrix))
         return matrix
 
@@ -133,6 +186,16 @@ class WeightTable:
         """``whole`` [n, out, in], a tensor of this table or part of one, for the backend's products alone."""
         self._several.append(Matrices(whole))
         return self._several[-1]
+
+    def _coded_matrix(self, rows: Mapping[str, int], inputs: int, coding: Coding) -> Matrix:
+        codes = empty(coding, sum(rows.values()), inputs, dtype=self.dtype, device=self.device)
+        self._num_bytes += codes.nbytes
+        first = 0
+        for name, count in rows.items():
+            self._coded[name] = codes.rows(first, count)
+            self.bind(name, self._coded[name].values)
+            first += count
+        return Matrix(codes.values, codes=codes)
 
     def place(self, backend: Backend) -> None:
         """Show the matrices to ``backend`` before they are filled."""
