@@ -1,9 +1,10 @@
-"""Time of a decode step on the CPU, plain torch against native kernels, side by side in one process.
+"""Time of a decode step on the CPU: plain torch, native kernels, quantised weights, side by side in one process.
 
     python benchmarks/cpu_decode.py --shapes 29M 0.6B --batches 1 16 --context 256 --threads 2
+    python benchmarks/cpu_decode.py --only native --quantization int8 int4
 
-A step is plan, forward, logits and arg-max of random weights; no scheduler, sampler or server. Both take turns, so
-that load from elsewhere meets both; the least of all rounds is printed, CPU seconds of the process beside wall time.
+A step is plan, forward, logits and arg-max of random weights; no scheduler, sampler or server. All take turns, so that
+load from elsewhere meets all; the least of all rounds is printed, CPU seconds of the process beside wall time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sglite.runtime.backend.base import Backend, BatchLayout, ForwardContext
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_native import cpu_backend
 from sglite.runtime.model.loader import LoadedModel, load_model
+from sglite.runtime.quant.methods import WHILE_LOADING
 
 PAGE = 16
 COMMON = {
@@ -178,7 +180,7 @@ def _seconds(data: torch.Tensor) -> float:
 
 
 def compare(name: str, batch: int, context: int, tokens: int, rounds: int, models: dict[str, LoadedModel]) -> None:
-    """Print one line."""
+    """Print one line; the ratios of wall time are to the first model."""
     runners = {kind: Runner(loaded, loaded.model.backend, batch, context) for kind, loaded in models.items()}
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in runners}
     for _ in range(rounds + 1):
@@ -186,12 +188,13 @@ def compare(name: str, batch: int, context: int, tokens: int, rounds: int, model
             found[kind].append(timed(runner, tokens))
     best = {kind: [min(column) for column in zip(*times[1:], strict=True)] for kind, times in found.items()}
     told = "   ".join(f"{kind} {wall:8.2f} ms ({cpu:8.2f} CPU)" for kind, (wall, cpu) in best.items())
-    ratio = best["plain"][0] / best["native"][0] if len(best) == 2 else float("nan")
-    print(f"{name:9} batch {batch:3} x {tokens:4} at {context:5}   {told}   {ratio:5.2f}x", flush=True)
+    first, *others = (wall for wall, _ in best.values())
+    ratios = "".join(f"   {first / wall:5.2f}x" for wall in others)
+    print(f"{name:9} batch {batch:3} x {tokens:4} at {context:5}   {told}{ratios}", flush=True)
 
 
 def main() -> None:
-    """Load every shape twice, then time each batch."""
+    """Load every shape in all forms, then time each batch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
@@ -202,6 +205,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--kernels", default="auto")
     parser.add_argument("--only", choices=("plain", "native"))
+    parser.add_argument("--quantization", nargs="*", choices=WHILE_LOADING, default=[])
     given = parser.parse_args()
     backends = {"plain": CPUBackend(given.threads), "native": cpu_backend(given.threads, given.kernels)}
     print(f"native: {backends['native'].describe()}; memory {bandwidth():.1f} GB/s")
@@ -213,6 +217,11 @@ def main() -> None:
                 for kind, backend in backends.items()
                 if given.only in (None, kind)
             }
+            for form in given.quantization:
+                models[form] = load_model(
+                    folder, backend=backends["native"], dtype=given.dtype, load_format="dummy", quantization=form
+                )
+        print(name, ", ".join(f"{kind} {loaded.weight_bytes / 1e6:.0f} MB" for kind, loaded in models.items()))
         for batch in given.batches:
             compare(name, batch, given.context, given.tokens, given.rounds, models)
 

@@ -187,9 +187,10 @@ def microscaled(weight: Tensor, *, nvidia: bool = False) -> tuple[Parts, Tensor]
     return stored, table[codes] * spread
 
 
-def ct(kind: str, layout: str, **weights: Any) -> dict[str, Any]:
+def ct(kind: str, layout: str, *, whole_rows: bool = False, **weights: Any) -> dict[str, Any]:
     settings = {"type": kind, "symmetric": True, **weights}
-    group = {"targets": ["Linear"], "weights": settings, "input_activations": None}
+    rows = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True, "symmetric": True}
+    group = {"targets": ["Linear"], "weights": settings, "input_activations": rows if whole_rows else None}
     return {
         "quant_method": "compressed-tensors",
         "format": layout,
@@ -231,6 +232,10 @@ FORMATS: dict[str, Format] = {
     ),
     "ct-int8": Format(
         ct("int", "int-quantized", num_bits=8, strategy="channel"), lambda w: scaled(w, dtype=torch.int8)
+    ),
+    "ct-w8a8": Format(
+        ct("int", "int-quantized", num_bits=8, strategy="channel", whole_rows=True),
+        lambda w: scaled(w, dtype=torch.int8),
     ),
     "ct-int8-asym": Format(
         ct("int", "int-quantized", num_bits=8, strategy="channel", symmetric=False), int8_asymmetric

@@ -192,8 +192,8 @@ def test_reading_gguf_files_takes_the_standard_library_only() -> None:
 
 
 def test_the_backend_sees_nothing_above_it() -> None:
-    """``protocol`` is the language both speak; the pool is made of the tensors it allocates."""
-    allowed = ("sglite.runtime.protocol", "sglite.runtime.cache.pool", "sglite.compiled")
+    """``protocol`` is the language both speak; the pool is made of the tensors it allocates, weights of codes."""
+    allowed = ("sglite.runtime.protocol", "sglite.runtime.cache.pool", "sglite.runtime.quant.codes", "sglite.compiled")
     assert offences("sglite.runtime.backend", allowed) == []
 
 

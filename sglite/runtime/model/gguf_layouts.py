@@ -78,11 +78,13 @@ _QWEN2_MOE = {
 
 @dataclass(frozen=True)
 class Form:
-    """A tensor of ours and what it is made of: tensors of a layer (or of the whole model) and a function of them."""
+    """A tensor of ours and what it is made of: tensors of a layer (or of the whole model) and a function of them, which
+    may do no more than put rows in another order."""
 
     name: str
     sources: tuple[str, ...]
     make: Callable[..., Tensor]
+    by_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _from_pairs(config: ModelConfig) -> tuple[Form, ...]:
     """q and k of Llama's plan are there for rotating neighbours; here halves are rotated."""
     counts = {"q": config.num_heads, "k": config.num_kv_heads}
     return tuple(
-        Form(f"self_attn.{part}_proj.{kind}", (f"attn_{part}.{kind}",), partial(_halves_from_pairs, heads=heads))
+        Form(f"self_attn.{part}_proj.{kind}", (f"attn_{part}.{kind}",), partial(_halves_from_pairs, heads=heads), True)
         for part, heads in counts.items()
         for kind in ("weight", "bias")
     )

@@ -4,14 +4,15 @@
     blk.3.ffn_up_exps.weight Q8_0 [128, 768, 2048]  ──▶  model.layers.3.mlp.experts.N.up_proj.weight, N = 0 .. 127
 
 Files are mapped; a tensor is unpacked when it is read, an expert at a time where experts are stacked.
+Tensors in types that are codes as we have them (``CODINGS``) can be read as those.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.errors import ModelError
 from sglite.runtime.model.gguf_config import ROPE_DIVISORS
 from sglite.runtime.model.gguf_layouts import WHOLE, Form, Layout, layout_of
-from sglite.runtime.quant.gguf import unpacked
+from sglite.runtime.quant.codes import Codes, Coding
+from sglite.runtime.quant.gguf import CODINGS, in_codes, unpacked
 
 _LAYER = re.compile(r"(blk\.\d+\.)(.+)")
 
@@ -45,6 +47,13 @@ class _Piece:
     sources: tuple[_Rows, ...]
     shape: tuple[int, ...]
     make: Callable[..., Tensor] | None = None
+    by_rows: bool = True
+    """It puts rows in another order, or nothing."""
+
+    @property
+    def coding(self) -> Coding | None:
+        """How it is coded, where its codes can be had; ``None``: it is not."""
+        return CODINGS.get(self.sources[0].tensor.type.name) if self.by_rows and len(self.shape) == 2 else None
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,27 @@ class GGUFSource:
             piece = self.pieces[name]
             parts = [_read(mapped[source.tensor.path], source) for source in piece.sources]
             yield name, parts[0] if piece.make is None else piece.make(*parts)
+
+    @property
+    def quantised(self) -> Set[str]:
+        """See ``CodedSource``."""
+        stored = {name: {source.tensor.type.name for source in piece.sources} for name, piece in self.pieces.items()}
+        return {name for name, types in stored.items() if not types.issubset(FLOAT_TYPES)}
+
+    @property
+    def codings(self) -> Mapping[str, Coding]:
+        """See ``CodedSource``."""
+        return {name: coding for name, piece in self.pieces.items() if (coding := piece.coding) is not None}
+
+    def read_codes(self, names: set[str]) -> Iterator[tuple[str, Codes]]:
+        """See ``CodedSource``."""
+        for name in sorted(names, key=lambda name: _place(self.pieces[name].sources[0])):
+            piece = self.pieces[name]
+            (rows,) = piece.sources
+            codes = in_codes(rows.tensor.type.name, _packed(_mapped(rows.tensor.path), rows))
+            if piece.make is not None:
+                codes = replace(codes, values=piece.make(codes.values), scales=piece.make(codes.scales))
+            yield name, codes
 
 
 def open_gguf_source(path: Path, config: ModelConfig) -> GGUFSource:
@@ -101,7 +131,7 @@ def _made(form: Form, sources: tuple[_Rows, ...]) -> _Piece:
         raise ModelError(
             f"{sources[0].tensor.path}: {form.name} cannot be made of {said}; do the metadata belong to the tensors?"
         ) from None
-    return _Piece(sources, tuple(made.shape), form.make)
+    return _Piece(sources, tuple(made.shape), form.make, form.by_rows)
 
 
 def _renamed(tensor: GGUFTensor, layout: Layout) -> Iterator[tuple[str, _Piece]]:
@@ -140,9 +170,14 @@ def _mapped(path: Path) -> Tensor:
 
 
 def _read(mapped: Tensor, rows: _Rows) -> Tensor:
+    return unpacked(rows.tensor.type.name, _packed(mapped, rows)).view(rows.shape)
+
+
+def _packed(mapped: Tensor, rows: _Rows) -> Tensor:
+    """[rows, bytes]"""
     kind = rows.tensor.type
     row = rows.tensor.shape[-1] // kind.block * kind.size
     first = rows.tensor.offset + rows.first * row
     if first + rows.count * row > len(mapped):
         raise ModelError(f"{rows.tensor.path}: the file has become shorter while it was read; try again")
-    return unpacked(kind.name, mapped[first : first + rows.count * row].view(rows.count, row)).view(rows.shape)
+    return mapped[first : first + rows.count * row].view(rows.count, row)

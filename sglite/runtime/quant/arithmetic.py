@@ -104,3 +104,12 @@ def from_e8m0(exponents: Tensor) -> Tensor:
 def blocks(size: int, block: int) -> int:
     """How many blocks a dimension has, the last perhaps partial."""
     return -(-size // block)
+
+
+def groups_in_order(groups: Tensor | None, inputs: int, size: int) -> Tensor | None:
+    """The groups of inputs, or ``None`` where they come one after the other. ValueError: a number is no group's."""
+    if groups is None or bool((groups == -1).all()):
+        return None
+    if bool((groups < 0).any()) or bool((groups >= blocks(inputs, size)).any()):
+        raise ValueError(f"groups of inputs (g_idx) must be from 0 to {blocks(inputs, size) - 1}")
+    return None if torch.equal(groups, (torch.arange(inputs) // size).to(groups.dtype)) else groups.long()

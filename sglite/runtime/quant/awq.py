@@ -18,6 +18,7 @@ from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorSource
 from sglite.runtime.model.errors import ModelError
 from sglite.runtime.model.fields import Fields
 from sglite.runtime.quant.arithmetic import dequantise
+from sglite.runtime.quant.codes import Codes, Coding, halves
 from sglite.runtime.quant.group_size import read_group_size
 from sglite.runtime.quant.packed import PackedWeight, Unpacked
 from sglite.runtime.quant.stored import Stored
@@ -59,7 +60,13 @@ def _weight(stored: Stored, base: str, group: int | None) -> PackedWeight:
     def make(found: Mapping[str, Tensor]) -> Tensor:
         return dequantise(_columns(found["values"]), found["scales"].T, (1, size), _columns(found["zeros"]))
 
-    return PackedWeight((outputs, inputs), parts, make)
+    coding = Coding(BITS, group, zeros=True)
+
+    def codes(found: Mapping[str, Tensor]) -> Codes:
+        values = halves(_columns(found["values"]).view(torch.int8) - 8)
+        return Codes(coding, values, found["scales"].T.float(), _columns(found["zeros"]).float() - 8)
+
+    return PackedWeight((outputs, inputs), parts, make, coding=coding, codes=codes)
 
 
 def _columns(words: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ Numbers are made in float32, the product rounded once. What products with such m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -119,14 +120,19 @@ class Codes:
         return zeros and torch.equal(self.values, other.values) and torch.equal(self.scales, other.scales)
 
 
-def empty(
-    coding: Coding, outputs: int, inputs: int, *, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> Codes:
+class Allocate(Protocol):
+    """As ``torch.empty``."""
+
+    def __call__(self, *shape: int, dtype: torch.dtype) -> Tensor: ...
+
+
+def empty(coding: Coding, outputs: int, inputs: int, *, dtype: torch.dtype, allocate: Allocate = torch.empty) -> Codes:
     """Codes of a matrix, not filled."""
     kind = torch.int8 if coding.bits == 8 else torch.uint8
-    values = torch.empty(outputs, inputs * coding.bits // 8, dtype=kind, device=device)
-    scales = torch.empty(outputs, coding.groups(inputs), device=device)
-    return Codes(coding, values, scales, torch.empty_like(scales) if coding.zeros else None, dtype)
+    values = allocate(outputs, inputs * coding.bits // 8, dtype=kind)
+    table = (outputs, coding.groups(inputs))
+    scales = allocate(*table, dtype=torch.float32)
+    return Codes(coding, values, scales, allocate(*table, dtype=torch.float32) if coding.zeros else None, dtype)
 
 
 def encoded(numbers: Tensor, coding: Coding) -> Codes:

@@ -14,17 +14,18 @@ checkpoint may have several groups of layers with settings of their own; a layer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorInfo, TensorSource
 from sglite.runtime.model.errors import ModelError
 from sglite.runtime.model.fields import Fields
-from sglite.runtime.quant.arithmetic import blocks, dequantise, from_e8m0, from_fp4, unpack
+from sglite.runtime.quant.arithmetic import blocks, dequantise, from_e8m0, from_fp4, groups_in_order, unpack
+from sglite.runtime.quant.codes import Codes, Coding, halves
 from sglite.runtime.quant.fp8 import F8_TYPES, SCALE_TYPES, Block, read_block, scaled
-from sglite.runtime.quant.gptq import groups_in_order
 from sglite.runtime.quant.group_size import read_group_size
 from sglite.runtime.quant.packed import PackedWeight, Unpacked
 from sglite.runtime.quant.stored import Stored
@@ -46,6 +47,8 @@ class _Scheme:
     kind: str
     symmetric: bool
     block: Block | None
+    inputs: bool
+    """Rows of inputs are to be quantised to whole numbers of eight bits when they come."""
 
 
 def compressed_tensors(source: TensorSource, fields: Fields) -> Unpacked:
@@ -84,7 +87,9 @@ def _read_schemes(fields: Fields) -> list[_Scheme]:
         group = Fields(groups.mapping(name), f"{groups.where}.{name}")
         _refuse_formats(group, group.text("format", "dense"))
         if group.get("weights") is not None:
-            schemes.append(_read_scheme(Fields(group.mapping("weights"), f"{group.where}.weights")))
+            inputs = Fields(group.mapping("input_activations"), f"{group.where}.input_activations")
+            scheme = _read_scheme(Fields(group.mapping("weights"), f"{group.where}.weights"))
+            schemes.append(replace(scheme, inputs=_whole_rows(inputs)))
     return schemes
 
 
@@ -112,7 +117,17 @@ def _read_scheme(fields: Fields) -> _Scheme:
         if block is None:
             raise ModelError(f"{fields.where}: field 'block_structure' is missing; it must be two positive integers")
     return _Scheme(
-        fields.positive_int("num_bits", 8), fields.text("type", "int"), fields.flag("symmetric", True), block
+        fields.positive_int("num_bits", 8), fields.text("type", "int"), fields.flag("symmetric", True), block, False
+    )
+
+
+def _whole_rows(fields: Fields) -> bool:
+    return (
+        fields.get("num_bits") == 8
+        and fields.text("type", "int") == "int"
+        and fields.flag("symmetric", True)
+        and fields.get("dynamic") is True
+        and fields.text("strategy", "unnamed") == "token"
     )
 
 
@@ -128,7 +143,16 @@ def _plain(stored: Stored, base: str, info: TensorInfo, schemes: list[_Scheme]) 
     if block is not None and any(scheme.block is None for scheme in fitting) and shape != _table(info.shape, block):
         block = None
     needed = not any(scheme.symmetric for scheme in fitting)
-    return scaled(stored, name, info, scale, block, zero if needed or stored.has(zero) else None)
+    weight = scaled(stored, name, info, scale, block, zero if needed or stored.has(zero) else None)
+    if kind == "int" and block is None and "zeros" not in weight.parts and all(scheme.inputs for scheme in fitting):
+        return replace(weight, coding=Coding(8), codes=_row_codes)
+    return weight
+
+
+def _row_codes(found: Mapping[str, Tensor]) -> Codes:
+    """One scale a row, or one for all."""
+    scales = found["scales"].float().reshape(-1, 1)
+    return Codes(Coding(8), found["values"], scales.expand(len(found["values"]), 1))
 
 
 def _table(shape: tuple[int, ...], block: Block) -> tuple[int, ...]:
@@ -175,7 +199,16 @@ def _packed(stored: Stored, base: str, shape: tuple[int, int], schemes: list[_Sc
             zeros = unpack(found["zeros"].T, bits, table[0]).T
         return dequantise(values, scales, block, zeros, groups_in_order(found.get("groups"), columns, block[1]))
 
-    return PackedWeight(shape, parts, make)
+    if bits != 4 or "groups" in parts or block[0] != 1:
+        return PackedWeight(shape, parts, make)
+    coding = Coding(4, block[1] if block[1] < columns else None, zeros="zeros" in parts)
+
+    def codes(found: Mapping[str, Tensor]) -> Codes:
+        zeros = unpack(found["zeros"].T, bits, table[0]).T.float() - 8 if "zeros" in found else None
+        values = halves(unpack(found["values"], bits, columns).view(torch.int8) - 8)
+        return Codes(coding, values, found["scales"].float().reshape(table), zeros)
+
+    return PackedWeight(shape, parts, make, coding=coding, codes=codes)
 
 
 def _packed_block(

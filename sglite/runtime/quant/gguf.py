@@ -18,6 +18,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from sglite.runtime.quant.codes import Codes, Coding, halves
+
+CODINGS: Mapping[str, Coding] = {"Q8_0": Coding(8, 32), "Q4_0": Coding(4, 32)}
+"""Types whose numbers are codes as we have them."""
 BLOCKS_AT_ONCE = 2**12
 """Unpacking takes several times the memory of what it makes; this many blocks at a time stay in a core's cache."""
 _MXFP4_DOUBLED = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0)
@@ -34,6 +38,17 @@ def unpacked(type_name: str, packed: Tensor) -> Tensor:
         part = blocks[first : first + BLOCKS_AT_ONCE]
         out[first : first + len(part)] = unpack(part).reshape(len(part), length)
     return out.view(len(packed), -1)
+
+
+def in_codes(type_name: str, packed: Tensor) -> Codes:
+    """As ``unpacked``, of the types that ``CODINGS`` has."""
+    size, length, _ = _BLOCKS[type_name]
+    coding, blocks = CODINGS[type_name], packed.reshape(-1, size)
+    scales = _half(blocks[:, :2]).view(len(packed), -1)
+    if coding.bits == 8:
+        return Codes(coding, blocks[:, 2:].contiguous().view(torch.int8).view(len(packed), -1), scales)
+    values = _halves(blocks[:, 2:], length // 2).view(len(packed), -1)
+    return Codes(coding, halves(values.view(torch.int8) - 8), scales)
 
 
 def _half(x: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from torch import Tensor
 from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorSource
 from sglite.runtime.model.errors import ModelError
 from sglite.runtime.model.fields import Fields
-from sglite.runtime.quant.arithmetic import blocks, dequantise, unpack
+from sglite.runtime.quant.arithmetic import blocks, dequantise, groups_in_order, unpack
+from sglite.runtime.quant.codes import Codes, Coding, halves
 from sglite.runtime.quant.group_size import read_group_size
 from sglite.runtime.quant.packed import PackedWeight, Unpacked
 from sglite.runtime.quant.stored import Stored
@@ -46,6 +48,7 @@ def gptq(source: TensorSource, fields: Fields) -> Unpacked:
     stored = Stored(source, "gptq")
     for base, _ in stored.ending(".qweight"):
         stored.weights[f"{base}.weight"] = _weight(stored, base, settings)
+    _keep_codes(stored, settings)
     _drop_idle_biases(stored)
     return stored.view()
 
@@ -94,6 +97,25 @@ def _weight(stored: Stored, base: str, settings: _Settings) -> PackedWeight:
     return PackedWeight((outputs, inputs), parts, make)
 
 
+def _keep_codes(stored: Stored, settings: _Settings) -> None:
+    """Four bits with groups in order, which few tensors tell, may stay as they are."""
+    if settings.bits != 4:
+        return
+    grouped = {name: weight.parts["groups"] for name, weight in stored.weights.items() if "groups" in weight.parts}
+    sizes = {grouped[name]: settings.group or stored.weights[name].shape[1] for name in grouped}
+    shuffled = set(sizes) - stored.in_order(sizes)
+    for name, weight in stored.weights.items():
+        if grouped.get(name) not in shuffled:
+            coding = Coding(4, settings.group, zeros=True)
+            stored.weights[name] = replace(weight, coding=coding, codes=partial(_codes, settings, coding))
+
+
+def _codes(settings: _Settings, coding: Coding, found: Mapping[str, Tensor]) -> Codes:
+    words, scales = found["values"].T, found["scales"].T.float()
+    zeros = _zeros(found["zeros"], settings, len(words)).T.float() - 8
+    return Codes(coding, halves(unpack(words, 4, words.shape[1] * 8).view(torch.int8) - 8), scales, zeros)
+
+
 def _zeros(words: Tensor, settings: _Settings, outputs: int) -> Tensor:
     """[G, outputs]. One is added to whole words, with its carries, as it was taken off by those that write them; the
     numbers of three bits that cross words are raised one by one."""
@@ -104,15 +126,6 @@ def _zeros(words: Tensor, settings: _Settings, outputs: int) -> Tensor:
     if settings.less_one and bits not in ONE_IN_EACH:
         numbers = (numbers + 1) & (2**bits - 1)
     return numbers
-
-
-def groups_in_order(groups: Tensor | None, inputs: int, size: int) -> Tensor | None:
-    """The groups of inputs, or ``None`` where they come one after the other. ValueError: a number is no group's."""
-    if groups is None or bool((groups == -1).all()):
-        return None
-    if bool((groups < 0).any()) or bool((groups >= blocks(inputs, size)).any()):
-        raise ValueError(f"groups of inputs (g_idx) must be from 0 to {blocks(inputs, size) - 1}")
-    return None if torch.equal(groups, (torch.arange(inputs) // size).to(groups.dtype)) else groups.long()
 
 
 def _drop_idle_biases(stored: Stored) -> None:

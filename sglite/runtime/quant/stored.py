@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 from sglite.runtime.model.checkpoint import FLOAT_TYPES, TensorInfo, TensorSource
 from sglite.runtime.model.errors import ModelError
+from sglite.runtime.quant.arithmetic import groups_in_order
 from sglite.runtime.quant.packed import PackedWeight, Unpacked
 
 CACHE_SCALES = (".k_scale", ".v_scale", ".q_scale", ".kv_scale", ".prob_scale", ".k_zero_point", ".v_zero_point")
@@ -65,6 +66,17 @@ class Stored:
     def zero(self, names: set[str]) -> set[str]:
         """Those of the tensors that hold nothing but zeros."""
         return {name for name, tensor in self._source.read(names) if not bool(tensor.any())}
+
+    def in_order(self, sizes: Mapping[str, int]) -> set[str]:
+        """Those of the tensors, which name the group of every input, whose groups of these sizes are in order."""
+        found = set()
+        for name, groups in self._source.read(set(sizes)):
+            try:
+                if groups_in_order(groups, len(groups), sizes[name]) is None:
+                    found.add(name)
+            except ValueError:
+                continue  # said with the weight's name when that is read
+        return found
 
     def refuse(self, problem: str) -> NoReturn:
         """ModelError: ``problem``, in a checkpoint of this format."""

@@ -1,7 +1,7 @@
 """Products with coded matrices, of every instruction set, against the specification, and that against exact sums.
 
-Of eight bits the sums are whole numbers: what is left is the rounding of their scales, a few units in 1e-7. Of four bits
-terms are added up in float32 in another order.
+Of eight bits the sums are whole numbers: what is left is the rounding of their scales, a few units in 1e-7. Of four
+bits terms are added up in float32 in another order.
 """
 
 from __future__ import annotations

@@ -41,14 +41,22 @@ def test_a_name_that_agrees_is_taken(asked: str, name: str) -> None:
 def test_a_name_that_does_not_agree_is_refused_with_what_is_there() -> None:
     with pytest.raises(ModelError, match=r"quantization='awq': m is quantised with gptq; leave it out"):
         check_request("awq", FORMATS["gptq"].config, Path("m"))
-    with pytest.raises(ModelError, match=r"quantization='fp8': m is not quantised, and models are not quantised while"):
+    with pytest.raises(ModelError, match=r"quantization='fp8': m is not quantised; .* with int8 or int4"):
         check_request("fp8", None, Path("m"))
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "bitsandbytes", "w4afp8", "torchao"])
-def test_quantising_while_loading_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"quantization='{name}': models are not quantised while they are loaded"):
+@pytest.mark.parametrize("name", ["bitsandbytes", "w4afp8", "torchao"])
+def test_a_name_that_nothing_is_known_of_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"quantization='{name}' is unknown; int8 or int4 quantise a model while"):
         EngineArgs(quantization=name)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_what_is_quantised_is_not_quantised_again(name: str) -> None:
+    check_request(EngineArgs(quantization=name).quantization, None, Path("m"))
+    for settings, method in ((FORMATS["gptq"].config, "gptq"), ({"quant_method": "gguf"}, "gguf")):
+        with pytest.raises(ModelError, match=rf"quantization='{name}': m is quantised already, with {method}, and"):
+            check_request(name, settings, Path("m"))
 
 
 @pytest.mark.parametrize("name", ["fp8", "fp8_e4m3", "fp8_e5m2", "int8", "fp4_e2m1", "float16"])
@@ -115,7 +123,8 @@ def test_engines_say_how_their_weights_are_quantised(tmp_path: Path) -> None:
     common: dict[str, Any] = {"skip_tokenizer_init": True, "max_total_tokens": 256}
     sampling = {"temperature": 0, "max_new_tokens": 5, "ignore_eos": True}
     with Engine(tmp_path / "quantised", quantization="gptq", kv_cache_dtype="bfloat16", **common) as engine:
-        assert engine.config.quantization == "gptq, 4 bits" and engine.config.cache_dtype == "bfloat16"
+        said = engine.config.quantization
+        assert said is not None and said.startswith("gptq, 4 bits") and engine.config.cache_dtype == "bfloat16"
         assert engine.config.origins["cache_dtype"] == "argument"
         engine.generate(input_ids=[5, 6, 7], sampling_params=sampling)
     with Engine(tmp_path / "plain", **common) as engine:

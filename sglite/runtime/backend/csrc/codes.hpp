@@ -163,6 +163,7 @@ struct WholeTile {
 
 template <int R, int B>
 static __attribute__((noinline)) void whole_tile(const WholeTile& t, const Written& to) {
+    constexpr int64_t kFar = B > 2 ? kAhead : 2 * kAhead;
     vf total[R][B];
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) total[r][b] = vf{};
@@ -172,11 +173,13 @@ static __attribute__((noinline)) void whole_tile(const WholeTile& t, const Writt
             for (int b = 0; b < B; b++) acc[r][b] = vi{} - t.x_sums[r * t.groups + g];
         for (int64_t i = g * t.steps; i < (g + 1) * t.steps; i++) {
             FourCodes weights[B];
+            // Beyond the end of a block is the next that is read, which is not the one behind it.
+            const int64_t ahead = kFar + (i * 64 + kFar < t.block ? 0 : (B - 1) * t.block);
 #pragma GCC unroll 8
             for (int b = 0; b < B; b++) {
                 const char* at = t.w + b * t.block + i * 64;
                 weights[b] = four_codes(at);
-                __builtin_prefetch(at + kAhead, 0, 3);
+                __builtin_prefetch(at + ahead, 0, 3);
             }
 #pragma GCC unroll 32
             for (int r = 0; r < R; r++) {

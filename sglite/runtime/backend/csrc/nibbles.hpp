@@ -114,17 +114,19 @@ static __attribute__((noinline)) void nibble_tile(const NibbleTile<bf16>& t, con
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) total[r][b] = vf{};
     const int64_t steps = t.group / kInStep;
+    constexpr int64_t kFar = B > 2 ? kAhead : 2 * kAhead;
     for (int64_t g = 0; g < t.groups; g++) {
         vf acc[R][B];
         for (int r = 0; r < R; r++)
             for (int b = 0; b < B; b++) acc[r][b] = vf{};
         for (int64_t i = g * steps; i < (g + 1) * steps; i++) {
             vu words[B];
+            const int64_t ahead = kFar + (i * 64 + kFar < t.block ? 0 : (B - 1) * t.block);
 #pragma GCC unroll 8
             for (int b = 0; b < B; b++) {
                 const char* at = t.w + b * t.block + i * 64;
                 words[b] = load<vu>(at);
-                __builtin_prefetch(at + kAhead, 0, 3);
+                __builtin_prefetch(at + ahead, 0, 3);
             }
 #pragma GCC unroll 4
             for (int k = 0; k < 4; k++) {
@@ -140,7 +142,9 @@ static __attribute__((noinline)) void nibble_tile(const NibbleTile<bf16>& t, con
             }
         }
         for (int b = 0; b < B; b++) {
-            const vf scale = load_floats(t.scales + (b * t.groups + g) * kLanes);
+            const float* at = t.scales + (b * t.groups + g) * kLanes;
+            const vf scale = load_floats(at);
+            __builtin_prefetch(at + B * t.groups * kLanes, 0, 3);
             for (int r = 0; r < R; r++) total[r][b] += less_zeros(acc[r][b], t, r, b, g) * scale;
         }
     }
@@ -155,7 +159,7 @@ static void nibble_rows(int64_t rows, const NibbleTile<bf16>& t, const Written& 
 
 template <int B>
 SG_INLINE bool at_once(int64_t rows, const NibbleTile<bf16>& t, const Written& to) {
-    constexpr int kMost = B > 1 ? 3 : 6;
+    constexpr int kMost = B > 2 ? 2 : 8;
     if (rows > kMost) return false;
     nibble_rows<kMost, B>(rows, t, to);
     return true;
@@ -191,7 +195,9 @@ static void nibble_product(const sglite::Product& p, int64_t first, int64_t bloc
     const NibbleTile<T> t = {(const T*)p.x + row * p.x_stride, p.x_stride, (const float*)p.inputs->sums + row * groups,
                              (const char*)p.weight.data + first * block, block, p.weight.scales + first * groups * kLanes,
                              zeros, groups, p.weight.group};
-    const int64_t done = nibble_panel<T, kWideBlocks>(rows, blocks, t, to, 0);
+    int64_t done = 0;
+    if (rows > 2 && rows <= 8) done = nibble_panel<T, 2>(rows, blocks, t, to, 0);
+    done = nibble_panel<T, kWideBlocks>(rows, blocks, t, to, done);
     nibble_panel<T, 1>(rows, blocks, t, to, done);
 }
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from sglite.runtime.backend.base import Backend, Matrices, Matrix
+from sglite.runtime.model.layers.arena import Arena
 from sglite.runtime.model.layers.codings import Codings, Role
 from sglite.runtime.quant.codes import Codes, Coding, empty
 
@@ -63,6 +64,7 @@ class WeightTable:
         self._found = found
         self._codings = codings
         self._coded: dict[str, Codes] = {}
+        self._arena = Arena(device)
         self._parts: dict[str, Tensor] = {}
         self._tied: dict[str, str] = {}
         self._conversions: dict[str, Conversion] = {}
@@ -171,7 +173,7 @@ class WeightTable:
     def matrix(self, rows: Mapping[str, int], inputs: int, *, role: Role = "layer") -> Matrix:
         """As ``stacked``, [sum of rows, inputs], for the backend alone, which may be coded."""
         coding = self._codings.of(rows, sum(rows.values()), inputs, role)
-        matrix = Matrix(self.stacked(rows, inputs)) if coding is None else self._coded_matrix(rows, inputs, coding)
+        matrix = self._plain_matrix(rows, inputs) if coding is None else self._coded_matrix(rows, inputs, coding)
         self._matrices.update(dict.fromkeys(rows, matrix))
         return matrix
 
@@ -187,8 +189,14 @@ class WeightTable:
         self._several.append(Matrices(whole))
         return self._several[-1]
 
+    def _plain_matrix(self, rows: Mapping[str, int], inputs: int) -> Matrix:
+        whole = self._arena.empty(sum(rows.values()), inputs, dtype=self.dtype)
+        self._num_bytes += whole.nbytes
+        self.bind_rows(rows, whole)
+        return Matrix(whole)
+
     def _coded_matrix(self, rows: Mapping[str, int], inputs: int, coding: Coding) -> Matrix:
-        codes = empty(coding, sum(rows.values()), inputs, dtype=self.dtype, device=self.device)
+        codes = empty(coding, sum(rows.values()), inputs, dtype=self.dtype, allocate=self._arena.empty)
         self._num_bytes += codes.nbytes
         first = 0
         for name, count in rows.items():
@@ -198,9 +206,12 @@ class WeightTable:
         return Matrix(codes.values, codes=codes)
 
     def place(self, backend: Backend) -> None:
-        """Show the matrices to ``backend`` before they are filled."""
+        """Show the memory of the matrices to ``backend`` before they are filled."""
+        for piece in self._arena.pieces:
+            backend.place(Matrix(piece.view(1, -1)))
         for matrix in self._products():
-            backend.place(matrix)
+            if not self._arena.holds(matrix.tensor):
+                backend.place(matrix)
 
     def pack(self, backend: Backend) -> None:
         """Let ``backend`` arrange the matrices; ``parts`` of those are of no use from now on but within ``plain``."""
