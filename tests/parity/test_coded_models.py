@@ -127,7 +127,7 @@ def test_weights_are_read_as_numbers_and_coded_again(folder: Path, tmp_path: Pat
     assert torch.equal(logits(loaded, native), before)
     weights.load(str(new))
     assert torch.equal(logits(loaded, native), logits(fresh, native))
-    with pytest.raises(ModelError, match="k_proj.weight holds NaN or infinity"):
+    with pytest.raises(ModelError, match=r"k_proj\.weight holds NaN or infinity"):
         weights.check(save({name: torch.full_like(stored, torch.nan)}))
     write_quantised(new, "gptq", tmp_path / "gptq", tmp_path / "numbers")
     with pytest.raises(ModelError, match="is quantised otherwise than in the model that runs; give an unquantised"):
@@ -141,7 +141,7 @@ def test_a_head_that_repeats_a_tied_embedding_must_be_equal(tmp_path: Path) -> N
     weights = ModelWeights(loaded.weights, loaded.config, native)
     whole = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     weights.check(save({"lm_head.weight": whole}))
-    with pytest.raises(ModelError, match="lm_head.weight differs from model.embed_tokens.weight"):
+    with pytest.raises(ModelError, match=r"lm_head\.weight differs from model\.embed_tokens"):
         weights.check(save({"lm_head.weight": whole * 2}))
 
 
@@ -201,7 +201,9 @@ def test_gguf_files_are_kept_in_their_codes(tmp_path: Path, kind: str, family: s
     with loaded.weights.plain(native, loaded.weights.parts):
         assert all(torch.equal(loaded.weights.numbers(n), part) for n, part in whole.weights.parts.items())
     found, expected = logits(loaded, native), logits(whole, plain)
-    assert (found - expected).abs().max() < (0.05 if kind == "Q8_0" else 1e-3) * expected.abs().max()
+    # Weights of random blocks are so large that softmaxes jump: of eight bits the rows' rounding shows.
+    error = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    assert error < (0.1 if kind == "Q8_0" else 1e-4)
 
 
 @pytest.mark.parametrize("kernels", ["auto", "torch"])
@@ -215,10 +217,11 @@ def test_engines_quantise_and_say_so(
     with Engine(folder, quantization=quantization, cpu_kernels=kernels, **common) as engine:
         said, origin = engine.config.quantization, engine.config.origins["quantization"]
         engine.generate(input_ids=PROMPT, sampling_params=sampling)
-    assert (said, origin) == (f"{quantization} for 84 % of the numbers", "argument")
+    assert (said, origin) == (f"{quantization} for 86 % of the numbers", "argument")
     assert ("saves memory here and no time" in caplog.text) == (kernels == "torch")
 
 
+@pytest.mark.slow  # transformers makes the models
 @pytest.mark.parametrize("name", ["gemma3", "deepseek_v2", "qwen3_next", "qwen3_moe"])
 def test_other_families_run_with_what_is_coded_and_what_is_not(tmp_path: Path, name: str, backend: CPUBackend) -> None:
     """Experts, latents and what else is read as tensors stay as they are."""

@@ -93,17 +93,12 @@ SG_INLINE vf some_floats(const T* x, int64_t count) {
     return load_floats(few);
 }
 
-typedef int32_t vi8 __attribute__((vector_size(32)));
-
-SG_INLINE int32_t sum_of(vi8 x) { return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7])); }
-
-// See rows_in_codes in cpu_quantised.py, which this equals bit for bit.
+// A row's numbers of one group; see rows_in_codes in cpu_quantised.py, which this equals bit for bit.
 template <class T>
-static void code_row(const sglite::Inputs& p, int64_t row) {
-    const T* x = (const T*)p.x + row * p.x_stride;
+SG_INLINE void code_group(const T* x, int64_t count, char* to, float* scale, int32_t* sum) {
     vi large = vi{};  // as whole numbers magnitudes are in the same order, and NaN is above all
-    for (int64_t i = 0; i < p.ins; i += kLanes) {
-        const vi size = (vi)some_floats(x + i, p.ins - i) & 0x7fffffff;
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const vi size = (vi)some_floats(x + i, count - i) & 0x7fffffff;
         large = (large & (large > size)) | (size & ~(large > size));
     }
     int32_t top = 0;
@@ -111,21 +106,26 @@ static void code_row(const sglite::Inputs& p, int64_t row) {
     float largest;
     memcpy(&largest, &top, 4);
     const bool finite = top < 0x7f800000, counts = finite && largest >= 0x1p-100f;
-    const float factor = counts ? 127.0f / largest : 0.0f;
-    p.scales[row] = counts ? largest / 127.0f : finite ? 0.0f : __builtin_nanf("");
-    char* to = p.codes + row * p.stride;
-    const int64_t groups = p.ins / p.group;
-    int32_t* sums = (int32_t*)p.sums + row * groups;
-    for (int64_t g = 0; g < groups; g++) sums[g] = 0;
-    for (int64_t i = 0; i < p.ins; i += kLanes) {
-        const vi codes = counts ? whole(some_floats(x + i, p.ins - i) * splat(factor)) : vi{};
+    const vf factor = splat(counts ? 127.0f / largest : 0.0f);
+    vi total = vi{};
+    for (int64_t i = 0; i < count; i += kLanes) {
+        // Of the last there may be more than the group has: zeros, over which the next group's are written.
+        const vi codes = counts ? whole(some_floats(x + i, count - i) * factor) : vi{};
         put_codes(to + i * kCodeBytes, codes);
-        // A group is some times eight inputs: of the sixteen, the first eight are in one and the others in one.
-        const vi8 low = __builtin_shufflevector(codes, codes, 0, 1, 2, 3, 4, 5, 6, 7);
-        const vi8 high = __builtin_shufflevector(codes, codes, 8, 9, 10, 11, 12, 13, 14, 15);
-        sums[i / p.group] += 128 * sum_of(low);
-        if (i + 8 < p.ins) sums[(i + 8) / p.group] += 128 * sum_of(high);
+        total += codes;
     }
+    *scale = counts ? largest / 127.0f : finite ? 0.0f : __builtin_nanf("");
+    *sum = 0;
+    for (int i = 0; i < kLanes; i++) *sum += 128 * total[i];
+}
+
+template <class T>
+static void code_row(const sglite::Inputs& p, int64_t row) {
+    const int64_t groups = p.ins / p.group;
+    for (int64_t g = 0; g < groups; g++)
+        code_group((const T*)p.x + row * p.x_stride + g * p.group, p.group,
+                   p.codes + row * p.stride + g * p.group * kCodeBytes, p.scales + row * groups + g,
+                   (int32_t*)p.sums + row * groups + g);
 }
 
 template <class T>
@@ -153,8 +153,8 @@ static void inputs(void* job, int64_t piece, int) {
 struct WholeTile {
     const char* x;
     int64_t x_stride;
-    const float* x_scales;
-    const int32_t* x_sums;  // [rows][groups]
+    const float* x_scales;  // [rows][groups]
+    const int32_t* x_sums;  // likewise
     const char* w;
     int64_t block;  // bytes
     const float* scales;
@@ -190,11 +190,10 @@ static __attribute__((noinline)) void whole_tile(const WholeTile& t, const Writt
         }
         for (int b = 0; b < B; b++) {
             const vf scale = load_floats(t.scales + (b * t.groups + g) * kLanes);
-            for (int r = 0; r < R; r++) total[r][b] += __builtin_convertvector(acc[r][b], vf) * scale;
+            for (int r = 0; r < R; r++)
+                total[r][b] += __builtin_convertvector(acc[r][b], vf) * scale * t.x_scales[r * t.groups + g];
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int b = 0; b < B; b++) total[r][b] *= t.x_scales[r];
     write<R, B>(total, to);
 }
 
@@ -210,7 +209,7 @@ static int64_t whole_panel(int64_t rows, int64_t blocks, const WholeTile& t, con
     for (; b + B <= blocks; b += B)
         for (int64_t r = 0; r < rows; r += R) {
             WholeTile part = t;
-            part.x += r * t.x_stride, part.x_scales += r, part.x_sums += r * t.groups;
+            part.x += r * t.x_stride, part.x_scales += r * t.groups, part.x_sums += r * t.groups;
             part.w += b * t.block, part.scales += b * t.groups * kLanes;
             whole_rows<R, B>(least(R, rows - r), part, moved(to, r, b));
         }
@@ -221,7 +220,7 @@ static void whole_product(const sglite::Product& p, int64_t first, int64_t block
                           const Written& to) {
     const sglite::Inputs& in = *p.inputs;
     const int64_t groups = p.weight.ins / p.weight.group, block = kLanes * p.weight.ins;
-    const WholeTile t = {in.codes + row * in.stride, in.stride, in.scales + row, (const int32_t*)in.sums + row * groups,
+    const WholeTile t = {in.codes + row * in.stride, in.stride, in.scales + row * groups, (const int32_t*)in.sums + row * groups,
                          (const char*)p.weight.data + first * block, block, p.weight.scales + first * groups * kLanes,
                          groups, p.weight.group / 4};
     int64_t done = 0;

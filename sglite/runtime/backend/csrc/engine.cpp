@@ -29,12 +29,12 @@ Inputs Engine::prepare(const Product& job) {
     Inputs made{job.x, job.x_stride, job.rows, weight.ins, weight.group, weight.type, weight.kind};
     // A line more than a row has: rows a power of two apart would get into each other's way in the cache.
     made.stride = whole ? parts(weight.ins * kernels.code_bytes, kLine) * kLine + kLine : 0;
-    const int64_t scales = job.rows * 4, sums = scales * (weight.ins / weight.group);
-    const int64_t needed = kLine + job.rows * made.stride + scales + sums;
+    const int64_t table = job.rows * (weight.ins / weight.group);
+    const int64_t needed = kLine + job.rows * made.stride + 2 * table * 4;
     if (static_cast<int64_t>(inputs.size()) < needed) inputs.resize(needed);
     made.codes = inputs.data() + kLine - reinterpret_cast<uintptr_t>(inputs.data()) % kLine;
     made.scales = reinterpret_cast<float*>(made.codes + job.rows * made.stride);
-    made.sums = made.scales + job.rows;
+    made.sums = made.scales + table;
     made.row_step = row_step(job.rows, weight.ins, threads.count());
     if (whole || weight.zeros) threads.run(kernels.inputs, &made, parts(job.rows, made.row_step));
     return made;

@@ -28,8 +28,8 @@ struct Inputs {
     int32_t type, kind;  // of x, of the weight
     char* codes;         // x in whole numbers, where the weight has eight bits
     int64_t stride;      // between rows of them, in bytes
-    float* scales;       // [rows] of these numbers
-    void* sums;          // [rows][ins / group]: of eight bits int32, 128 times the codes'; else float32, x's
+    float* scales;       // [rows][ins / group] of these numbers
+    void* sums;          // likewise: of eight bits int32, 128 times the codes'; else float32, x's
     int64_t row_step;
 };
 
