@@ -7,6 +7,8 @@
 
 namespace {
 
+typedef uint16_t vw __attribute__((vector_size(64)));
+
 constexpr float kNothing = -__builtin_inff();
 
 // The pool rows of up to 16 slots from `first`; behind `end` the last is repeated.
@@ -32,7 +34,7 @@ SG_INLINE void copy_as(const int8_t* from, bf16* to) {
 
 // Pairs of bfloat16, one of `a` and one of `b`.
 SG_INLINE vu pairs_of(const bf16* a, const bf16* b) {
-    return __builtin_convertvector(load<vh>(a), vu) | (__builtin_convertvector(load<vh>(b), vu) << 16);
+    return wide(load<vh>(a)) | (wide(load<vh>(b)) << 16);
 }
 SG_INLINE vu pairs_of(const int8_t* a, const int8_t* b) {
     return ((vu)load_floats(a) >> 16) | ((vu)load_floats(b) & 0xffff0000u);

@@ -147,8 +147,6 @@ struct Shares {
 };
 
 #ifdef __AVX512BF16__
-typedef uint16_t vw __attribute__((vector_size(64)));
-
 // Two slots at a time, as pairs: of every 8 dimensions 0 to 3 in one vector and 4 to 7 in the next until they settle.
 template <>
 struct Shares<bf16> {

@@ -12,6 +12,7 @@
 
 namespace {
 
+constexpr int64_t kFetchRows = 12, kFetchLines = 64;
 constexpr int64_t kSlots = sglite::kTileSlots;
 
 // Where a thread keeps the tiles of one piece.
@@ -124,14 +125,28 @@ SG_INLINE void pack_values(const S* a, const S*, float* to) {
     store(to, load_floats(a));
 }
 
-template <class S>
-SG_INLINE void fetch_line(const S* from, int64_t count) {
-    for (int64_t i = 0; i < count * (int64_t)sizeof(S); i += 64) __builtin_prefetch((const char*)from + i, 0, 2);
-}
+// What is fetched while a stretch is computed: keys and values of the next, a few lines at a time, since a core waits
+// when it has asked for many.
+struct Fetch {
+    const sglite::Attention& a;
+    const int64_t *slots, kv, size, count;
+    int64_t slot, offset;
 
-// Keys [count][dim] of a stretch and its values [v_dim / 16][kSlots / n][16][n]; those of the next are fetched.
+    SG_INLINE void some(Fetch& f, int64_t lines) {
+        for (; lines && f.slot < f.count; lines--) {
+            const int64_t at = f.slots[f.slot] * f.a.kv_heads + f.kv, k_bytes = f.a.dim * f.size;
+            const char* keys = (const char*)f.a.k + at * k_bytes;
+            const char* values = (const char*)f.a.v + at * f.a.v_dim * f.size - k_bytes;
+            __builtin_prefetch((f.offset < k_bytes ? keys : values) + f.offset, 0, 2);
+            f.offset += 64;
+            if (f.offset >= k_bytes + f.a.v_dim * f.size) f.slot++, f.offset = 0;
+        }
+    }
+};
+
+// Keys [count][dim] of a stretch and its values [v_dim / 16][kSlots / n][16][n].
 template <class T, class S>
-static void take_slots(const sglite::Attention& a, int64_t kv, const int64_t* slots, int64_t count, const int64_t* next,
+static void take_slots(const sglite::Attention& a, int64_t kv, const int64_t* slots, int64_t count, Fetch& next,
                        Tiles<T>& t) {
     constexpr int64_t n = 4 / sizeof(T);
     static const S zeros[kLanes] = {};
@@ -141,8 +156,7 @@ static void take_slots(const sglite::Attention& a, int64_t kv, const int64_t* sl
         const S* from = key(slots[s]);
         T* to = t.keys + s * a.dim;
         for (int64_t d = 0; d < a.dim; d += kLanes) copy_as(from + d, to + d);
-        fetch_line(key(next[s]), a.dim);
-        fetch_line(value(next[s]), a.v_dim);
+        Fetch::some(next, 1);
         if (a.k_scales) {
             t.key_scales[s] = a.k_scales[slots[s] * a.kv_heads + kv] * a.scale;
             t.value_scales[s] = a.v_scales[slots[s] * a.kv_heads + kv];
@@ -156,10 +170,20 @@ static void take_slots(const sglite::Attention& a, int64_t kv, const int64_t* sl
     }
 }
 
-// Shares of 16 lanes in slots s and s + 1, ..., s + 16 n, as rows of lanes.
+#ifdef __AVX512BF16__
+SG_INLINE vu rounded_pairs(vf a, vf b) {
+    const vw both = (vw)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
+    return (vu)__builtin_shufflevector(both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25,
+                                       10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+#else
+SG_INLINE vu rounded_pairs(vf a, vf b) { return round_bits(a) | (round_bits(b) << 16); }
+#endif
+
+// Shares of 16 lanes in 32 slots, or 16 of float32, as rows of lanes.
 SG_INLINE void store_shares(const vf* shares, bf16* to) {
     vu pairs[kLanes];
-    for (int i = 0; i < kLanes; i++) pairs[i] = round_bits(shares[2 * i]) | (round_bits(shares[2 * i + 1]) << 16);
+    for (int i = 0; i < kLanes; i++) pairs[i] = rounded_pairs(shares[2 * i], shares[2 * i + 1]);
     transpose(pairs);
     for (int i = 0; i < kLanes; i++) store(to + i * kSlots, pairs[i]);
 }
@@ -173,7 +197,7 @@ SG_INLINE void store_shares(const vf* shares, float* to) {
 
 // Shares of 16 lanes from `lane` in `count` slots from `first`.
 template <class T, bool kScaled>
-static void share(const sglite::Attention& a, Tiles<T>& t, int64_t lane, int64_t first, int64_t count, bool all_seen) {
+static void share(const sglite::Attention& a, Tiles<T>& t, int64_t lane, int64_t first, int64_t count, bool all_seen, Fetch& next) {
     float* scores = t.scores + lane;
     const vi low = load<vi>(t.low + lane), high = load<vi>(t.high + lane);
     const vf before = load<vf>(t.most + lane);
@@ -194,6 +218,7 @@ static void share(const sglite::Attention& a, Tiles<T>& t, int64_t lane, int64_t
         for (int64_t i = 0; i < kAtOnce; i++) {
             shares[i] = vf{};
             if (s + i >= count) continue;
+            Fetch::some(next, 1);
             shares[i] = exponential(load<vf>(scores + (s + i) * t.lanes) - base);
             total += shares[i];
             if (kScaled) shares[i] *= splat(t.value_scales[s + i]);
@@ -249,15 +274,19 @@ static void attend_tile(const sglite::Attention& a, const sglite::AttentionPiece
     find(from, slots[0]);
     for (int64_t s = from; s < end; s += kSlots, now = 1 - now) {
         const int64_t count = least(kSlots, end - s);
-        memcpy(slots[1 - now], slots[now], sizeof slots[now]);
         find(s + kSlots, slots[1 - now]);
-        take_slots<T, S>(a, piece.kv_head, slots[now], count, slots[1 - now], t);
+        Fetch next{a, slots[1 - now], piece.kv_head, sizeof(S), most(0, least(kSlots, end - s - kSlots)), 0, 0};
+        take_slots<T, S>(a, piece.kv_head, slots[now], count, next, t);
         panel<T>(count, t.keys, a.dim, t.q, kLanes * a.dim, t.lanes / kLanes, a.dim, {t.scores, t.lanes, nullptr, 0, 0});
         const bool all_seen = s >= first_of_all && s + count <= seen_by_all;
         for (int64_t lane = 0; lane < t.lanes; lane += kLanes)
-            share<T, sizeof(S) == 1>(a, t, lane, s, count, all_seen);
-        panel<T>(rows, t.shares, kSlots, t.values, kLanes * kSlots, a.v_dim / kLanes, kSlots,
-                 {t.added, a.v_dim, nullptr, 0, 0});
+            share<T, sizeof(S) == 1>(a, t, lane, s, count, all_seen, next);
+        for (int64_t r = 0; r < rows; r += kFetchRows) {
+            Fetch::some(next, kFetchLines);
+            panel<T>(least(kFetchRows, rows - r), t.shares + r * kSlots, kSlots, t.values, kLanes * kSlots, a.v_dim / kLanes, kSlots,
+                 {t.added + r * a.v_dim, a.v_dim, nullptr, 0, 0});
+        }
+        Fetch::some(next, kSlots * 64);
         add_sums(t, rows, a.v_dim);
     }
     end_tile(a, piece, t, rows);

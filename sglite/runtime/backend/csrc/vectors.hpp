@@ -40,8 +40,13 @@ SG_INLINE vf splat(float x) { return vf{} + x; }
 SG_INLINE vu splat_u(uint32_t x) { return vu{} + x; }
 SG_INLINE vf floats(vu bits) { return (vf)bits; }
 SG_INLINE vf pick(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+#ifdef __AVX512F__
+SG_INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+SG_INLINE vf smaller(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 SG_INLINE vf larger(vf a, vf b) { return pick(a > b, a, b); }
 SG_INLINE vf smaller(vf a, vf b) { return pick(a < b, a, b); }
+#endif
 
 // Of pairs of bfloat16 in 32 bits: the first of each (low half) and the second.
 SG_INLINE vf firsts(vu pairs) { return floats(pairs << 16); }
@@ -61,7 +66,16 @@ SG_INLINE bf16 rounded(float x) {
     return (bf16)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
 }
 
-SG_INLINE vf widen(vh x) { return floats(__builtin_convertvector(x, vu) << 16); }
+// Compilers take these conversions apart.
+#ifdef __AVX512F__
+SG_INLINE vu wide(vh x) { return (vu)_mm512_cvtepu16_epi32((__m256i)x); }
+SG_INLINE vf whole(vb x) { return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)x)); }
+#else
+SG_INLINE vu wide(vh x) { return __builtin_convertvector(x, vu); }
+SG_INLINE vf whole(vb x) { return __builtin_convertvector(x, vf); }
+#endif
+
+SG_INLINE vf widen(vh x) { return floats(wide(x) << 16); }
 
 // Rounded to nearest, ties to even, in the low half of every lane; NaN stays NaN.
 SG_INLINE vu round_bits(vf x) {
@@ -75,7 +89,7 @@ SG_INLINE vh narrow(vf x) { return __builtin_convertvector(round_bits(x), vh); }
 
 SG_INLINE vf load_floats(const float* p) { return load<vf>(p); }
 SG_INLINE vf load_floats(const bf16* p) { return widen(load<vh>(p)); }
-SG_INLINE vf load_floats(const int8_t* p) { return __builtin_convertvector(load<vb>(p), vf); }
+SG_INLINE vf load_floats(const int8_t* p) { return whole(load<vb>(p)); }
 SG_INLINE void store_floats(float* p, vf x) { store(p, x); }
 SG_INLINE void store_floats(bf16* p, vf x) { store(p, narrow(x)); }
 SG_INLINE float one(float x) { return x; }
@@ -103,7 +117,27 @@ SG_INLINE float largest(vf x) {
     return f > g ? f : g;
 }
 
-// e^x to about 2 units in the last place; below -87 it is 0, NaN stays NaN.
+// Of e^x with x at most ln(2) / 2 either way.
+SG_INLINE vf exponential_near_0(vf x) {
+    vf y = splat(1.9875691500e-4f);
+    y = y * x + 1.3981999507e-3f;
+    y = y * x + 8.3334519073e-3f;
+    y = y * x + 4.1665795894e-2f;
+    y = y * x + 1.6666665459e-1f;
+    y = y * x + 5.0000001201e-1f;
+    return y * (x * x) + (x + 1.0f);
+}
+
+// e^x to about 2 units in the last place; below -87 it is 0, above 88 as at 88, NaN stays NaN.
+#ifdef __AVX512F__
+SG_INLINE vf exponential(vf x) {
+    const __mmask16 over = _mm512_cmp_ps_mask((__m512)x, (__m512)splat(-87.0f), _CMP_NLT_UQ);
+    const vf bounded = (vf)_mm512_min_ps((__m512)splat(88.0f), (__m512)x);
+    const vf whole = (vf)_mm512_roundscale_ps((__m512)(bounded * 1.44269504088896341f), _MM_FROUND_TO_NEAREST_INT);
+    const vf rest = (bounded - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    return (vf)_mm512_maskz_scalef_ps(over, (__m512)exponential_near_0(rest), (__m512)whole);
+}
+#else
 SG_INLINE vf exponential(vf x) {
     const vi under = x < splat(-87.0f);
     const vf bounded = pick(x > splat(88.0f), splat(88.0f), pick(under, splat(-87.0f), x));
@@ -111,16 +145,10 @@ SG_INLINE vf exponential(vf x) {
     const vf turned = bounded * 1.44269504088896341f + shift;
     const vf whole = turned - shift;
     const vf rest = (bounded - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    vf y = splat(1.9875691500e-4f);
-    y = y * rest + 1.3981999507e-3f;
-    y = y * rest + 8.3334519073e-3f;
-    y = y * rest + 4.1665795894e-2f;
-    y = y * rest + 1.6666665459e-1f;
-    y = y * rest + 5.0000001201e-1f;
-    y = y * rest * rest + rest + 1.0f;
     const vf power = (vf)(((vi)turned << 23) + (vi)splat(1.0f));
-    return pick(under, vf{}, y * power);
+    return pick(under, vf{}, exponential_near_0(rest) * power);
 }
+#endif
 
 // acc + the products of pairs of bfloat16: first with first and second with second.
 SG_INLINE vf dot_pairs(vf acc, vu a, vu b) {
