@@ -31,7 +31,7 @@ GRAMMAR_BACKENDS = ("auto", "native", "xgrammar", "reference")
 ONE_DEVICE = ("tp_size", "dp_size", "pp_size", "ep_size")
 """Degrees of parallelism that SGLang's callers spell out; there is one device so far."""
 CPU_STEP_TOKENS = 2048
-CACHE_DTYPES = ("auto", "bfloat16", "bf16", "float32")
+CACHE_DTYPES = ("auto", "bfloat16", "bf16", "float32", "int8")
 POLICIES = ("program", "fcfs", "lpm", "dfs-weight")
 """Names of the scheduling policies, see ``engine/policy.py``."""
 
@@ -91,7 +91,7 @@ class EngineArgs:
     """Where the checkpoint declares no pooling, its vectors are the normalised hidden states of last tokens."""
     trust_remote_code: bool = False
     kv_cache_dtype: str = "auto"
-    """``auto``: the model's; ``bfloat16`` (or ``bf16``), ``float32``."""
+    """``auto``: the model's; ``bfloat16`` (or ``bf16``), ``float32``; ``int8``: quantised per token and KV head."""
     quantization: str | None = None
     """``int8``, ``int4``: what an unquantised model becomes while it is loaded; else, if anything, the checkpoint's."""
     tp_size: int = 1
@@ -160,8 +160,7 @@ class EngineArgs:
     def _check_quantization(self) -> None:
         if self.kv_cache_dtype not in CACHE_DTYPES:
             raise ConfigError(
-                f"kv_cache_dtype={self.kv_cache_dtype!r}: the cache is kept in floating point of 16 or 32 bits so far; "
-                f"use {', '.join(CACHE_DTYPES)}"
+                f"kv_cache_dtype={self.kv_cache_dtype!r}: there is no cache of that type; use {', '.join(CACHE_DTYPES)}"
             )
         if self.quantization not in (None, "auto", *WHILE_LOADING, *REQUESTS):
             raise ConfigError(

@@ -161,7 +161,7 @@ def test_the_engine_argument_that_a_refusal_suggests_is_accepted(folder: Path, n
         ({"trust_remote_code": True}, "runs no code from checkpoints", None),
         ({"tp_size": 2}, "tp_size=2: sglite runs on one device so far", None),
         ({"quantization": "fp8"}, "is not quantised", None),
-        ({"kv_cache_dtype": "int8"}, "kv_cache_dtype='int8'", None),
+        ({"kv_cache_dtype": "int4"}, "kv_cache_dtype='int4'", None),
         ({"mem_fraction_static": 1.5}, "mem_fraction_static must be between 0 and 1, got 1.5", None),
         ({"log_level": "loud"}, "log_level must be one of", None),
         ({"max_running_requests": -1}, "max_running_requests must be a positive integer, got -1", None),

@@ -26,9 +26,10 @@ from sglite.runtime.backend.base import (
     Matrix,
     QKVNorms,
 )
+from sglite.runtime.backend.cpu_cache import read, store
 from sglite.runtime.backend.cpu_delta import causal_conv, gated_delta_rule
 from sglite.runtime.backend.cpu_mla import attend_chosen, attend_latents, choose_slots
-from sglite.runtime.backend.cpu_plan import CPUMetadata, Segment, own, plan, read_slots
+from sglite.runtime.backend.cpu_plan import CPUMetadata, Segment, own, plan
 from sglite.runtime.backend.cpu_quantised import product
 from sglite.runtime.backend.mask import CPUMasks
 from sglite.runtime.cache.pool import KVPool, make_pool
@@ -80,12 +81,14 @@ class CPUBackend:
                 )
             if group.kind == "state" and num_states < 1:
                 raise BackendError(f"cache group {group.name!r} needs states, num_states={num_states}; give 1 or more")
+            served = [*dtypes, *(["int8"] if group.layout == "mha" else [])]
             for dtype in (tensor.dtype for tensor in group.state_tensors) if group.kind == "state" else (group.dtype,):
-                if dtype not in dtypes:
+                if dtype not in served:
                     raise BackendError(
                         f"cache group {group.name!r}: dtype {dtype!r} is not served by the cpu backend; "
-                        f"it serves {', '.join(dtypes)}"
+                        f"it serves {', '.join(served)} for {group.layout}"
                     )
+        dtypes["int8"] = torch.int8
         return make_pool(groups, num_pages, page_size, dtypes, self.device, num_states, num_frames)
 
     def plan(self, layout: BatchLayout) -> AttentionMetadata:
@@ -101,11 +104,7 @@ class CPUBackend:
         """They are as they were."""
 
     def store_kv(self, pool: KVPool, layer: int, k: Tensor, v: Tensor | None, meta: AttentionMetadata) -> None:
-        batch = self._planned(meta).within(pool.framed[layer])
-        for cache, new in ((pool.k[layer], k), (pool.v[layer], v)):
-            if new is not None:
-                new = new if batch.store_tokens is None else new.index_select(0, batch.store_tokens)
-                cache.index_copy_(0, batch.store_slots, new.to(cache.dtype))
+        store(pool, layer, k, v, self._planned(meta).within(pool.framed[layer]))
 
     def attention(
         self,
@@ -118,14 +117,10 @@ class CPUBackend:
         window: int | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        keys, values = pool.k[layer], pool.v[layer]
-        out = q.new_empty((*q.shape[:2], values.shape[2]))
+        out = q.new_empty((*q.shape[:2], pool.v[layer].shape[2]))
         for segment in self._planned(meta).within(pool.framed[layer]).segments(window):
-            parts = (
-                _heads_first(q[segment.tokens], segment.rows),
-                _heads_first(read_slots(keys, segment.slots).to(q.dtype), segment.rows),
-                _heads_first(read_slots(values, segment.slots).to(q.dtype), segment.rows),
-            )
+            keys, values = read(pool, layer, segment.slots, q.dtype)
+            parts = [_heads_first(part, segment.rows) for part in (q[segment.tokens], keys, values)]
             result = _attend(*parts, segment, scale) if sinks is None else _with_sinks(*parts, segment, scale, sinks)
             out[segment.tokens] = result.transpose(1, 2).flatten(0, 1)
         return out

@@ -28,7 +28,7 @@ from sglite.runtime.backend.base import (
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_plan import CPUMetadata
 from sglite.runtime.backend.native_build import NativeUnavailable
-from sglite.runtime.backend.native_dense import ACTIVATIONS, BLOCK, attends, packed_stack
+from sglite.runtime.backend.native_dense import ACTIVATIONS, BLOCK, attends, packed_stack, stores
 from sglite.runtime.backend.native_library import LEVELS, TYPES, Library, PackedWeight, supported
 from sglite.runtime.backend.native_mixers import PackedMatrices
 from sglite.runtime.backend.native_plan import NativeMetadata, plan
@@ -79,6 +79,11 @@ class NativeBackend(CPUBackend):
     def describe(self) -> str:
         slower = "" if self.level == list(LEVELS)[-1] else ", slower than with AVX512 for bfloat16"
         return f"{self.level} kernels, {self.num_threads} threads{slower}"
+
+    @property
+    def slots_read(self) -> int:
+        """Slots whose keys attention has read so far, of all KV heads of a layer: those that rows share once a step."""
+        return self._library.slots_read
 
     def place(self, weight: Matrix | Matrices) -> None:
         self._library.huge(weight.tensor)
@@ -172,7 +177,8 @@ class NativeBackend(CPUBackend):
         q = _dense(q)
         out = q.new_empty((*q.shape[:2], values.shape[2]))
         sinks = None if sinks is None else sinks.float().contiguous()
-        self._library.attention(planned.handle, q, keys, values, out, sinks, window or 0, scale)
+        scales = pool.scales_of(layer)
+        self._library.attention(planned.handle, q, keys, values, scales, out, sinks, window or 0, scale)
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -207,7 +213,8 @@ class NativeBackend(CPUBackend):
             return super().rotate_and_store(qkv, norms, cos, sin, pool, layer, meta, num_heads=num_heads)
         q = qkv.new_empty((len(qkv), num_heads, keys.shape[2]))
         weights, eps = (None, 0.0) if norms is None else ((norms.q, norms.k), norms.eps)
-        self._library.rotate(_dense(qkv), weights, eps, cos, sin, q, keys, values, planned.slots)
+        scales = pool.scales_of(layer)
+        self._library.rotate(_dense(qkv), weights, eps, cos, sin, q, keys, values, scales, planned.slots)
         return q
 
     def dense_layers(
@@ -317,6 +324,6 @@ def _normed(x: Tensor, weight: Tensor) -> bool:
 
 def _turns(qkv: Tensor, keys: Tensor, values: Tensor, cos: Tensor, norms: QKVNorms | None) -> bool:
     """Whether the kernel rotates and stores."""
-    same = qkv.dtype == keys.dtype == cos.dtype and qkv.dtype in TYPES and keys.shape == values.shape
+    same = qkv.dtype == cos.dtype and stores(keys, values, qkv.dtype)
     normed = norms is None or norms.q.dtype == norms.k.dtype == qkv.dtype
-    return same and normed and keys.shape[2] % BLOCK == 0 and cos.shape[-1] % BLOCK == 0 and values.is_contiguous()
+    return same and normed and keys.shape[2] % BLOCK == 0 and cos.shape[-1] % BLOCK == 0

@@ -20,6 +20,10 @@ LINE = 32
 """Numbers of a head that attention takes at once."""
 STATE = 16384
 """Numbers that a query's heads of one KV head may have; see ``csrc/kernels.hpp``."""
+TILE_LANES = 128
+"""Heads that a KV head may have."""
+LONGEST_HEAD = 1024
+"""Numbers of a head that is quantised as it is stored."""
 ACTIVATIONS: Mapping[Activation, int] = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}
 
 
@@ -46,9 +50,16 @@ def packed_stack(stack: DenseStack, pool: KVPool, dtype: torch.dtype) -> ctypes.
 
 def attends(heads: int, keys: Tensor, values: Tensor, dtype: torch.dtype) -> bool:
     """Whether the kernel attends to the pool with queries of ``dtype``."""
-    same = dtype == keys.dtype == values.dtype and dtype in TYPES
+    same = dtype in TYPES and keys.dtype in (dtype, torch.int8)
     group, dim, v_dim = heads // keys.shape[1], keys.shape[2], values.shape[2]
-    return same and dim % LINE == 0 and v_dim % LINE == 0 and group * v_dim <= STATE and values.is_contiguous()
+    fits = dim % LINE == 0 and v_dim % LINE == 0 and group * v_dim <= STATE and group <= TILE_LANES
+    return same and fits and values.is_contiguous()
+
+
+def stores(keys: Tensor, values: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernel stores heads of ``dtype`` in the pool."""
+    same = keys.dtype == dtype or (keys.dtype == torch.int8 and keys.shape[2] <= LONGEST_HEAD)
+    return same and dtype in TYPES and keys.shape == values.shape and values.is_contiguous()
 
 
 def _same(a: object, b: object) -> bool:
@@ -75,17 +86,22 @@ def _fits(layer: DenseLayer, pool: KVPool, dtype: torch.dtype) -> bool:
     same = (bias for _, bias in (layer.qkv, layer.out, layer.gate_up, layer.down) if bias is not None)
     heads = () if layer.norms is None else (layer.norms.q, layer.norms.k)
     return (
-        all(matrix.packed and matrix.tensor.dtype == dtype for matrix in _matrices(layer))
+        all(_multiplies(matrix, dtype) for matrix in _matrices(layer))
         and all(tensor.dtype == dtype and tensor.is_contiguous() for tensor in (*same, *heads))
         and (layer.sinks is None or (layer.sinks.dtype == torch.float32 and layer.sinks.is_contiguous()))
         and norms[0].dtype == norms[1].dtype
         and norms[0].dtype in (dtype, torch.float32)
         and len(norms[0]) % BLOCK == 0
         and attends(layer.heads, keys, values, dtype)
-        and keys.shape == values.shape
+        and stores(keys, values, dtype)
         and layer.activation in ACTIVATIONS
-        and layer.down[0].tensor.shape[1] % BLOCK == 0
+        and isinstance(layer.down[0].arrangement, PackedWeight)
+        and layer.down[0].arrangement.ins % BLOCK == 0
     )
+
+
+def _multiplies(matrix: Matrix, dtype: torch.dtype) -> bool:
+    return matrix.packed and (matrix.tensor.dtype if matrix.codes is None else matrix.codes.dtype) == dtype
 
 
 def _fill(packed: PackedLayer, layer: DenseLayer, pool: KVPool) -> None:
@@ -104,6 +120,9 @@ def _fill(packed: PackedLayer, layer: DenseLayer, pool: KVPool) -> None:
         packed.head_eps = layer.norms.eps
     packed.sinks = None if layer.sinks is None else layer.sinks.data_ptr()
     packed.k, packed.v = keys.data_ptr(), values.data_ptr()
+    scales = pool.scales_of(layer.layer)
+    if scales is not None:
+        packed.k_scales, packed.v_scales = (tensor.data_ptr() for tensor in scales)
     packed.heads, packed.kv_heads, packed.dim = layer.heads, keys.shape[1], keys.shape[2]
     packed.window, packed.scale = layer.window or 0, layer.scale
     packed.activation, packed.framed = ACTIVATIONS[layer.activation], pool.framed[layer.layer]

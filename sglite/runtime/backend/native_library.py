@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sglite.runtime.backend.native_build import load
+from sglite.runtime.cache.pool import Scales
 from sglite.runtime.quant.codes import Codes
 
 LEVELS: Mapping[str, int] = {"avx2": 1, "avx512": 2, "avx512_bf16": 4}
@@ -38,7 +39,7 @@ _SIGNATURES = {
         None,
         [_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT],
     ),
-    "sg_rotate": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 8, *[_LONG] * 5, _FLOAT, _INT]),
+    "sg_rotate": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 10, *[_LONG] * 5, _FLOAT, _INT]),
     "sg_dense_room": (_LONG, [_POINTER, *[_LONG] * 3, _INT]),
     "sg_dense_layers": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 8, *[_LONG] * 3, _INT]),
     "sg_experts": (None, [_POINTER, _POINTER, _POINTER]),
@@ -84,6 +85,7 @@ class PackedLayer(ctypes.Structure):
         ("qkv", PackedWeight), ("out", PackedWeight), ("gate_up", PackedWeight), ("down", PackedWeight),
         ("qkv_bias", _POINTER), ("out_bias", _POINTER), ("gate_up_bias", _POINTER), ("down_bias", _POINTER),
         ("q_norm", _POINTER), ("k_norm", _POINTER), ("sinks", _POINTER), ("k", _POINTER), ("v", _POINTER),
+        ("k_scales", _POINTER), ("v_scales", _POINTER),
         ("heads", _LONG), ("kv_heads", _LONG), ("dim", _LONG), ("window", _LONG),
         ("scale", _FLOAT), ("attention_eps", _FLOAT), ("mlp_eps", _FLOAT), ("head_eps", _FLOAT),
         ("activation", _INT), ("norm_type", _INT), ("framed", _INT),
@@ -144,13 +146,14 @@ class Library:
         self._lib.sg_plan_free(plan)
 
     def attention(
-        self, plan: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sinks: Tensor | None, window: int, scale: float
-    ) -> None:
-        """``Backend.attention``; ``sinks`` float32, ``window`` 0: none."""
+        self, plan: int, q: Tensor, k: Tensor, v: Tensor, scales: Scales | None, out: Tensor, sinks: Tensor | None,
+        window: int, scale: float,
+    ) -> None:  # fmt: skip
+        """``Backend.attention``; ``scales`` of keys and values in int8, ``sinks`` float32, ``window`` 0: none."""
         self._lib.sg_attention(
-            self._handle, plan, q.data_ptr(), q.stride(0), q.stride(1), k.data_ptr(), v.data_ptr(), None, None, out.data_ptr(),
-            None if sinks is None else sinks.data_ptr(), q.shape[1], *k.shape[1:], v.shape[2], window, scale,
-            TYPES[q.dtype],
+            self._handle, plan, q.data_ptr(), q.stride(0), q.stride(1), k.data_ptr(), v.data_ptr(),
+            *_addresses(scales), out.data_ptr(), None if sinks is None else sinks.data_ptr(), q.shape[1],
+            *k.shape[1:], v.shape[2], window, scale, TYPES[q.dtype],
         )  # fmt: skip
 
     @property
@@ -170,14 +173,13 @@ class Library:
 
     def rotate(
         self, qkv: Tensor, norms: tuple[Tensor, Tensor] | None, eps: float, cos: Tensor, sin: Tensor, q: Tensor,
-        k: Tensor, v: Tensor, slots: Longs,
+        k: Tensor, v: Tensor, scales: Scales | None, slots: Longs,
     ) -> None:  # fmt: skip
         """Heads of ``qkv`` [tokens, heads * dim] normalised and turned: to ``q`` and to ``slots`` of the pool."""
-        q_norm, k_norm = (None, None) if norms is None else (norms[0].data_ptr(), norms[1].data_ptr())
         self._lib.sg_rotate(
-            self._handle, qkv.data_ptr(), qkv.stride(0), q_norm, k_norm, cos.data_ptr(), sin.data_ptr(), q.data_ptr(),
-            k.data_ptr(), v.data_ptr(), slots.ctypes.data, len(qkv), q.shape[1], *k.shape[1:], 2 * cos.shape[-1], eps,
-            TYPES[qkv.dtype],
+            self._handle, qkv.data_ptr(), qkv.stride(0), *_addresses(norms), cos.data_ptr(), sin.data_ptr(),
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), *_addresses(scales), slots.ctypes.data, len(qkv), q.shape[1],
+            *k.shape[1:], 2 * cos.shape[-1], eps, TYPES[qkv.dtype],
         )  # fmt: skip
 
     def gated(self, x: Tensor, out: Tensor, activation: int) -> None:
@@ -222,6 +224,10 @@ class Library:
     def gated_norm(self, job: int) -> None:
         """``Backend.gated_norm``."""
         self._lib.sg_gated_norm(self._handle, job)
+
+
+def _addresses(pair: tuple[Tensor, Tensor] | None) -> tuple[int | None, int | None]:
+    return (None, None) if pair is None else (pair[0].data_ptr(), pair[1].data_ptr())
 
 
 class Pages:

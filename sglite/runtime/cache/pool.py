@@ -2,6 +2,8 @@
 
     k[layer]  [num_pages * page_size, num_kv_heads, head_dim]      slot = page * page_size + offset
     v[layer]  [num_pages * page_size, num_kv_heads, v_head_dim]    of an ``mla`` group: the first numbers of k
+    scales[layer]  two tensors [num_pages * page_size, num_kv_heads] where the group's dtype is int8: a number of k or v is
+                   what is stored times its slot's and head's scale; None elsewhere
     states[group][layer]  one tensor [num_states, *shape] per StateTensor of the group
 
 Where there are frames (``frames.py``), groups with a window have ``num_frames`` of them in place of the pages.
@@ -22,6 +24,8 @@ from torch import Tensor
 
 from sglite.runtime.protocol import GroupSpec
 
+Scales = tuple[Tensor, Tensor]
+"""Of keys and of values."""
 LayerStates = tuple[Tensor, ...]
 """What one layer keeps per sequence, a tensor per StateTensor of its group."""
 
@@ -37,6 +41,12 @@ class KVPool:
     v: tuple[Tensor, ...]
     states: Mapping[str, tuple[LayerStates, ...]] = field(default_factory=dict)
     num_frames: int = 0
+    scales: tuple[Scales | None, ...] = ()
+    """By layer; empty: there are none."""
+
+    def scales_of(self, layer: int) -> Scales | None:
+        """Of a layer's keys and of its values; ``None``: they are stored as they are."""
+        return self.scales[layer] if self.scales else None
 
     @property
     def num_slots(self) -> int:
@@ -51,8 +61,12 @@ class KVPool:
 
     def paged(self, frames: bool) -> tuple[Tensor, ...]:
         """Every tensor that has a row per position, in frames or in pages; those of latent layers once."""
-        both = ((k, v) for k, v, framed in zip(self.k, self.v, self.framed, strict=True) if framed == frames)
-        return tuple(t for k, v in both for t in ((k,) if v.data_ptr() == k.data_ptr() else (k, v)))
+        found: list[Tensor] = []
+        for layer, (k, v) in enumerate(zip(self.k, self.v, strict=True)):
+            if self.framed[layer] == frames:
+                found += (k,) if v.data_ptr() == k.data_ptr() else (k, v)
+                found += self.scales_of(layer) or ()
+        return tuple(found)
 
     @property
     def num_bytes(self) -> int:
@@ -73,6 +87,7 @@ def make_pool(
     """Zeroed pool; ``dtypes`` maps the dtype names of the groups to torch types."""
     k: list[Tensor] = []
     v: list[Tensor] = []
+    scales: list[Scales | None] = []
     states: dict[str, tuple[LayerStates, ...]] = {}
     for group in groups:
         if group.kind == "state":
@@ -88,7 +103,11 @@ def make_pool(
                 v.append(k[-1][..., : group.v_head_dim])
             else:
                 v.append(_zeros((*shape, group.v_head_dim), dtypes[group.dtype], device))
-    return KVPool(tuple(groups), num_pages, page_size, tuple(k), tuple(v), states, num_frames)
+            if dtypes[group.dtype] == torch.int8:
+                scales.append((_zeros(shape, torch.float32, device), _zeros(shape, torch.float32, device)))
+            else:
+                scales.append(None)
+    return KVPool(tuple(groups), num_pages, page_size, tuple(k), tuple(v), states, num_frames, tuple(scales))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -90,7 +90,10 @@ def build(args: EngineArgs, folder: Path) -> Built:
 
 
 def in_cache_dtype(groups: Sequence[GroupSpec], name: str) -> list[GroupSpec]:
-    """The groups with keys and values in the dtype that ``kv_cache_dtype`` names; states keep theirs."""
+    """The groups with keys and values in the dtype that ``kv_cache_dtype`` names; states keep theirs.
+
+    Raises ConfigError for int8 where a group's layers have no keys and values but latents.
+    """
     if name == "auto":
         return list(groups)
     dtype = torch.bfloat16 if name == "bf16" else getattr(torch, name)
@@ -98,7 +101,14 @@ def in_cache_dtype(groups: Sequence[GroupSpec], name: str) -> list[GroupSpec]:
 
 
 def _cast(group: GroupSpec, dtype: torch.dtype) -> GroupSpec:
+    if dtype == torch.int8 and group.layout == "mla":
+        raise ConfigError(
+            f"kv_cache_dtype='int8': the latents of group {group.name!r} are kept in floating point; "
+            "use auto, bfloat16 or float32"
+        )
     size = group.bytes_per_token // getattr(torch, group.dtype).itemsize * dtype.itemsize
+    if dtype == torch.int8:
+        size += 2 * group.num_kv_heads * group.num_layers * torch.float32.itemsize  # scales, see KVPool
     return msgspec.structs.replace(group, dtype=str(dtype).removeprefix("torch."), bytes_per_token=size)
 
 

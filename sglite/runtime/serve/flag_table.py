@@ -65,7 +65,7 @@ HELP: dict[str, tuple[str, str]] = {
     "mem_fraction_static": ("memory", "share of the memory left after loading that the KV cache takes"),
     "max_mamba_cache_size": ("memory", "recurrent states of hybrid models, of running requests and saved ones"),
     "page_size": ("memory", "tokens of a page of the KV cache"),
-    "kv_cache_dtype": ("memory", "of keys and values: bfloat16, float32; auto: the model's"),
+    "kv_cache_dtype": ("memory", "of keys and values: bfloat16, float32, int8 (per token and head); auto: the model's"),
     "disable_radix_cache": ("memory", "forget prefixes at once"),
     "pin_budget": ("memory", "share of the KV cache that running programs may keep for their next calls"),
     "max_running_requests": ("scheduling", "requests computed at a time"),

@@ -59,9 +59,9 @@ def test_what_is_quantised_is_not_quantised_again(name: str) -> None:
             check_request(name, settings, Path("m"))
 
 
-@pytest.mark.parametrize("name", ["fp8", "fp8_e4m3", "fp8_e5m2", "int8", "fp4_e2m1", "float16"])
+@pytest.mark.parametrize("name", ["fp8", "fp8_e4m3", "fp8_e5m2", "int4", "fp4_e2m1", "float16"])
 def test_types_that_the_cache_has_not_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"kv_cache_dtype='{name}': .* use auto, bfloat16, bf16, float32"):
+    with pytest.raises(ConfigError, match=rf"kv_cache_dtype='{name}': .* use auto, bfloat16, bf16, float32, int8"):
         EngineArgs(kv_cache_dtype=name)
 
 
@@ -72,6 +72,16 @@ def test_a_cache_of_another_type_has_its_size_and_states_keep_theirs() -> None:
     half, same = in_cache_dtype([paged, state], "bf16")
     assert (half.dtype, half.bytes_per_token, same) == ("bfloat16", 2048, state)
     assert in_cache_dtype([half], "float32") == [paged]
+
+
+def test_a_cache_of_int8_has_scales_beside_its_numbers_and_no_latents() -> None:
+    paged = GroupSpec(
+        name="attention", num_layers=3, num_kv_heads=2, dtype="bfloat16", bytes_per_token=3 * 2 * 2 * 64 * 2
+    )
+    (small,) = in_cache_dtype([paged], "int8")
+    assert (small.dtype, small.bytes_per_token) == ("int8", 3 * 2 * 2 * (64 + 4))
+    with pytest.raises(ConfigError, match="kv_cache_dtype='int8': the latents of group 'a' are kept in floating point"):
+        in_cache_dtype([GroupSpec(name="a", layout="mla")], "int8")
 
 
 EXPORTS: dict[str, tuple[str, dict[str, Any], str]] = {

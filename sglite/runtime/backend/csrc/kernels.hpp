@@ -109,6 +109,8 @@ struct Norm {
     int64_t row_step;
 };
 
+constexpr int64_t kLongestHead = 1024;  // of heads that are quantised
+
 // q and k of every token: each head normalised where there are weights, turned; q to `q_out`, k and v to their slots.
 struct Rotate {
     const void* qkv;  // [tokens, (heads + 2 kv_heads) * dim]
@@ -120,6 +122,8 @@ struct Rotate {
     void* q_out;  // [tokens, heads, dim]
     void* k;      // [slots, kv_heads, dim]
     void* v;
+    float* k_scales;  // [slots, kv_heads]: k and v are int8, times these; or null
+    float* v_scales;
     const int64_t* slots;  // [tokens], -1: not stored
     int64_t tokens, heads, kv_heads, dim, turned;
     float eps;

@@ -70,20 +70,51 @@ SG_INLINE void turn(const T* x, T* out, const T* weight, const T* cos, const T* 
     for (int64_t i = r.turned; i < r.dim; i += kLanes) store_floats(out + i, at(i));
 }
 
+// A head's numbers as whole ones and what they are to be multiplied with, which is NaN where one is not finite.
+template <class T>
+SG_INLINE void quantise(const T* x, int64_t size, int8_t* to, float* scale) {
+    vf top = vf{}, nothing = vf{};
+    for (int64_t i = 0; i < size; i += kLanes) {
+        const vf value = load_floats(x + i);
+        top = larger(larger(value, -value), top);
+        nothing += value * 0.0f;
+    }
+    const float found = largest(top), inverse = found > 0.0f ? 127.0f / found : 0.0f;
+    *scale = found / 127.0f + sum(nothing);
+    const vf shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+    for (int64_t i = 0; i < size; i += kLanes) {
+        const vf rounded_value = (load_floats(x + i) * inverse + shift) - shift;
+        store(to + i, __builtin_convertvector(rounded_value, vb));
+    }
+}
+
+// Keys and values of a token to where the pool has them.
+template <class T>
+SG_INLINE void store_token(const sglite::Rotate& r, const T* k, const T* v, const T* cos, const T* sin, int64_t slot) {
+    for (int64_t h = 0; h < r.kv_heads; h++) {
+        const int64_t to = slot * r.kv_heads + h;
+        const T *key = k + h * r.dim, *value = v + h * r.dim;
+        if (!r.k_scales) {
+            turn(key, (T*)r.k + to * r.dim, (const T*)r.k_norm, cos, sin, r);
+            memcpy((T*)r.v + to * r.dim, value, r.dim * sizeof(T));
+            continue;
+        }
+        T turned[sglite::kLongestHead];
+        turn(key, turned, (const T*)r.k_norm, cos, sin, r);
+        quantise(turned, r.dim, (int8_t*)r.k + to * r.dim, r.k_scales + to);
+        quantise(value, r.dim, (int8_t*)r.v + to * r.dim, r.v_scales + to);
+    }
+}
+
 template <class T>
 static void rotate_token(const sglite::Rotate& r, int64_t token) {
     const T* q = (const T*)r.qkv + token * r.stride;
     const T* k = q + r.heads * r.dim;
-    const T* v = k + r.kv_heads * r.dim;
     const T* cos = (const T*)r.cos + token * (r.turned / 2);
     const T* sin = (const T*)r.sin + token * (r.turned / 2);
     T* q_out = (T*)r.q_out + token * r.heads * r.dim;
     for (int64_t h = 0; h < r.heads; h++) turn(q + h * r.dim, q_out + h * r.dim, (const T*)r.q_norm, cos, sin, r);
-    if (r.slots[token] < 0) return;
-    const int64_t width = r.kv_heads * r.dim;
-    T* key = (T*)r.k + r.slots[token] * width;
-    for (int64_t h = 0; h < r.kv_heads; h++) turn(k + h * r.dim, key + h * r.dim, (const T*)r.k_norm, cos, sin, r);
-    memcpy((T*)r.v + r.slots[token] * width, v, width * sizeof(T));
+    if (r.slots[token] >= 0) store_token(r, k, k + r.kv_heads * r.dim, cos, sin, r.slots[token]);
 }
 
 static void rotate(void* job, int64_t piece, int) {

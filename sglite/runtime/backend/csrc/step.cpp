@@ -60,11 +60,12 @@ struct Rows {
 
     void attend(const DenseLayer& layer) {
         engine.rotate({qkv, layer.qkv.outs, layer.q_norm, layer.k_norm, step.cos, step.sin, q, layer.k, layer.v,
-                       step.slots[layer.framed], step.tokens, layer.heads, layer.kv_heads, layer.dim, step.turned,
+                       layer.k_scales, layer.v_scales, step.slots[layer.framed], step.tokens, layer.heads, layer.kv_heads, layer.dim, step.turned,
                        layer.head_eps, step.type, 0});
         Attention job{};
         job.q = q, job.q_token = layer.heads * layer.dim, job.q_head = layer.dim;
-        job.k = layer.k, job.v = layer.v, job.out = seen, job.sinks = layer.sinks;
+        job.k = layer.k, job.v = layer.v, job.k_scales = layer.k_scales, job.v_scales = layer.v_scales;
+        job.out = seen, job.sinks = layer.sinks;
         job.heads = layer.heads, job.kv_heads = layer.kv_heads, job.dim = layer.dim, job.v_dim = layer.dim;
         job.window = layer.window, job.scale = layer.scale, job.type = step.type;
         engine.attend(job, *step.plans[layer.framed]);

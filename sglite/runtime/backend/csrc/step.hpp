@@ -14,6 +14,7 @@ struct DenseLayer {
     const void *q_norm, *k_norm;
     const float* sinks;
     void *k, *v;  // of the pool
+    float *k_scales, *v_scales;  // or null
     int64_t heads, kv_heads, dim, window;
     float scale, attention_eps, mlp_eps, head_eps;
     int32_t activation, norm_type, framed;
