@@ -161,6 +161,23 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """How a token finds its experts."""
+
+    scoring: Literal["softmax", "sigmoid"]
+    top_k: int
+    num_groups: int = 1
+    top_groups: int = 1
+    """Experts are chosen among those of the best groups."""
+    group_score: Literal["max", "top2"] = "max"
+    """A group counts as much as its best expert, or as its best two together."""
+    renormalize: bool = True
+    """Weights of the chosen experts are divided by their sum."""
+    scaling: float = 1.0
+    """Weights are multiplied by this."""
+
+
+@dataclass(frozen=True)
 class QKVNorms:
     """Norms of every head of q and k over its dimensions."""
 
@@ -395,6 +412,10 @@ class Backend(Protocol):
         ``silu``, ``gelu`` (exact), ``gelu_tanh``; ``swiglu_oai`` is gpt-oss's: gate at most 7, up within 7 either way,
         gate * sigmoid(1.702 gate) * (up + 1).
         """
+
+    def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
+        """Experts of every token by their ``logits`` [T, E] float32: ids [T, k] int64, distinct in a row, in any order,
+        and their weights [T, k] float32. ``bias`` [E] float32 takes part in the choice, not in the weights."""
 
     def moe(self, x: Tensor, experts: ExpertWeights, ids: Tensor, weights: Tensor, activation: Activation) -> Tensor:
         """What the chosen experts make of each token, weighted and added up: [T, hidden] in x's dtype.

@@ -25,12 +25,14 @@ from sglite.runtime.backend.base import (
     Matrices,
     Matrix,
     QKVNorms,
+    Routing,
 )
 from sglite.runtime.backend.cpu_cache import read, store
 from sglite.runtime.backend.cpu_delta import causal_conv, gated_delta_rule
 from sglite.runtime.backend.cpu_mla import attend_chosen, attend_latents, choose_slots
 from sglite.runtime.backend.cpu_plan import CPUMetadata, Segment, own, plan
 from sglite.runtime.backend.cpu_quantised import product
+from sglite.runtime.backend.cpu_route import route
 from sglite.runtime.backend.mask import CPUMasks
 from sglite.runtime.cache.pool import KVPool, make_pool
 from sglite.runtime.protocol import CopyPages, CopyState, GroupSpec
@@ -120,7 +122,11 @@ class CPUBackend:
         out = q.new_empty((*q.shape[:2], pool.v[layer].shape[2]))
         for segment in self._planned(meta).within(pool.framed[layer]).segments(window):
             keys, values = read(pool, layer, segment.slots, q.dtype)
-            parts = [_heads_first(part, segment.rows) for part in (q[segment.tokens], keys, values)]
+            parts = (
+                _heads_first(q[segment.tokens], segment.rows),
+                _heads_first(keys, segment.rows),
+                _heads_first(values, segment.rows),
+            )
             result = _attend(*parts, segment, scale) if sinks is None else _with_sinks(*parts, segment, scale, sinks)
             out[segment.tokens] = result.transpose(1, 2).flatten(0, 1)
         return out
@@ -241,6 +247,9 @@ class CPUBackend:
             gate, up = gate.clamp(max=SWIGLU_LIMIT), up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
             return gate * torch.sigmoid(SWIGLU_ALPHA * gate) * (up + 1)
         return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none") * up
+
+    def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
+        return route(logits, bias, routing)
 
     def moe(self, x: Tensor, experts: ExpertWeights, ids: Tensor, weights: Tensor, activation: Activation) -> Tensor:
         top_k = ids.shape[1]

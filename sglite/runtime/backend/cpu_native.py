@@ -24,6 +24,7 @@ from sglite.runtime.backend.base import (
     Matrices,
     Matrix,
     QKVNorms,
+    Routing,
 )
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_plan import CPUMetadata
@@ -237,6 +238,10 @@ class NativeBackend(CPUBackend):
         out = torch.empty((len(rows), size), dtype=x.dtype)
         self._library.gated(rows, out, ACTIVATIONS[activation])
         return out.view(*x.shape[:-1], size)
+
+    def route(self, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
+        found = native_mixers.route(self._library, logits, bias, routing)
+        return super().route(logits, bias, routing) if found is None else found
 
     def moe(self, x: Tensor, experts: ExpertWeights, ids: Tensor, weights: Tensor, activation: Activation) -> Tensor:
         out = native_mixers.moe(self._library, x, experts, ids, weights, activation)

@@ -42,6 +42,7 @@ _SIGNATURES = {
     "sg_rotate": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 10, *[_LONG] * 5, _FLOAT, _INT]),
     "sg_dense_room": (_LONG, [_POINTER, *[_LONG] * 3, _INT]),
     "sg_dense_layers": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 8, *[_LONG] * 3, _INT]),
+    "sg_route": (None, [_POINTER, _POINTER]),
     "sg_experts": (None, [_POINTER, _POINTER, _POINTER]),
     "sg_each": (None, [_POINTER, _POINTER]),
     "sg_latents": (None, [_POINTER, _POINTER, _POINTER]),
@@ -201,8 +202,12 @@ class Library:
             tokens, hidden, 2 * cos.shape[-1], kind,
         )  # fmt: skip
 
+    def route(self, job: int) -> None:
+        """``Backend.route``; ``job``, here and below: the address of one of ``native_mixers``' structs."""
+        self._lib.sg_route(self._handle, job)
+
     def experts(self, job: int, ids: Tensor) -> None:
-        """``Backend.moe``; ``job``, here and below: the address of one of ``native_mixers``' structs."""
+        """``Backend.moe``."""
         self._lib.sg_experts(self._handle, job, ids.data_ptr())
 
     def each(self, job: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Activation, BackendError, ExpertWeights, Matrices
+from sglite.runtime.backend.base import Activation, BackendError, ExpertWeights, Matrices, Routing
 from sglite.runtime.backend.native_library import TYPES, Library
 from sglite.runtime.backend.native_plan import NativeMetadata
 
@@ -22,6 +22,8 @@ LINE = 32
 """Numbers of a latent that are taken at once."""
 TAPS = (2, 3, 4)
 """Widths of convolutions."""
+EXPERTS = 1024
+"""That a token may choose among."""
 KEYS = 256
 """Numbers that a key of the delta rule may have."""
 ACTIVATIONS: Mapping[Activation, int] = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}
@@ -59,6 +61,14 @@ class _Experts(ctypes.Structure):
     )  # fmt: skip
 
 
+class _Route(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("logits", "bias", "ids", "weights")),
+        *((name, _LONG) for name in ("tokens", "experts", "top_k", "groups", "top_groups")), ("scaling", _FLOAT),
+        *((name, _INT) for name in ("sigmoid", "pairs", "renormalize")), ("row_step", _LONG),
+    )  # fmt: skip
+
+
 class _Latents(ctypes.Structure):
     _fields_ = (
         ("q", _POINTER), ("q_token", _LONG), ("q_head", _LONG), ("latents", _POINTER), ("out", _POINTER),
@@ -89,6 +99,23 @@ class _GatedNorm(ctypes.Structure):
         ("out", _POINTER), ("tokens", _LONG), ("heads", _LONG), ("size", _LONG), ("eps", _FLOAT), ("type", _INT),
         ("row_step", _LONG),
     )  # fmt: skip
+
+
+def route(library: Library, logits: Tensor, bias: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor] | None:
+    """See ``Backend.route``."""
+    tokens, experts = logits.shape
+    known = logits.dtype == torch.float32 and (bias is None or bias.dtype == torch.float32)
+    if not known or experts > EXPERTS:
+        return None
+    logits = logits.contiguous()
+    ids, weights = torch.empty((tokens, routing.top_k), dtype=torch.int64), logits.new_empty((tokens, routing.top_k))
+    job = _Route(
+        logits.data_ptr(), None if bias is None else bias.data_ptr(), ids.data_ptr(), weights.data_ptr(), tokens,
+        experts, routing.top_k, routing.num_groups, routing.top_groups, routing.scaling, routing.scoring == "sigmoid",
+        routing.group_score == "top2", routing.renormalize,
+    )  # fmt: skip
+    library.route(ctypes.addressof(job))
+    return ids, weights
 
 
 def moe(

@@ -15,7 +15,7 @@ import torch
 from native_kernels import NATIVE, backend_of
 from torch import Tensor
 
-from sglite.runtime.backend.base import Activation, BackendError, BatchLayout, ExpertWeights, Matrices
+from sglite.runtime.backend.base import Activation, BackendError, BatchLayout, ExpertWeights, Matrices, Routing
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec, StateTensor
@@ -70,6 +70,40 @@ def routed(tokens: int, chosen: int, among: Sequence[int]) -> tuple[Tensor, Tens
     """Distinct experts of every token, and their weights."""
     order = torch.rand(tokens, len(among)).argsort(1)[:, :chosen]
     return torch.tensor(among)[order], torch.rand(tokens, chosen)
+
+
+ROUTINGS = {
+    "softmax": Routing("softmax", 8),
+    "softmax, as they are": Routing("softmax", 3, renormalize=False, scaling=2.0),
+    "sigmoid, best pairs of groups": Routing("sigmoid", 4, num_groups=4, top_groups=2, group_score="top2", scaling=2.5),
+    "softmax, best groups": Routing("softmax", 6, num_groups=8, top_groups=3),
+    "more than the groups have": Routing("sigmoid", 9, num_groups=8, top_groups=1),
+}
+
+
+@pytest.mark.parametrize("routing", ROUTINGS.values(), ids=ROUTINGS)
+@pytest.mark.parametrize("experts", [16, 40, 512, 1040])
+@pytest.mark.parametrize("biased", [False, True], ids=["no bias", "bias"])
+def test_tokens_find_their_experts(native: CPUBackend, routing: Routing, experts: int, biased: bool) -> None:
+    bias = torch.randn(experts) if biased else None
+    for tokens in (1, 70):
+        logits = torch.randn(tokens, experts) * 3
+        (found, weights), (expected, theirs) = (b.route(logits, bias, routing) for b in (native, PLAIN))
+        assert found.dtype == torch.int64 and weights.dtype == torch.float32
+        places = [ids.argsort(1) for ids in (found, expected)]
+        if experts < 72 and routing.top_k == 9:  # some that are not in the best group, whichever
+            assert all(len(set(row)) == 9 for row in found.tolist())
+            continue
+        assert torch.equal(found.gather(1, places[0]), expected.gather(1, places[1]))
+        torch.testing.assert_close(weights.gather(1, places[0]), theirs.gather(1, places[1]), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("routing", ROUTINGS.values(), ids=ROUTINGS)
+def test_experts_are_distinct_whatever_the_logits(native: CPUBackend, routing: Routing) -> None:
+    logits = torch.randn(5, 48)
+    logits[0], logits[1, 3:], logits[2], logits[3, ::2] = 0.0, torch.nan, -torch.inf, torch.inf
+    ids, _ = native.route(logits, None, routing)
+    assert all(len(set(row)) == routing.top_k and 0 <= min(row) <= max(row) < 48 for row in ids.tolist())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

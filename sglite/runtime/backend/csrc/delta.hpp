@@ -81,31 +81,35 @@ struct Read {
     float kept, written;  // exp(decay), beta
 };
 
-// C vectors of columns over one token: `state` is at its first row, `stride` between rows.
+// What the memory holds under a key: C vectors of columns, `state` at its first row.
+template <int C>
+SG_INLINE void look_up(const float* key, const float* state, int64_t stride, int64_t k_dim, vf found[C]) {
+    for (int c = 0; c < C; c++) found[c] = vf{};
+    for (int64_t i = 0; i < k_dim; i++)
+        for (int c = 0; c < C; c++) found[c] += key[i] * load<vf>(state + i * stride + c * kLanes);
+}
+
+// One token: the memory forgets, is written to and read, and looked up under the next token's key in one go.
 template <class T, int C>
-SG_INLINE void remember(const Read& x, float* state, int64_t stride, int64_t k_dim, const T* v, T* out) {
-    constexpr int kChains = C < 4 ? 2 : 1;  // sums of their own, so that one does not wait for the other
-    vf found[kChains][C], read[kChains][C], delta[C];
-    for (int j = 0; j < kChains; j++)
-        for (int c = 0; c < C; c++) found[j][c] = read[j][c] = vf{};
-    for (int64_t i = 0; i < k_dim; i += kChains)
-#pragma GCC unroll 2
-        for (int j = 0; j < kChains; j++)
-            for (int c = 0; c < C; c++) found[j][c] += x.k[i + j] * load<vf>(state + (i + j) * stride + c * kLanes);
+SG_INLINE void remember(const Read& x, const float* next_key, float* state, int64_t stride, int64_t k_dim, const T* v,
+                        T* out, vf found[C]) {
+    vf delta[C], read[C], next[C];
     for (int c = 0; c < C; c++) {
-        if (kChains == 2) found[0][c] += found[1][c];
-        delta[c] = (load_floats(v + c * kLanes) - x.kept * found[0][c]) * x.written;
+        delta[c] = (load_floats(v + c * kLanes) - x.kept * found[c]) * x.written;
+        read[c] = next[c] = vf{};
     }
-    for (int64_t i = 0; i < k_dim; i += kChains)
-#pragma GCC unroll 2
-        for (int j = 0; j < kChains; j++)
-            for (int c = 0; c < C; c++) {
-                float* at = state + (i + j) * stride + c * kLanes;
-                const vf now = load<vf>(at) * x.kept + x.k[i + j] * delta[c];
-                store(at, now);
-                read[j][c] += x.q[i + j] * now;
-            }
-    for (int c = 0; c < C; c++) store_floats(out + c * kLanes, kChains == 2 ? read[0][c] + read[1][c] : read[0][c]);
+    for (int64_t i = 0; i < k_dim; i++)
+        for (int c = 0; c < C; c++) {
+            float* at = state + i * stride + c * kLanes;
+            const vf now = load<vf>(at) * x.kept + x.k[i] * delta[c];
+            store(at, now);
+            read[c] += x.q[i] * now;
+            next[c] += next_key[i] * now;
+        }
+    for (int c = 0; c < C; c++) {
+        store_floats(out + c * kLanes, read[c]);
+        found[c] = next[c];
+    }
 }
 
 // x scaled to length 1, times `scale`.
@@ -123,15 +127,18 @@ SG_INLINE void unit(const T* x, int64_t size, float scale, float* out) {
 template <class T, int C>
 static void stripes(const sglite::Delta& d, int64_t first, const Read* reads, int64_t tokens, int64_t head,
                     float* state, int64_t* column) {
-    for (; *column + C * kLanes <= d.v_dim; *column += C * kLanes)
+    for (; *column + C * kLanes <= d.v_dim; *column += C * kLanes) {
+        vf found[C];
+        look_up<C>(reads[0].k, state + *column, d.v_dim, d.k_dim, found);
         for (int64_t t = 0; t < tokens; t++)
-            remember<T, C>(reads[t], state + *column, d.v_dim, d.k_dim,
+            remember<T, C>(reads[t], reads[least(t + 1, tokens - 1)].k, state + *column, d.v_dim, d.k_dim,
                            (const T*)d.v + (first + t) * d.v_token + head * d.v_dim + *column,
-                           (T*)d.out + ((first + t) * d.v_heads + head) * d.v_dim + *column);
+                           (T*)d.out + ((first + t) * d.v_heads + head) * d.v_dim + *column, found);
+    }
 }
 
 #ifdef __AVX512F__
-constexpr int kSingle = 8, kSeveral = 4;
+constexpr int kSingle = 8, kSeveral = 2;
 #else
 constexpr int kSingle = 2, kSeveral = 2;
 #endif

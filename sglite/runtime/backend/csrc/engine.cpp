@@ -9,6 +9,12 @@ constexpr int64_t kTall = 24;              // rows up to which a product reads i
 constexpr int64_t kLine = 64;
 constexpr int64_t kRowStep = 192;          // rows that share a stretch of weights in the cache
 
+// Rows so that a piece is worth handing out.
+int64_t row_step(int64_t rows, int64_t numbers, int threads) {
+    const int64_t worth = most<int64_t>(1, 8192 / most<int64_t>(numbers, 1));
+    return most(worth, parts(rows, 4 * threads));
+}
+
 }  // namespace
 
 void Engine::multiply(Product job) {

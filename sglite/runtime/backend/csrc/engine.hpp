@@ -44,6 +44,7 @@ struct Engine {
     void activate(Gated job);
     // `job` without what is known from the plan: tables, rows, pieces and room.
     void attend(Attention job, Plan& plan);
+    void choose(Route job);
     // `job` without order, pieces and room; `ids` [tokens, chosen].
     void mix(Experts job, const int64_t* ids);
     void multiply_each(Each job);
@@ -70,10 +71,9 @@ T most(T a, T b) {
 
 inline int64_t size_of(int32_t type) { return type ? 2 : 4; }
 
-// Rows so that a piece is worth handing out.
-inline int64_t row_step(int64_t rows, int64_t numbers, int threads) {
-    const int64_t worth = most<int64_t>(1, 8192 / most<int64_t>(numbers, 1));
-    return most(worth, parts(rows, 4 * threads));
+// Rows of some numbers each so that a piece of them is worth handing out.
+inline int64_t rows_at_once(int64_t rows, int64_t numbers, int threads) {
+    return most(most<int64_t>(1, 8192 / most<int64_t>(numbers, 1)), parts(rows, 4 * threads));
 }
 
 // At least `bytes` of room, on a line of the cache.

@@ -39,6 +39,11 @@ void cut(Experts& job, int64_t blocks, int64_t block_bytes, int threads) {
 
 }  // namespace
 
+void Engine::choose(Route job) {
+    job.row_step = rows_at_once(job.tokens, job.experts * (job.top_k + 4), threads.count());
+    threads.run(kernels.route, &job, parts(job.tokens, job.row_step));
+}
+
 void Engine::mix(Experts job, const int64_t* ids) {
     const int64_t numbers = job.down.ins + job.down.outs, size = size_of(job.type);
     const int64_t at_once = most<int64_t>(1, kRoomNumbers / (numbers * job.chosen));
@@ -63,7 +68,7 @@ void Engine::mix(Experts job, const int64_t* ids) {
         threads.run(kernels.experts_up, &job, job.num_pieces * job.columns);
         cut(job, job.down.outs / kBlock, kBlock * job.down.ins * size, threads.count());
         threads.run(kernels.experts_down, &job, job.num_pieces * job.columns);
-        job.row_step = row_step(job.tokens, job.chosen * job.down.outs, threads.count());
+        job.row_step = rows_at_once(job.tokens, job.chosen * job.down.outs, threads.count());
         threads.run(kernels.experts_mix, &job, parts(job.tokens, job.row_step));
     }
 }

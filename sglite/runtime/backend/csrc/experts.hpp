@@ -7,7 +7,7 @@
 namespace {
 
 template <class T>
-SG_INLINE const T* part_of(const void* stack, int64_t item, int64_t size) {
+SG_INLINE const T* item_of(const void* stack, int64_t item, int64_t size) {
     return stack ? (const T*)stack + item * size : nullptr;
 }
 
@@ -32,8 +32,8 @@ static void expert_up(const sglite::Experts& e, int64_t number, char* scratch) {
     float* ups = gates + sglite::kExpertRows * kWidth;
     int64_t stride;
     const T* x = rows_of<T>(e, piece, (T*)(ups + sglite::kExpertRows * kWidth), &stride);
-    const T* weights = part_of<T>(e.gate_up.data, piece.expert, 2 * inner * ins);
-    const T* bias = part_of<T>(e.gate_up_bias, piece.expert, 2 * inner);
+    const T* weights = item_of<T>(e.gate_up.data, piece.expert, 2 * inner * ins);
+    const T* bias = item_of<T>(e.gate_up_bias, piece.expert, 2 * inner);
     for (int64_t b = first; b < end; b += sglite::kExpertBlocks) {
         const int64_t count = least(sglite::kExpertBlocks, end - b);
         panel<T>(piece.pairs, x, stride, weights + b * block, block, count, ins,
@@ -54,9 +54,9 @@ static void expert_down(const sglite::Experts& e, int64_t number) {
     const sglite::ExpertPiece& piece = e.pieces[number / e.columns];
     const int64_t ins = e.down.ins, outs = e.down.outs, block = kLanes * ins;
     const int64_t first = number % e.columns * e.block_step;
-    const T* bias = part_of<T>(e.down_bias, piece.expert, outs);
+    const T* bias = item_of<T>(e.down_bias, piece.expert, outs);
     panel<T>(piece.pairs, (const T*)e.hidden + piece.first * ins, ins,
-             part_of<T>(e.down.data, piece.expert, outs * ins) + first * block, block,
+             item_of<T>(e.down.data, piece.expert, outs * ins) + first * block, block,
              least(e.block_step, outs / kLanes - first), ins,
              {(T*)e.results + piece.first * outs + first * kLanes, outs, bias ? bias + first * kLanes : nullptr, e.type,
               e.type});

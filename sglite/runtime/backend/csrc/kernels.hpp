@@ -149,6 +149,7 @@ struct Kernels {
     void (*norm)(void* job, int64_t piece, int thread);
     void (*rotate)(void* job, int64_t piece, int thread);
     void (*gated)(void* job, int64_t piece, int thread);
+    void (*route)(void* job, int64_t piece, int thread);
     void (*experts_up)(void* job, int64_t piece, int thread);
     void (*experts_down)(void* job, int64_t piece, int thread);
     void (*experts_mix)(void* job, int64_t piece, int thread);

@@ -5,7 +5,8 @@
 // registers as a product wants its weights.
 #pragma once
 
-#include "attention.hpp"
+#include "mixers.hpp"
+#include "vectors.hpp"
 
 namespace {
 
@@ -15,6 +16,48 @@ constexpr int kScoreStep = 4, kSumRows = 8;
 constexpr int kScoreStep = 2, kSumRows = 2;
 #endif
 
+// Some numbers of a latent, how they meet those of a query, and how those of some slots meet their shares: as vectors of
+// terms, in an order of their own which `write` undoes.
+template <class T>
+struct Latent;
+
+template <>
+struct Latent<bf16> {
+    static constexpr int kNumbers = 32, kVectors = 2, kSlots = 2;
+    typedef vu Terms;
+    SG_INLINE vf dot(vf acc, const bf16* a, const bf16* b) { return dot_pairs(acc, load<vu>(a), load<vu>(b)); }
+    SG_INLINE void join(const bf16* const* slots, int64_t d, vu to[kVectors]) {
+        const vu a = load<vu>(slots[0] + d), b = load<vu>(slots[1] + d);
+        to[0] = (a & 0xffffu) | (b << 16);
+        to[1] = (a >> 16) | (b & 0xffff0000u);
+    }
+    SG_INLINE vu share(const bf16* shares) {
+        uint32_t pair;
+        memcpy(&pair, shares, 4);
+        return splat_u(pair);
+    }
+    SG_INLINE vf add(vf acc, vu share, vu terms) { return dot_pairs(acc, share, terms); }
+    SG_INLINE void write(bf16* to, const vf from[kVectors]) {
+        store(to, round_bits(from[0]) | (round_bits(from[1]) << 16));
+    }
+};
+
+template <>
+struct Latent<float> {
+    static constexpr int kNumbers = 16, kVectors = 1, kSlots = 1;
+    typedef vf Terms;
+    SG_INLINE vf dot(vf acc, const float* a, const float* b) { return acc + load<vf>(a) * load<vf>(b); }
+    SG_INLINE void join(const float* const* slots, int64_t d, vf to[kVectors]) { to[0] = load<vf>(slots[0] + d); }
+    SG_INLINE vf share(const float* shares) { return splat(*shares); }
+    SG_INLINE vf add(vf acc, vf share, vf terms) { return acc + share * terms; }
+    SG_INLINE void write(float* to, const vf from[kVectors]) { store(to, from[0]); }
+};
+
+// The softmax of one row so far.
+struct Weighed {
+    float most, total;
+};
+
 // Where a thread keeps what it works on.
 template <class T>
 struct LatentTile {
@@ -22,8 +65,8 @@ struct LatentTile {
     const T* slots[sglite::kLatentSlots];
     float* scores;  // [rows][kLatentSlots]
     T* shares;
-    float* sums;  // [rows][v_dim], numbers of a line in the order of Line
-    Softmax softmax[sglite::kLatentRows];
+    float* sums;  // [rows][v_dim], in the order of terms
+    Weighed softmax[sglite::kLatentRows];
     float corrections[sglite::kLatentRows];
 
     explicit LatentTile(char* scratch) {
@@ -31,24 +74,6 @@ struct LatentTile {
         shares = (T*)(scores + sglite::kLatentRows * sglite::kLatentSlots);
         sums = (float*)(shares + sglite::kLatentRows * sglite::kLatentSlots);
     }
-};
-
-// Numbers of a latent that are taken at once: those of bfloat16 as the first and the second of each pair.
-template <class T>
-struct Stride;
-
-template <>
-struct Stride<bf16> {
-    static constexpr int kNumbers = 32, kVectors = 2;
-    SG_INLINE vf dot(vf acc, const bf16* a, const bf16* b) { return dot_pairs(acc, load<vu>(a), load<vu>(b)); }
-    SG_INLINE void write(bf16* to, vf a, vf b) { store(to, round_bits(a) | (round_bits(b) << 16)); }
-};
-
-template <>
-struct Stride<float> {
-    static constexpr int kNumbers = 16, kVectors = 1;
-    SG_INLINE vf dot(vf acc, const float* a, const float* b) { return acc + load<vf>(a) * load<vf>(b); }
-    SG_INLINE void write(float* to, vf a, vf) { store(to, a); }
 };
 
 // Scores of 4 rows by 4 slots.
@@ -60,12 +85,12 @@ static __attribute__((noinline)) void score_tile(const T* const* q, const T* con
             vf acc[kScoreStep][kScoreStep];
             for (int i = 0; i < kScoreStep; i++)
                 for (int j = 0; j < kScoreStep; j++) acc[i][j] = vf{};
-            for (int64_t d = 0; d < dim; d += Stride<T>::kNumbers)
+            for (int64_t d = 0; d < dim; d += Latent<T>::kNumbers)
 #pragma GCC unroll 4
                 for (int j = 0; j < kScoreStep; j++)
 #pragma GCC unroll 4
                     for (int i = 0; i < kScoreStep; i++)
-                        acc[i][j] = Stride<T>::dot(acc[i][j], slots[s + j] + d, q[r + i] + d);
+                        acc[i][j] = Latent<T>::dot(acc[i][j], slots[s + j] + d, q[r + i] + d);
             for (int i = 0; i < kScoreStep; i++)
                 for (int j = 0; j < kScoreStep; j++) parts[(r + i) * 4 + s + j] = acc[i][j];
         }
@@ -73,34 +98,25 @@ static __attribute__((noinline)) void score_tile(const T* const* q, const T* con
     for (int r = 0; r < 4; r++) memcpy(scores + r * sglite::kLatentSlots, (const float*)&found + 4 * r, 16);
 }
 
-// What a product with 16 columns of two slots, or of one of float32, takes as weights; the columns of a line in the
-// order of Stride.
-SG_INLINE void join(const bf16* const* slots, int64_t d, vu to[2]) {
-    const vu a = load<vu>(slots[0] + d), b = load<vu>(slots[1] + d);
-    to[0] = (a & 0xffffu) | (b << 16);
-    to[1] = (a >> 16) | (b & 0xffff0000u);
-}
-SG_INLINE void join(const float* const* slots, int64_t d, vf to[1]) { to[0] = load<vf>(slots[0] + d); }
-
 // sums of R rows = sums * correction + shares times latents, over `count` slots.
 template <class T, int R>
 static __attribute__((noinline)) void add_latents(LatentTile<T>& t, int64_t row, int64_t count, int64_t v_dim) {
-    constexpr int kVectors = Stride<T>::kVectors, kSlots = Step<T>::kInputs;
+    constexpr int kVectors = Latent<T>::kVectors, kSlots = Latent<T>::kSlots;
     float* to = t.sums + row * v_dim;
     const T* shares = t.shares + row * sglite::kLatentSlots;
-    for (int64_t d = 0; d < v_dim; d += Stride<T>::kNumbers) {
+    for (int64_t d = 0; d < v_dim; d += Latent<T>::kNumbers) {
         vf acc[R][kVectors];
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++)
             for (int j = 0; j < kVectors; j++)
                 acc[r][j] = load<vf>(to + r * v_dim + d + j * kLanes) * t.corrections[row + r];
         for (int64_t s = 0; s < count; s += kSlots) {
-            typename Step<T>::Weights line[kVectors];
-            join(t.slots + s, d, line);
+            typename Latent<T>::Terms terms[kVectors];
+            Latent<T>::join(t.slots + s, d, terms);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                const typename Step<T>::Input share = Step<T>::input(shares + r * sglite::kLatentSlots + s);
-                for (int j = 0; j < kVectors; j++) acc[r][j] = Step<T>::add(acc[r][j], share, line[j]);
+                const typename Latent<T>::Terms share = Latent<T>::share(shares + r * sglite::kLatentSlots + s);
+                for (int j = 0; j < kVectors; j++) acc[r][j] = Latent<T>::add(acc[r][j], share, terms[j]);
             }
         }
 #pragma GCC unroll 8
@@ -114,12 +130,13 @@ template <class T>
 SG_INLINE void weigh(LatentTile<T>& t, int64_t row, int64_t seen, int64_t count, float scale) {
     const float* scores = t.scores + row * sglite::kLatentSlots;
     T* shares = t.shares + row * sglite::kLatentSlots;
-    Softmax& softmax = t.softmax[row];
-    vf masked[sglite::kLatentSlots / kLanes], top = splat(kNothing), total = vf{};
+    Weighed& softmax = t.softmax[row];
+    const vi lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    vf masked[sglite::kLatentSlots / kLanes], top = splat(-__builtin_inff()), total = vf{};
     const int64_t vectors = (count + kLanes - 1) / kLanes;
     for (int64_t i = 0; i < vectors; i++) {
-        const vi visible = lanes() < (int32_t)(seen - i * kLanes);
-        masked[i] = pick(visible, load<vf>(scores + i * kLanes) * scale, splat(kNothing));
+        const vi visible = lanes < (int32_t)(seen - i * kLanes);
+        masked[i] = pick(visible, load<vf>(scores + i * kLanes) * scale, splat(-__builtin_inff()));
         top = larger(masked[i], top);
     }
     const float found = largest(top), most = found > softmax.most ? found : softmax.most;
@@ -149,7 +166,7 @@ static void attend_latents(const sglite::Latents& a, const sglite::LatentPiece& 
     for (int64_t r = 0; r < (rows + 3) / 4 * 4; r++) {  // what is missing of the last four repeats the last
         const int64_t at = least(r, rows - 1);
         t.q[r] = (const T*)a.q + (token + at / piece.heads) * a.q_token + (piece.head + at % piece.heads) * a.q_head;
-        t.softmax[r] = {kNothing, 0.0f};
+        t.softmax[r] = {-__builtin_inff(), 0.0f};
     }
     memset(t.sums, 0, rows * a.v_dim * sizeof(float));
     for (int64_t first = 0; first < end; first += sglite::kLatentSlots) {
@@ -166,9 +183,12 @@ static void attend_latents(const sglite::Latents& a, const sglite::LatentPiece& 
     for (int64_t r = 0; r < rows; r++) {
         T* out = (T*)a.out + ((token + r / piece.heads) * a.heads + piece.head + r % piece.heads) * a.v_dim;
         const float* from = t.sums + r * a.v_dim;
-        for (int64_t d = 0; d < a.v_dim; d += Stride<T>::kNumbers)
-            Stride<T>::write(out + d, load<vf>(from + d) / t.softmax[r].total,
-                           load<vf>(from + d + (Stride<T>::kVectors - 1) * kLanes) / t.softmax[r].total);
+        for (int64_t d = 0; d < a.v_dim; d += Latent<T>::kNumbers) {
+            vf line[Latent<T>::kVectors];
+            for (int j = 0; j < Latent<T>::kVectors; j++)
+                line[j] = load<vf>(from + d + j * kLanes) / t.softmax[r].total;
+            Latent<T>::write(out + d, line);
+        }
     }
 }
 

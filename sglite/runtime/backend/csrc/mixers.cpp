@@ -39,7 +39,7 @@ void Engine::convolve(Conv job) { threads.run(kernels.conv, &job, parts(job.chan
 void Engine::remember(Delta job) { threads.run(kernels.delta, &job, job.batch.rows * job.v_heads); }
 
 void Engine::normalise_gated(GatedNorm job) {
-    job.row_step = row_step(job.tokens * job.heads, job.size, threads.count());
+    job.row_step = rows_at_once(job.tokens * job.heads, job.size, threads.count());
     threads.run(kernels.gated_norm, &job, parts(job.tokens * job.heads, job.row_step));
 }
 

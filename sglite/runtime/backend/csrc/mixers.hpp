@@ -24,6 +24,20 @@ struct Each {
     int64_t row_step, block_step;
 };
 
+constexpr int64_t kMostExperts = 1024;  // that tokens choose among
+
+// See Backend.route.
+struct Route {
+    const float* logits;  // [tokens, experts]
+    const float* bias;    // [experts], or null
+    int64_t* ids;         // [tokens, top_k]
+    float* weights;
+    int64_t tokens, experts, top_k, groups, top_groups;
+    float scaling;
+    int32_t sigmoid, pairs, renormalize;  // `pairs`: a group counts as much as its best two
+    int64_t row_step;
+};
+
 // Some of the tokens that have chosen an expert: numbers of pairs of token and choice, which are sorted by expert.
 struct ExpertPiece {
     int32_t expert, pairs;

@@ -60,8 +60,8 @@ struct Rows {
 
     void attend(const DenseLayer& layer) {
         engine.rotate({qkv, layer.qkv.outs, layer.q_norm, layer.k_norm, step.cos, step.sin, q, layer.k, layer.v,
-                       layer.k_scales, layer.v_scales, step.slots[layer.framed], step.tokens, layer.heads, layer.kv_heads, layer.dim, step.turned,
-                       layer.head_eps, step.type, 0});
+                       layer.k_scales, layer.v_scales, step.slots[layer.framed], step.tokens, layer.heads,
+                       layer.kv_heads, layer.dim, step.turned, layer.head_eps, step.type, 0});
         Attention job{};
         job.q = q, job.q_token = layer.heads * layer.dim, job.q_head = layer.dim;
         job.k = layer.k, job.v = layer.v, job.k_scales = layer.k_scales, job.v_scales = layer.v_scales;

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Backend, ExpertWeights
+from sglite.runtime.backend.base import Backend, ExpertWeights, Routing
 from sglite.runtime.model.config import ModelConfig, MoEConfig
 from sglite.runtime.model.layers.linear import Linear
 from sglite.runtime.model.layers.mlp import GatedMLP
@@ -25,7 +25,15 @@ class Router:
     """Chooses experts. ``name``: of its weight, without ``.weight``."""
 
     def __init__(self, weights: WeightTable, name: str, config: ModelConfig, moe: MoEConfig) -> None:
-        self.moe = moe
+        self.routing = Routing(
+            scoring=moe.scoring,
+            top_k=moe.top_k,
+            num_groups=moe.num_groups,
+            top_groups=moe.top_groups,
+            group_score=moe.group_score,
+            renormalize=moe.renormalize,
+            scaling=moe.scaling,
+        )
         shape = (moe.num_experts, config.hidden_size)
         self.weight = weights.converted_matrix(f"{name}.weight", *shape, dtype=torch.float32)
         bias = f"{name}.e_score_correction_bias"
@@ -34,25 +42,9 @@ class Router:
 
     def __call__(self, x: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
         """x [T, hidden] -> ids [T, k] int64 and their weights [T, k] float32."""
-        moe = self.moe
         bias = None if self.logit_bias is None else self.logit_bias.float()
         logits = backend.matmul(x.float(), self.weight, bias)
-        scores = logits.softmax(-1) if moe.scoring == "softmax" else logits.sigmoid()
-        choice = scores if self.bias is None else scores + self.bias
-        if moe.num_groups > 1:
-            choice = self._in_best_groups(choice)
-        ids = choice.topk(moe.top_k, dim=-1, sorted=False).indices
-        weights = scores.gather(1, ids)
-        if moe.renormalize:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return ids, weights * moe.scaling
-
-    def _in_best_groups(self, choice: Tensor) -> Tensor:
-        moe = self.moe
-        grouped = choice.view(len(choice), moe.num_groups, -1)
-        best = grouped.amax(-1) if moe.group_score == "max" else grouped.topk(2, dim=-1).values.sum(-1)
-        kept = torch.zeros_like(best).scatter_(1, best.topk(moe.top_groups, dim=-1, sorted=False).indices, 1.0)
-        return grouped.masked_fill(kept[..., None] == 0, -torch.inf).flatten(1)
+        return backend.route(logits, self.bias, self.routing)
 
 
 class MoE:
