@@ -20,12 +20,9 @@ from sglite.runtime.backend.base import (
     BackendError,
     BatchLayout,
     DenseStack,
-    ExpertWeights,
     Guarantees,
-    Matrices,
     Matrix,
     QKVNorms,
-    Routing,
 )
 from sglite.runtime.backend.cpu_cache import read, store
 from sglite.runtime.backend.cpu_delta import causal_conv, gated_delta_rule
@@ -33,6 +30,7 @@ from sglite.runtime.backend.cpu_mla import attend_chosen, attend_latents, choose
 from sglite.runtime.backend.cpu_plan import CPUMetadata, Segment, own, plan
 from sglite.runtime.backend.cpu_quantised import product
 from sglite.runtime.backend.cpu_route import route
+from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
 from sglite.runtime.backend.mask import CPUMasks
 from sglite.runtime.cache.pool import KVPool, make_pool
 from sglite.runtime.protocol import CopyPages, CopyState, GroupSpec

@@ -1,4 +1,4 @@
-"""The native CPU backend: what a step of a dense model spends its time on in kernels, the rest in plain torch.
+"""The native CPU backend: what a step spends its time on in kernels, the rest in plain torch.
 
 Every call gives what ``cpu.py`` gives but for rounding; whatever a kernel does not take (a type, a size, a draft tree)
 goes there. Weights are rearranged in place once they are loaded (``pack``), so that there is one copy of them.
@@ -20,18 +20,16 @@ from sglite.runtime.backend.base import (
     BackendError,
     BatchLayout,
     DenseStack,
-    ExpertWeights,
-    Matrices,
     Matrix,
     QKVNorms,
-    Routing,
 )
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_plan import CPUMetadata
+from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
 from sglite.runtime.backend.native_build import NativeUnavailable
-from sglite.runtime.backend.native_dense import ACTIVATIONS, BLOCK, attends, packed_stack, stores
+from sglite.runtime.backend.native_dense import attends, packed_stack, stores
 from sglite.runtime.backend.native_library import LEVELS, TYPES, Library, PackedWeight, supported
-from sglite.runtime.backend.native_mixers import PackedMatrices
+from sglite.runtime.backend.native_mixers import ACTIVATIONS, BLOCK, PackedMatrices
 from sglite.runtime.backend.native_plan import NativeMetadata, plan
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
@@ -330,5 +328,5 @@ def _normed(x: Tensor, weight: Tensor) -> bool:
 def _turns(qkv: Tensor, keys: Tensor, values: Tensor, cos: Tensor, norms: QKVNorms | None) -> bool:
     """Whether the kernel rotates and stores."""
     same = qkv.dtype == cos.dtype and stores(keys, values, qkv.dtype)
-    normed = norms is None or norms.q.dtype == norms.k.dtype == qkv.dtype
+    normed = norms is None or norms.q.dtype == norms.k.dtype in (qkv.dtype, torch.float32)
     return same and normed and keys.shape[2] % BLOCK == 0 and cos.shape[-1] % BLOCK == 0

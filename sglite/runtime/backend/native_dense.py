@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Activation, DenseLayer, DenseStack, Matrix
+from sglite.runtime.backend.base import DenseLayer, DenseStack, Matrix
 from sglite.runtime.backend.native_library import TYPES, PackedLayer, PackedWeight
+from sglite.runtime.backend.native_mixers import ACTIVATIONS, BLOCK
 from sglite.runtime.cache.pool import KVPool
 
-BLOCK = 16
-"""Outputs that a packed weight has side by side; see ``csrc/product.hpp``."""
 LINE = 32
 """Numbers of a head that attention takes at once."""
 STATE = 16384
@@ -24,7 +22,6 @@ TILE_LANES = 128
 """Heads that a KV head may have."""
 LONGEST_HEAD = 1024
 """Numbers of a head that is quantised as it is stored."""
-ACTIVATIONS: Mapping[Activation, int] = {"silu": 0, "gelu_tanh": 1, "swiglu_oai": 2}
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ _SIGNATURES = {
         None,
         [_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT],
     ),
-    "sg_rotate": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 10, *[_LONG] * 5, _FLOAT, _INT]),
+    "sg_rotate": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 10, *[_LONG] * 5, _FLOAT, _INT, _INT]),
     "sg_dense_room": (_LONG, [_POINTER, *[_LONG] * 3, _INT]),
     "sg_dense_layers": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 8, *[_LONG] * 3, _INT]),
     "sg_route": (None, [_POINTER, _POINTER]),
@@ -180,7 +180,7 @@ class Library:
         self._lib.sg_rotate(
             self._handle, qkv.data_ptr(), qkv.stride(0), *_addresses(norms), cos.data_ptr(), sin.data_ptr(),
             q.data_ptr(), k.data_ptr(), v.data_ptr(), *_addresses(scales), slots.ctypes.data, len(qkv), q.shape[1],
-            *k.shape[1:], 2 * cos.shape[-1], eps, TYPES[qkv.dtype],
+            *k.shape[1:], 2 * cos.shape[-1], eps, TYPES[qkv.dtype], norms is not None and norms[0].dtype != qkv.dtype,
         )  # fmt: skip
 
     def gated(self, x: Tensor, out: Tensor, activation: int) -> None:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Activation, BackendError, ExpertWeights, Matrices, Routing
+from sglite.runtime.backend.base import Activation, BackendError
+from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
 from sglite.runtime.backend.native_library import TYPES, Library
 from sglite.runtime.backend.native_plan import NativeMetadata
 
@@ -45,7 +46,7 @@ class _States(ctypes.Structure):
 
 class _Each(ctypes.Structure):
     _fields_ = (
-        *((name, _POINTER) for name in ("x",)), ("x_row", _LONG), ("x_item", _LONG), ("weights", PackedMatrices),
+        ("x", _POINTER), ("x_row", _LONG), ("x_item", _LONG), ("weights", PackedMatrices),
         ("out", _POINTER), ("rows", _LONG), ("row_step", _LONG), ("block_step", _LONG),
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import ExpertWeights
+from sglite.runtime.backend.experts import ExpertWeights
 from sglite.runtime.model.config import MoEConfig
 from sglite.runtime.model.layers.attention import Attention
 from sglite.runtime.model.layers.decoder import CausalLM

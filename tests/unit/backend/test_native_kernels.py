@@ -121,9 +121,9 @@ def test_gated_activations(native: CPUBackend, dtype: torch.dtype, activation: s
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("turned", [32, 64])
-@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("normed", ["as q and k", "in float32", None])
 def test_heads_are_normalised_turned_and_stored(
-    native: CPUBackend, dtype: torch.dtype, turned: int, normed: bool
+    native: CPUBackend, dtype: torch.dtype, turned: int, normed: str | None
 ) -> None:
     pools = [pool_of(dtype, 3, 64, num_pages=20, page_size=4) for _ in range(2)]
     tokens, heads = 40, 6
@@ -133,7 +133,8 @@ def test_heads_are_normalised_turned_and_stored(
     qkv = torch.randn(tokens, (heads + 6) * 64, dtype=dtype)
     angle = torch.randn(tokens, 1, turned // 2)
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-    norms = QKVNorms(torch.randn(64).to(dtype), torch.randn(64).to(dtype), 1e-6) if normed else None
+    kind = torch.float32 if normed == "in float32" else dtype
+    norms = QKVNorms(torch.randn(64).to(kind), torch.randn(64).to(kind), 1e-6) if normed else None
     found, expected = (
         backend.rotate_and_store(qkv, norms, cos, sin, pool, 0, backend.plan(layout), num_heads=heads)
         for backend, pool in zip((native, PLAIN), pools, strict=True)

@@ -99,9 +99,9 @@ SG_API void sg_norm(void* engine, const void* x, int64_t x_stride, const void* a
 SG_API void sg_rotate(void* engine, const void* qkv, int64_t stride, const void* q_norm, const void* k_norm,
                       const void* cos, const void* sin, void* q_out, void* k, void* v, float* k_scales,
                       float* v_scales, const int64_t* slots, int64_t tokens, int64_t heads, int64_t kv_heads,
-                      int64_t dim, int64_t turned, float eps, int type) {
+                      int64_t dim, int64_t turned, float eps, int type, int wide_norms) {
     Turn(engine)->rotate({qkv, stride, q_norm, k_norm, cos, sin, q_out, k, v, k_scales, v_scales, slots, tokens, heads,
-                          kv_heads, dim, turned, eps, type, 0});
+                          kv_heads, dim, turned, eps, type, 0, wide_norms});
 }
 
 SG_API void sg_gated(void* engine, const void* x, int64_t x_stride, void* out, int64_t rows, int64_t size,

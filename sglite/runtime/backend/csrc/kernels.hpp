@@ -129,6 +129,7 @@ struct Rotate {
     float eps;
     int32_t type;
     int64_t row_step;
+    int32_t wide_norms;  // they are float32, whatever the type
 };
 
 // out [rows, size] = activation(gate) * up of x [rows, 2 * size], gates first.

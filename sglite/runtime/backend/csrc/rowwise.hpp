@@ -49,8 +49,8 @@ static void norm(void* job, int64_t piece, int) {
 }
 
 // One head of q or k: normalised and turned. Dimension i turns together with i + turned / 2.
-template <class T>
-SG_INLINE void turn(const T* x, T* out, const T* weight, const T* cos, const T* sin, const sglite::Rotate& r) {
+template <class T, class W>
+SG_INLINE void turn(const T* x, T* out, const W* weight, const T* cos, const T* sin, const sglite::Rotate& r) {
     const vf scale = splat(weight ? scale_of(x, r.dim, r.eps) : 1.0f);
     const int64_t half = r.turned / 2;
     const auto at = [&](int64_t i) {
@@ -89,42 +89,44 @@ SG_INLINE void quantise(const T* x, int64_t size, int8_t* to, float* scale) {
 }
 
 // Keys and values of a token to where the pool has them.
-template <class T>
+template <class T, class W>
 SG_INLINE void store_token(const sglite::Rotate& r, const T* k, const T* v, const T* cos, const T* sin, int64_t slot) {
     for (int64_t h = 0; h < r.kv_heads; h++) {
         const int64_t to = slot * r.kv_heads + h;
         const T *key = k + h * r.dim, *value = v + h * r.dim;
         if (!r.k_scales) {
-            turn(key, (T*)r.k + to * r.dim, (const T*)r.k_norm, cos, sin, r);
+            turn(key, (T*)r.k + to * r.dim, (const W*)r.k_norm, cos, sin, r);
             memcpy((T*)r.v + to * r.dim, value, r.dim * sizeof(T));
             continue;
         }
         T turned[sglite::kLongestHead];
-        turn(key, turned, (const T*)r.k_norm, cos, sin, r);
+        turn(key, turned, (const W*)r.k_norm, cos, sin, r);
         quantise(turned, r.dim, (int8_t*)r.k + to * r.dim, r.k_scales + to);
         quantise(value, r.dim, (int8_t*)r.v + to * r.dim, r.v_scales + to);
     }
 }
 
-template <class T>
+template <class T, class W>
 static void rotate_token(const sglite::Rotate& r, int64_t token) {
     const T* q = (const T*)r.qkv + token * r.stride;
     const T* k = q + r.heads * r.dim;
     const T* cos = (const T*)r.cos + token * (r.turned / 2);
     const T* sin = (const T*)r.sin + token * (r.turned / 2);
     T* q_out = (T*)r.q_out + token * r.heads * r.dim;
-    for (int64_t h = 0; h < r.heads; h++) turn(q + h * r.dim, q_out + h * r.dim, (const T*)r.q_norm, cos, sin, r);
-    if (r.slots[token] >= 0) store_token(r, k, k + r.kv_heads * r.dim, cos, sin, r.slots[token]);
+    for (int64_t h = 0; h < r.heads; h++) turn(q + h * r.dim, q_out + h * r.dim, (const W*)r.q_norm, cos, sin, r);
+    if (r.slots[token] >= 0) store_token<T, W>(r, k, k + r.kv_heads * r.dim, cos, sin, r.slots[token]);
 }
 
 static void rotate(void* job, int64_t piece, int) {
     const sglite::Rotate& r = *(const sglite::Rotate*)job;
     const int64_t end = least(r.tokens, (piece + 1) * r.row_step);
     for (int64_t token = piece * r.row_step; token < end; token++) {
-        if (r.type)
-            rotate_token<bf16>(r, token);
+        if (!r.type)
+            rotate_token<float, float>(r, token);
+        else if (r.wide_norms)
+            rotate_token<bf16, float>(r, token);
         else
-            rotate_token<float>(r, token);
+            rotate_token<bf16, bf16>(r, token);
     }
 }
 

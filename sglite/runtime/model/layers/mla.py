@@ -15,7 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Backend, ForwardContext, Matrices
+from sglite.runtime.backend.base import Backend, ForwardContext
+from sglite.runtime.backend.experts import Matrices
 from sglite.runtime.model.config import MLAConfig, ModelConfig
 from sglite.runtime.model.layers.indexer import Indexer
 from sglite.runtime.model.layers.linear import Linear

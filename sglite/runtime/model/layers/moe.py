@@ -14,7 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Backend, ExpertWeights, Routing
+from sglite.runtime.backend.base import Backend
+from sglite.runtime.backend.experts import ExpertWeights, Routing
 from sglite.runtime.model.config import ModelConfig, MoEConfig
 from sglite.runtime.model.layers.linear import Linear
 from sglite.runtime.model.layers.mlp import GatedMLP
