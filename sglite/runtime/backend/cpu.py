@@ -7,6 +7,7 @@ torch's kernel reads each KV head for its whole group (``enable_gqa``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,10 +38,15 @@ from sglite.runtime.protocol import CopyPages, CopyState, GroupSpec
 
 SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702
 """gpt-oss's clamp and slope."""
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 class CPUBackend:
-    """``Backend`` in plain torch. ``num_threads`` sets torch's worker threads for the process; ``None`` leaves them."""
+    """``Backend`` in plain torch.
+
+    ``num_threads`` sets torch's worker threads for the process; ``None`` leaves them, unless the control group allows
+    less: more threads than that are stopped in turn, and all wait for the one that is.
+    """
 
     name = "cpu"
     device = torch.device("cpu")
@@ -51,6 +57,8 @@ class CPUBackend:
             if num_threads < 1:
                 raise BackendError(f"num_threads={num_threads}: give 1 or more, or None for torch's own choice")
             torch.set_num_threads(num_threads)
+        elif (allowed := _cgroup_processors(_CGROUP)) is not None and allowed < torch.get_num_threads():
+            torch.set_num_threads(allowed)
         self._masks = CPUMasks()
 
     def describe(self) -> str:
@@ -58,7 +66,7 @@ class CPUBackend:
 
     def available_memory(self) -> int | None:
         """What the kernel says is available, or what the control group leaves when that is less."""
-        known = (_meminfo_available(Path("/proc/meminfo")), _cgroup_left(Path("/sys/fs/cgroup")))
+        known = (_meminfo_available(Path("/proc/meminfo")), _cgroup_left(_CGROUP))
         return min((n for n in known if n is not None), default=None)
 
     def allocate_pool(
@@ -346,3 +354,12 @@ def _cgroup_left(root: Path) -> int | None:
     fields = dict(line.split() for line in stat.read_text().splitlines())
     cached = int(fields.get("active_file", 0)) + int(fields.get("inactive_file", 0))  # given back under pressure
     return max(0, int(limit.read_text()) - int(used.read_text()) + cached)
+
+
+def _cgroup_processors(root: Path) -> int | None:
+    """How many processors' time the control group allows, rounded up."""
+    limit = root / "cpu.max"
+    if not limit.exists() or limit.read_text().startswith("max"):
+        return None
+    quota, period = map(int, limit.read_text().split())
+    return max(1, math.ceil(quota / period))

@@ -7,11 +7,12 @@ is killed leaves nothing behind; a client that ends properly sees to it that the
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sglite.runtime.config import ConfigError
@@ -24,6 +25,8 @@ COMMAND = (sys.executable, "-m", "sglite.runtime.engine.process")
 _REAP_SECONDS = 0.5
 """How long a process whose socket has ended may take to be gone, before it is killed and after."""
 _STDERR = 2
+_SPINS = "20000"
+"""Of PyTorch's OpenMP threads (GNU's) before they sleep: some hundred microseconds in place of milliseconds."""
 
 
 class EngineProcess:
@@ -41,6 +44,7 @@ class EngineProcess:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=_STDERR,  # standard output is the client's, who may have promised what stands there
+                env=_surroundings(os.environ),
             )
         self._channel = Channel(ours, FromEngine)
         self._said = ""
@@ -137,3 +141,13 @@ def _signal_name(number: int) -> str:
 
 Spawn = Callable[[], EngineProcess]
 """Starts a process."""
+
+
+def _surroundings(ours: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that computes.
+
+    PyTorch's threads spin when they have nothing to do. Soon after, others want the cores: those of the native kernels,
+    and other processes. Whoever has said how they are to wait is heeded; it is read once, when the library is loaded.
+    """
+    said = "OMP_WAIT_POLICY" in ours or "GOMP_SPINCOUNT" in ours
+    return dict(ours) if said else {**ours, "GOMP_SPINCOUNT": _SPINS}

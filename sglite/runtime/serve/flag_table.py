@@ -55,7 +55,7 @@ HELP: dict[str, tuple[str, str]] = {
     "quantization": ("model", "what the checkpoint must be: fp8, compressed-tensors, awq, gptq ...; auto: what it is"),
     "device": ("device", "where to compute"),
     "dtype": ("device", "of weights and activations: float32, bfloat16, float16"),
-    "num_threads": ("device", "threads that compute"),
+    "num_threads": ("device", "threads that compute, in all; default: a core each, or what the control group allows"),
     "tp_size": ("device", "tensor parallelism: 1 so far"),
     "dp_size": ("device", "data parallelism: 1 so far"),
     "pp_size": ("device", "pipeline parallelism: 1 so far"),
@@ -95,6 +95,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "drain_s": ("--drain", "--shutdown-timeout"),
     "tokenizer_path": ("--tokenizer",),
     "context_length": ("--max-model-len",),
+    "num_threads": ("--threads",),
     "max_running_requests": ("--max-num-seqs",),
     "max_prefill_tokens": ("--max-num-batched-tokens",),
     "mem_fraction_static": ("--gpu-memory-utilization",),
@@ -108,7 +109,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "ep_size": ("--ep", "--expert-parallel-size"),
     "log_requests": ("--enable-log-requests",),
 }
-"""Field -> other spellings: SGLang's, vLLM's, short ones. The main one is the field's name."""
+"""Field -> other spellings: SGLang's, vLLM's, llama.cpp's, short ones. The main one is the field's name."""
 
 OFF: dict[str, str] = {
     "--no-enable-prefix-caching": "disable_radix_cache",

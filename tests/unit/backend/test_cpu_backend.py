@@ -107,6 +107,24 @@ def test_num_threads_is_torchs_and_must_be_positive() -> None:
         torch.set_num_threads(before)
 
 
+def test_without_a_number_there_are_no_more_threads_than_the_control_group_allows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("sglite.runtime.backend.cpu._CGROUP", tmp_path)
+    try:
+        for limit, expected in ((None, 4), ("max 100000", 4), ("800000 100000", 4), ("150000 100000", 2), ("9 100", 1)):
+            torch.set_num_threads(4)
+            if limit is not None:
+                (tmp_path / "cpu.max").write_text(f"{limit}\n")
+            CPUBackend()
+            assert torch.get_num_threads() == expected
+        CPUBackend(num_threads=3)
+        assert torch.get_num_threads() == 3, "whoever asks for more has it"
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_available_memory_is_what_the_kernel_and_the_control_group_leave(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       100 kB\nMemAvailable:    70 kB\n")

@@ -97,6 +97,7 @@ def test_no_flag_is_both_ours_and_advised_against() -> None:
     [
         ("--max-model-len 16K", "context_length", 16384),
         ("--max_num_seqs 3", "max_running_requests", 3),
+        ("--threads 2", "num_threads", 2),
         ("--max-num-batched-tokens=2k", "max_prefill_tokens", 2000),
         ("--gpu-memory-utilization .5", "mem_fraction_static", 0.5),
         ("-tp 1", "tp_size", 1),
