@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,7 @@ class Run:
 
     given: argparse.Namespace
     model: str
+    peers: list[str]
     samples: list[Sample] = dataclasses.field(default_factory=list)
     bandwidths: list[float] = dataclasses.field(default_factory=list)
     about: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -54,16 +56,15 @@ class Run:
     def folder(self) -> Path:
         return self.given.folder / "models" / self.model
 
-    @property
-    def peers(self) -> list[str]:
-        return list(self.given.peers)
-
     def prepare(self) -> None:
-        """Checkpoints in every peer's format."""
+        """Checkpoints in every peer's format; a peer that has none is left out."""
         make(self.model, self.folder)
-        for peer in self.peers:
-            for command in conversions(peer, self.folder, self.given.precision):
-                subprocess.run(command, check=True, stdout=sys.stderr)
+        for peer in list(self.peers):
+            try:
+                convert(peer, self.folder, self.given.precision, interpreter(peer, self.given.folder))
+            except subprocess.CalledProcessError as error:
+                self.peers.remove(peer)
+                self.note(f"{peer} has no checkpoint: its conversion ended with {error.returncode}")
 
     def start(self, peer: str) -> Peer:
         return Peer(peer, self.given.folder, self.given.threads, self.given.folder / f"{peer}.run.log")
@@ -133,7 +134,7 @@ class Run:
                     self.note(f"{error} ({name})")
             memory = peak_memory(process.session)
             told = {"foreign": window.foreign, "stolen": window.stolen}
-            self.samples.append(Sample(peer=peer, round=number, workload=LOAD, start=took, memory=memory, **told))
+            self.add(Sample(peer=peer, round=number, workload=LOAD, start=took, memory=memory, **told))
 
     def workload(self, process: Peer, name: str, number: int) -> None:
         """Warm up, then one sample."""
@@ -144,7 +145,7 @@ class Run:
         shots = {kind: self.repeat(process, work, kind, number) for kind in work.shots}
         window = self.since(before, process)
         told = {"foreign": window.foreign, "stolen": window.stolen}
-        self.samples.append(Sample(peer=process.name, round=number, workload=name, shots=shots, **told))
+        self.add(Sample(peer=process.name, round=number, workload=name, shots=shots, **told))
 
     def repeat(self, process: Peer, work: Workload, kind: str, number: int) -> Shot:
         """Means over as many shots as make a sample; every output has the tokens it should."""
@@ -171,6 +172,14 @@ class Run:
             passes=_mean(answers, "passes") if "passes" in told else None,
             mask_ms=_mean(answers, "mask_ms") if "mask_ms" in told else None,
         )
+
+    def add(self, sample: Sample) -> None:
+        """Keep it, on disk too: a run takes long, and may be broken off."""
+        self.samples.append(sample)
+        if self.given.samples is not None:
+            told = {"model": self.model, "bandwidth": self.bandwidths[-1], **dataclasses.asdict(sample)}
+            with self.given.samples.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(told) + "\n")
 
     def since(self, before: Clock, process: Peer) -> Window:
         """What others took of the machine."""
@@ -206,17 +215,18 @@ def _mean(answers: list[dict[str, Any]], name: str) -> float:
     return float(sum(answer["counters"][name] for answer in answers) / len(answers))
 
 
-def conversions(peer: str, folder: Path, precision: str) -> list[list[str]]:
-    """Commands that make a peer's own format of a checkpoint, those already done left out."""
-    environments = folder.parent.parent
-    if peer == "llamacpp" and not (folder / "q8_0.gguf").exists():
-        return [[str(interpreter(peer, environments)), str(HERE / "write_gguf.py"), str(folder)]]
+def convert(peer: str, folder: Path, precision: str, python: Path) -> None:
+    """Make a peer's own format of a checkpoint, whole or not at all; what is there is left alone."""
+    if peer == "llamacpp":
+        subprocess.run([str(python), str(HERE / "write_gguf.py"), str(folder)], check=True, stdout=sys.stderr)
     kind = "int8" if precision == "int8" else "fp16"
-    if peer == "openvino" and not (folder / f"openvino-{kind}" / "openvino_model.bin").exists():
-        program = str(interpreter(peer, environments).with_name("optimum-cli"))
+    made, part = folder / f"openvino-{kind}", folder / f"openvino-{kind}.part"
+    if peer == "openvino" and not made.exists():
+        shutil.rmtree(part, ignore_errors=True)
         options = ["--task", "text-generation-with-past", "--weight-format", kind]
-        return [[program, "export", "openvino", "-m", str(folder), *options, str(folder / f"openvino-{kind}")]]
-    return []
+        command = [str(python.with_name("optimum-cli")), "export", "openvino", "-m", str(folder), *options, str(part)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        part.rename(made)
 
 
 def say(text: str) -> None:
@@ -232,7 +242,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="of environments and checkpoints")
-    parser.add_argument("--json", type=Path, help="also write every sample there")
+    parser.add_argument(
+        "--samples", type=Path, help="a file to add every sample to, a line of JSON each, when it is made"
+    )
     parser.add_argument("--quick", action="store_true", help="an eighth of the lengths, to see whether it all works")
     return parser.parse_args()
 
@@ -254,21 +266,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     given.folder = given.folder.resolve()
     absent = list(missing(given.peers, given.folder))
-    given.peers = [peer for peer in given.peers if peer not in absent]
-    lines, raw = [describe(), ""], {}
+    print(describe())
     for model in given.models:
-        run = Run(given, model)
+        run = Run(given, model, [peer for peer in given.peers if peer not in absent])
         for peer in absent:
             run.note(f"{peer} is not set up: see {given.folder}/{peer}.log")
         run.prepare()
         run.check_own()
         run.measure()
         run.judge()
-        lines += [*run.report(), ""]
-        raw[model] = {"samples": [dataclasses.asdict(s) for s in run.samples], "bandwidths": run.bandwidths}
-    print("\n".join(lines))
-    if given.json is not None:
-        given.json.write_text(json.dumps(raw, indent=1), encoding="utf-8")
+        print("\n".join(["", *run.report()]), flush=True)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def test_a_token_below_the_first_choice_counts_against_a_peer() -> None:
     right, near, wrong = verdict([[0.0] * 20]), verdict([[0.0] * 19 + [0.3]]), verdict([[0.0] * 19 + [4.0]])
     assert (near.first, near.below) == (0.95, 0.3)
     assert [found.agrees("bf16") for found in (right, near, wrong)] == [True, True, False]
-    assert not verdict([[0.1] * 4 + [0.0] * 16]).agrees("bf16")
+    assert not verdict([[0.1] * 5 + [0.0] * 15]).agrees("bf16")
     assert is_fatal("sglite", wrong, "bf16")
     assert not is_fatal("vllm", wrong, "bf16")
 

@@ -84,7 +84,7 @@ def test_what_a_peer_started_ends_with_it(peer: Peer) -> None:
 
 
 def test_an_output_of_another_length_is_no_sample(peer: Peer) -> None:
-    run = Run(given=None, model="29M")  # type: ignore[arg-type]
+    run = Run(given=None, model="29M", peers=[])  # type: ignore[arg-type]
     work = WORKLOADS["W1"].shortened(8)
     with peer:
         shot = run.repeat(peer, work, "whole", 0)
