@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import vllm
@@ -28,7 +29,7 @@ class Vllm(Adapter):
             disable_log_stats=True,
             structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
         )
-        return str(vllm.__version__)
+        return f"{vllm.__version__}, {'with' if 'tcmalloc' in os.environ.get('LD_PRELOAD', '') else 'without'} tcmalloc"
 
     def run(self, shot: Shot) -> Outputs:
         prompts: Any = [{"prompt_token_ids": ids} for ids in shot["prompts"]]
