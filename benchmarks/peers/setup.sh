@@ -36,11 +36,11 @@ base() {
 held() {
     name=$1
     shift
-    pip "$name" install --constraint "$folder/$name/held.txt" "$@" psutil
+    pip "$name" install --constraint "$folder/$name/held.txt" "$@"
 }
 
-# What explicit flags this processor has. AMX is left out: llama.cpp's kernels for it died with quantised weights on the
-# machine this was written on, and it has none for bf16.
+# What explicit flags this processor has. AMX is left out: llama.cpp's kernels for it died with quantised weights where
+# they were tried, and it has none for bf16.
 cpu_flags() {
     echo "-DGGML_NATIVE=OFF -DGGML_OPENMP=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAVA_BUILD=OFF"
     for pair in avx2:AVX2 avx:AVX fma:FMA f16c:F16C bmi2:BMI2 avx512f:AVX512 avx512_vbmi:AVX512_VBMI \
