@@ -27,6 +27,7 @@ from sglite.runtime.engine.policy import Policy, in_order
 from sglite.runtime.engine.queue import Queue
 from sglite.runtime.engine.recurrent import StatePlanner
 from sglite.runtime.engine.request import Request, RequestStatus
+from sglite.runtime.engine.row_order import RowOrder
 from sglite.runtime.engine.rows import RowPlanner, block
 from sglite.runtime.engine.slots import Slots
 from sglite.runtime.engine.step_plan import SchedulerLimits, StepPlan
@@ -71,7 +72,7 @@ class Scheduler:
         self._starved = False
         """A request alone lacked pages: its own prefix, shared page by page, fills the pool. Start from nothing."""
         self._steps = self._poisoned = 0
-        self._slots = Slots(limits.max_running, updater)
+        self._slots, self._row_order = Slots(limits.max_running, updater), RowOrder()
         self._in_flight: deque[StepPlan] = deque()
         self._outbox: list[RequestOutput] = []
 
@@ -137,7 +138,7 @@ class Scheduler:
         self._in_flight.append(plan)
         self._slots.announce(plan.output)
         self.memory.windows.announce(plan.output)
-        plan.sort_rows()
+        plan.sort_rows(self._row_order)
         return plan.output
 
     def constrained(self, step_id: int) -> list[Request | None]:
@@ -148,19 +149,15 @@ class Scheduler:
 
     def _plan_by_priority(self, plan: StepPlan) -> None:
         """Level by level, most urgent first: rows of the requests under way, then newcomers."""
-        levels: dict[int, tuple[list[Request], list[Request]]] = {}
-        for request in sorted(self.running.values(), key=lambda r: r.sort_key):
-            levels.setdefault(request.priority, ([], []))[0].append(request)
-        for request in self.queue.ready():
-            levels.setdefault(request.priority, ([], []))[1].append(request)
+        running, ready = sorted(self.running.values(), key=lambda r: r.sort_key), self.queue.ready()
         requeued, admitting = self._requeued, True
-        for _, (running, ready) in sorted(levels.items(), reverse=True):
-            for request in running:
+        for level in sorted({r.priority for r in (*running, *ready)}, reverse=True):
+            for request in [r for r in running if r.priority == level]:
                 if plan.tokens_left > 0 and request.status is RequestStatus.RUNNING:
                     self._extend_or_requeue(request, plan)
             # Who had to give way must not come back before those it made room for have had a step.
             admitting = admitting and requeued == self._requeued
-            admitting = admitting and self._admit(ready, plan)
+            admitting = admitting and self._admit([r for r in ready if r.priority == level], plan)
 
     def _admit(self, ready: list[Request], plan: StepPlan) -> bool:
         """Let newcomers in, in the policy's order; ``False`` when slots, tokens or pages have run out."""

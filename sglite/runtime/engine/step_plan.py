@@ -6,11 +6,11 @@ which request each sample, score and hidden state belongs to, and how far each r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sglite.runtime.cache.node import RadixNode
 from sglite.runtime.engine.request import Request
+from sglite.runtime.engine.row_order import RowOrder
 from sglite.runtime.protocol import CopyPages, PoolTask, RowStep, SampleTask, SchedulerOutput, ScoreTask
 
 
@@ -93,15 +93,12 @@ class StepPlan:
         row = self.row_covering(node.owner, position)
         return self._again.get((node, position)) if row is None else row
 
-    def sort_rows(self) -> None:
-        """Let rows that share a prefix stand side by side: depth-first through the tree, most urgent first.
-
-        A subtree stands where its first row stood. What a row gives does not depend on its place.
-        """
+    def sort_rows(self, row_order: RowOrder) -> None:
+        """Let rows that share a prefix stand side by side. What a row gives does not depend on its place."""
         rows = self.output.rows
         if len(rows) < 3:
             return
-        order = depth_first([request.cursor.node for request in self._row_of if request.cursor is not None])
+        order = row_order.of([request.cursor.node for request in self._row_of if request.cursor is not None])
         if order == [*range(len(rows))]:
             return
         self.output.rows = [rows[index] for index in order]
@@ -167,30 +164,3 @@ class StepPlan:
         self.output.scores.append(ScoreTask(slot=request.slot, row=row_index, position=position, targets=targets))
         self.scored.append(request)
         request.scores_in_flight += len(targets)
-
-
-def depth_first(places: Sequence[RadixNode]) -> list[int]:
-    """The indices of ``places`` in the order of a depth-first walk, which enters subtrees in order of appearance."""
-    below: dict[RadixNode, list[int | RadixNode]] = {}
-    roots: list[int | RadixNode] = []
-    for index, place in enumerate(places):
-        item: int | RadixNode = index
-        node: RadixNode | None = place
-        while node is not None:
-            siblings = below.get(node)
-            if siblings is not None:
-                siblings.append(item)
-                break
-            below[node] = [item]
-            item, node = node, node.parent
-        else:
-            roots.append(item)
-    order: list[int] = []
-    stack = roots[::-1]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, int):
-            order.append(item)
-        else:
-            stack.extend(reversed(below[item]))
-    return order

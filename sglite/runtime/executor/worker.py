@@ -159,21 +159,19 @@ class ModelWorker:
         flat = [*chain.from_iterable(picked)]
         if flat != [*range(len(logits))]:
             logits = logits[torch.tensor(flat, device=logits.device)]
-        results = iter(self._sampler.sample(logits, rows, _full_mask(len(rows), constrained, masks)))
-        return [self._note(task, step.rows, results) for task in step.samples]
+        results = self._sampler.sample(logits, rows, _full_mask(len(rows), constrained, masks))
+        if len(results) == len(step.samples):
+            return [self._note(task, [result]) for task, result in zip(step.samples, results, strict=True)]
+        every = iter(results)
+        return [self._note(task, _accepted(task, step.rows, every)) for task in step.samples]
 
-    def _note(self, task: SampleTask, rows: list[RowStep], results: Iterator[SampleResult]) -> SampledToken:
-        """Take a task's results, keep the accepted path, remember its end for the rows and penalties that follow."""
-        parents = _drafts(task, rows)
-        accepted = [next(results)]
-        if parents:
-            tree = [*accepted, *islice(results, len(parents))]
-            drafts = rows[task.row].token_ids[-len(parents) :]
-            accepted = [tree[node] for node in accept_path(drafts, parents, [result.token_id for result in tree])]
-        error = next((result.error for result in accepted if result.error is not None), None)
-        if error is not None:
-            return SampledToken(slot=task.slot, token_ids=[], error=error)
-        tokens = [result.token_id for result in accepted]
+    def _note(self, task: SampleTask, accepted: list[SampleResult]) -> SampledToken:
+        """Take a task's results, remember their end for the rows and penalties that follow."""
+        tokens = []
+        for result in accepted:
+            if result.error is not None:
+                return SampledToken(slot=task.slot, token_ids=[], error=result.error)
+            tokens.append(result.token_id)
         state = self._rows[task.slot]
         state.last_token = tokens[-1]
         if state.counts is not None:
@@ -206,6 +204,14 @@ def _drafts(task: SampleTask, rows: list[RowStep]) -> Sequence[int]:
     """Parents of the drafts that a task verifies: those of its own row."""
     row = rows[task.row]
     return row.parents if row.parents is not None and row.slot == task.slot else ()
+
+
+def _accepted(task: SampleTask, rows: list[RowStep], results: Iterator[SampleResult]) -> list[SampleResult]:
+    """Of a task's results, which it takes, those on the accepted path."""
+    parents = _drafts(task, rows)
+    tree = [*islice(results, 1 + len(parents))]
+    drafts = rows[task.row].token_ids[len(rows[task.row].token_ids) - len(parents) :]
+    return [tree[node] for node in accept_path(drafts, parents, [result.token_id for result in tree])]
 
 
 def _full_mask(count: int, constrained: list[int], masks: Masks | None) -> Tensor | None:

@@ -11,11 +11,12 @@ from engines import Bench, Clock, InlineExecutor, ToyCompiler, script, toy_logpr
 
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.cache.node import RadixNode
+from sglite.runtime.cache.paths import merge, split
 from sglite.runtime.engine.client import EngineThread
 from sglite.runtime.engine.core import CoreConfig, EngineCore
 from sglite.runtime.engine.groups import MAX_GROUPS, PATIENCE_S, Groups
 from sglite.runtime.engine.programs import AGING_STEPS, MAX_LEVEL, MAX_PROGRAMS, QUANTUM_TOKENS, Programs
-from sglite.runtime.engine.step_plan import depth_first
+from sglite.runtime.engine.row_order import RowOrder, depth_first
 from sglite.runtime.executor.scripted import ScriptedWorker
 from sglite.runtime.protocol import GenerateRequest, LogprobOptions, ProgramRef, RequestOutput
 from sglite.runtime.sample.params import SamplingParams
@@ -330,6 +331,28 @@ def test_places_that_share_a_prefix_stand_side_by_side_and_first_comes_first(see
         assert all(inside[first:last])
     if all(path_of(a)[-2:-1] != path_of(b)[-2:-1] for i, a in enumerate(places) for b in places[:i]):
         assert order == [*range(len(places))]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_an_order_that_is_remembered_is_that_of_a_walk(seed: int) -> None:
+    """Over steps between which rows come, go and move on, and nodes are split and joined anew."""
+    rng = random.Random(seed)
+    nodes = [RadixNode(None, [], 0)]
+    for i in range(30):
+        parent = rng.choice(nodes)
+        nodes.append(RadixNode(parent, [i] * 4, parent.end))
+        parent.children[i] = nodes[-1]
+    places, row_order = rng.sample(nodes, 9), RowOrder()
+    for _ in range(60):
+        assert row_order.of(list(places)) == depth_first(places)
+        node = rng.choice(nodes[1:])
+        if len(node.tokens) > 1 and rng.random() < 0.5:
+            upper = split(node, node.start + 1, 4)
+            if len(upper.children) == 1 and rng.random() < 0.5:
+                upper.ready = upper.end
+                merge(upper, 1)
+        elif rng.random() < 0.3:
+            places[rng.randrange(len(places))] = rng.choice(nodes)
 
 
 def path_of(node: RadixNode | None) -> list[RadixNode]:
