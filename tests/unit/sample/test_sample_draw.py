@@ -186,10 +186,19 @@ def sorted_draw(logits: torch.Tensor, one: SampleRow) -> int:
     return ids[next(i for i, upto in enumerate(itertools.accumulate(kept)) if upto > number)]
 
 
+@pytest.mark.parametrize("crowded", [None, 0, 2, 100], ids=["narrow", "all", "some", "none"])
 @pytest.mark.parametrize("width", [300, 4096])
 @pytest.mark.parametrize("spread", [0.0, 0.05, 1.0, 4.0, 30.0])
-def test_what_is_looked_at_changes_no_draw(width: int, spread: float) -> None:
-    """Nuclei of a few tokens, of most, and of equals that are cut in the middle: as if everything were sorted."""
+def test_what_is_looked_at_changes_no_draw(
+    monkeypatch: pytest.MonkeyPatch, width: int, spread: float, crowded: int | None
+) -> None:
+    """Nuclei of a few tokens, of most, and of equals that are cut in the middle: as if everything were sorted.
+
+    ``crowded``: rows that are searched, where wide ones are told apart.
+    """
+    if crowded is not None:
+        monkeypatch.setattr("sglite.runtime.sample.draw.NARROW", 0)
+        monkeypatch.setattr("sglite.runtime.sample.draw.CROWDED", crowded)
     generator = torch.Generator().manual_seed(width)
     logits = torch.randn(48, width, generator=generator) * spread
     logits[::3] = (logits[::3] * 2).round()
