@@ -62,11 +62,13 @@ class Sampler:
         few: list[Ids | None] = [None] * len(rows)
         if mask is not None or any(row.params.allowed_token_ids is not None for row in rows):
             few = few_ids(rows, mask, width)
-        best = largest(logits)
-        errors = [not_finite(peak) for peak in best[0].tolist()]
+        parts = [*self._parts(logits, rows, mask, few)]
+        best = [largest(part.logits) for part in parts]
+        peaks = best[0][0] if parts[0].logits is logits else logits.amax(dim=1)
+        errors = [not_finite(peak) for peak in peaks.tolist()]
         tokens = [-1] * len(rows)
-        for part in self._parts(logits, rows, mask, few):
-            _choose(part, best if part.logits is logits else largest(part.logits), rows, tokens, errors)
+        for part, found in zip(parts, best, strict=True):
+            _choose(part, found, rows, tokens, errors)
         for index, token in enumerate(tokens):
             if token < 0 and errors[index] is None:
                 errors[index] = _nothing_left(rows[index], mask, index)
