@@ -52,7 +52,7 @@ HELP: dict[str, tuple[str, str]] = {
     "skip_tokenizer_init": ("model", "not for servers: their routes take and give text"),
     "is_embedding": ("model", "where the checkpoint declares no pooling: vectors are those of last tokens, normalised"),
     "trust_remote_code": ("model", "refused: sglite runs no code from checkpoints"),
-    "quantization": ("model", "what the checkpoint must be: fp8, compressed-tensors, awq, gptq ...; auto: what it is"),
+    "quantization": ("model", "int8, int4: quantise while loading; fp8, awq ...: what the checkpoint must be"),
     "device": ("device", "where to compute"),
     "dtype": ("device", "of weights and activations: float32, bfloat16, float16"),
     "num_threads": ("device", "threads that compute, in all; default: a core each, or what the control group allows"),
