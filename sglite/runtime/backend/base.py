@@ -223,7 +223,7 @@ class Backend(Protocol):
         """Turn a layout into device metadata, once a step. Reads the layout, keeps none of its lists."""
 
     def place(self, weight: Matrix | Matrices) -> None:
-        """See to the memory behind a weight that is allocated and not filled yet."""
+        """See to memory that is allocated and not filled yet: a weight's, or a piece that several will lie in."""
 
     def pack(self, weight: Matrix | Matrices) -> None:
         """Arrange a filled weight for the products to come, in place; nothing where the backend has no use for it."""

@@ -7,7 +7,6 @@ constexpr int64_t kBlock = 16;
 constexpr int64_t kPieceBytes = 64 << 10;  // of weights that come from memory: some microseconds
 constexpr int64_t kTall = 24;              // rows up to which a product reads its weights once
 constexpr int64_t kLine = 64;
-constexpr int64_t kRowStep = 192;          // rows that share a stretch of weights in the cache
 
 // Rows so that a piece is worth handing out.
 int64_t row_step(int64_t rows, int64_t numbers, int threads) {

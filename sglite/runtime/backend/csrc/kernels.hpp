@@ -20,6 +20,8 @@ struct Weight {
     int64_t group;        // inputs that share a scale, a multiple of 8
 };
 
+constexpr int64_t kRowStep = 192;  // rows that at most share a stretch of weights in the cache
+
 // What is made of the rows of x before they are multiplied with codes.
 struct Inputs {
     const void* x;

@@ -9,8 +9,7 @@
 namespace {
 
 constexpr int64_t kUnpacked = 128;  // inputs of some blocks that are unpacked at once
-constexpr int64_t kMostRows = 192;
-constexpr int kInStep = 8;         // inputs of 32 bits of codes
+constexpr int kInStep = 8;          // inputs of 32 bits of codes
 
 // What is multiplied with codes of four bits, at its first row and block.
 template <class T>
@@ -86,7 +85,7 @@ static void stretch_rows(int64_t rows, const NibbleTile<T>& t, const T* codes, i
 template <class T, int B>
 static void nibble_blocks(int64_t rows, const NibbleTile<T>& t, const Written& to) {
     alignas(64) T codes[B * kUnpacked * kLanes];
-    alignas(64) vf total[kMostRows * B];
+    alignas(64) vf total[sglite::kRowStep * B];
     for (int64_t i = 0; i < rows * B; i++) total[i] = vf{};
     for (int64_t from = 0, count; from < t.groups * t.group; from += count) {
         const int64_t g = from / t.group;
