@@ -2,6 +2,7 @@
 
     python benchmarks/cpu_decode.py --shapes 29M 0.6B --batches 1 16 --context 256 --threads 2
     python benchmarks/cpu_decode.py --only native --quantization int8 int4
+    python benchmarks/cpu_decode.py --batches 16 --context 1120 --shared 1024 --only native
 
 A step is plan, forward, logits and arg-max of random weights; no scheduler, sampler or server. All take turns, so that
 load from elsewhere meets all; the least of all rounds is printed, CPU seconds of the process beside wall time.
@@ -21,6 +22,8 @@ import torch
 from sglite.runtime.backend.base import Backend, BatchLayout, ForwardContext
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_native import cpu_backend
+from sglite.runtime.config import CACHE_DTYPES
+from sglite.runtime.executor.build import in_cache_dtype
 from sglite.runtime.model.loader import LoadedModel, load_model
 from sglite.runtime.quant.methods import WHILE_LOADING
 
@@ -114,29 +117,32 @@ SHAPES = {
 
 @dataclass
 class Runner:
-    """A model with ``batch`` rows that have ``context`` tokens."""
+    """A model with ``batch`` rows that have ``context`` tokens, of which ``shared`` are on the same pages."""
 
     loaded: LoadedModel
     backend: Backend
     batch: int
     context: int
+    shared: int = 0
+    cache_dtype: str = "auto"
 
     def __post_init__(self) -> None:
         self.per_row = -(-(self.context + 1) // PAGE)
         self.states = [group.name for group in self.loaded.groups if group.kind == "state"]
         self.pool = self.backend.allocate_pool(
-            self.loaded.groups,
+            in_cache_dtype(self.loaded.groups, self.cache_dtype),
             num_pages=self.batch * self.per_row,
             page_size=PAGE,
             num_states=self.batch if self.states else 0,
         )
-        for tensor in (*self.pool.k, *self.pool.v):
-            tensor.normal_(0.0, 0.5)
+        for tensor in self.pool.paged(False):
+            tensor.random_(-127, 128) if tensor.dtype == torch.int8 else tensor.normal_(0.0, 0.5)
 
     def layout(self, tokens: int) -> BatchLayout:
         """The last ``tokens`` tokens of every row."""
         start = self.context + 1 - tokens
-        tables = [list(range(r * self.per_row, (r + 1) * self.per_row)) for r in range(self.batch)]
+        common = list(range(self.shared // PAGE))
+        tables = [[*common, *range(r * self.per_row + len(common), (r + 1) * self.per_row)] for r in range(self.batch)]
         return BatchLayout(
             query_starts=[r * tokens for r in range(self.batch + 1)],
             starts=[start] * self.batch,
@@ -179,9 +185,8 @@ def _seconds(data: torch.Tensor) -> float:
     return time.perf_counter() - start
 
 
-def compare(name: str, batch: int, context: int, tokens: int, rounds: int, models: dict[str, LoadedModel]) -> None:
-    """Print one line; the ratios of wall time are to the first model."""
-    runners = {kind: Runner(loaded, loaded.model.backend, batch, context) for kind, loaded in models.items()}
+def compare(name: str, runners: dict[str, Runner], tokens: int, rounds: int) -> None:
+    """Print one line; the ratios of wall time are to the first runner."""
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in runners}
     for _ in range(rounds + 1):
         for kind, runner in runners.items():
@@ -190,7 +195,8 @@ def compare(name: str, batch: int, context: int, tokens: int, rounds: int, model
     told = "   ".join(f"{kind} {wall:8.2f} ms ({cpu:8.2f} CPU)" for kind, (wall, cpu) in best.items())
     first, *others = (wall for wall, _ in best.values())
     ratios = "".join(f"   {first / wall:5.2f}x" for wall in others)
-    print(f"{name:9} batch {batch:3} x {tokens:4} at {context:5}   {told}{ratios}", flush=True)
+    one = next(iter(runners.values()))
+    print(f"{name:9} batch {one.batch:3} x {tokens:4} at {one.context:5}   {told}{ratios}", flush=True)
 
 
 def main() -> None:
@@ -199,6 +205,8 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--shared", type=int, default=0, help="tokens that all rows have in common, in whole pages")
+    parser.add_argument("--cache-dtype", default="auto", choices=CACHE_DTYPES)
     parser.add_argument("--tokens", type=int, default=1, help="that every row computes in the step")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=10)
@@ -223,7 +231,11 @@ def main() -> None:
                 )
         print(name, ", ".join(f"{kind} {loaded.weight_bytes / 1e6:.0f} MB" for kind, loaded in models.items()))
         for batch in given.batches:
-            compare(name, batch, given.context, given.tokens, given.rounds, models)
+            runners = {
+                kind: Runner(loaded, loaded.model.backend, batch, given.context, given.shared, given.cache_dtype)
+                for kind, loaded in models.items()
+            }
+            compare(name, runners, given.tokens, given.rounds)
 
 
 if __name__ == "__main__":

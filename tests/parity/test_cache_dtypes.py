@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sglite.runtime.backend.base import AttentionMetadata
 from sglite.runtime.backend.cpu import CPUBackend
+from sglite.runtime.backend.cpu_cache import quantised
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.executor.build import in_cache_dtype
 from sglite.runtime.model.loader import LoadedModel, load_model
@@ -53,6 +54,27 @@ def test_a_smaller_cache_rounds_what_is_stored_and_nothing_else(folders: Callabl
     for ours, expected in zip(found, rounded, strict=True):
         assert torch.equal(ours, expected)
     assert not torch.equal(found[0], logits(loaded, CPUBackend(), "float32")[0])
+
+
+class QuantisingBackend(CPUBackend):
+    """Rounds to int8 before it stores, in a cache of float32."""
+
+    def store_kv(self, pool: KVPool, layer: int, k: Tensor, v: Tensor | None, meta: AttentionMetadata) -> None:
+        assert v is not None
+        pairs = [quantised(part) for part in (k, v)]
+        super().store_kv(pool, layer, *(whole * scale[..., None] for whole, scale in pairs), meta)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind in FAMILIES and not kind.startswith("deepseek")])
+def test_a_cache_of_int8_rounds_every_head_and_nothing_else(folders: Callable[[str], Path], kind: str) -> None:
+    backend, plain = QuantisingBackend(), CPUBackend()
+    rounded = logits(load_model(folders(kind), backend=backend), backend, "auto")
+    loaded = load_model(folders(kind), backend=plain)
+    exact, found = (logits(loaded, plain, dtype) for dtype in ("auto", "int8"))
+    for ours, expected, whole in zip(found, rounded, exact, strict=True):
+        assert torch.equal(ours, expected)
+        error = (ours - whole).square().mean().sqrt() / whole.square().mean().sqrt()
+        assert 0 < error < 0.03
 
 
 @every_kind

@@ -3,7 +3,7 @@
     k[layer]  [num_pages * page_size, num_kv_heads, head_dim]      slot = page * page_size + offset
     v[layer]  [num_pages * page_size, num_kv_heads, v_head_dim]    of an ``mla`` group: the first numbers of k
     scales[layer]  two tensors [num_pages * page_size, num_kv_heads] where the group's dtype is int8: a number of k or v
-                   is what is stored times its slot's and head's scale; None elsewhere
+                   is what is stored times the scale of its slot and head; None elsewhere
     states[group][layer]  one tensor [num_states, *shape] per StateTensor of the group
 
 Where there are frames (``frames.py``), groups with a window have ``num_frames`` of them in place of the pages.

@@ -75,9 +75,8 @@ def test_a_cache_of_another_type_has_its_size_and_states_keep_theirs() -> None:
 
 
 def test_a_cache_of_int8_has_scales_beside_its_numbers_and_no_latents() -> None:
-    paged = GroupSpec(
-        name="attention", num_layers=3, num_kv_heads=2, dtype="bfloat16", bytes_per_token=3 * 2 * 2 * 64 * 2
-    )
+    size = 3 * 2 * 2 * 64 * 2
+    paged = GroupSpec(name="attention", num_layers=3, num_kv_heads=2, dtype="bfloat16", bytes_per_token=size)
     (small,) = in_cache_dtype([paged], "int8")
     assert (small.dtype, small.bytes_per_token) == ("int8", 3 * 2 * 2 * (64 + 4))
     with pytest.raises(ConfigError, match="kv_cache_dtype='int8': the latents of group 'a' are kept in floating point"):

@@ -81,11 +81,8 @@ SG_INLINE void quantise(const T* x, int64_t size, int8_t* to, float* scale) {
     }
     const float found = largest(top), inverse = found > 0.0f ? 127.0f / found : 0.0f;
     *scale = found / 127.0f + sum(nothing);
-    const vf shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-    for (int64_t i = 0; i < size; i += kLanes) {
-        const vf rounded_value = (load_floats(x + i) * inverse + shift) - shift;
-        store(to + i, __builtin_convertvector(rounded_value, vb));
-    }
+    for (int64_t i = 0; i < size; i += kLanes)
+        store(to + i, __builtin_convertvector(nearest(load_floats(x + i) * inverse), vb));
 }
 
 // Keys and values of a token to where the pool has them.

@@ -117,6 +117,19 @@ SG_INLINE float largest(vf x) {
     return f > g ? f : g;
 }
 
+// To the nearest whole number, the even one of two.
+#ifdef __AVX512F__
+SG_INLINE vf nearest(vf x) { return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
+#else
+SG_INLINE vf nearest(vf x) {
+    const vf8 low = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
+    const vf8 high = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    const vf8 a = (vf8)_mm256_round_ps((__m256)low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const vf8 b = (vf8)_mm256_round_ps((__m256)high, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+#endif
+
 // Of e^x with x at most ln(2) / 2 either way.
 SG_INLINE vf exponential_near_0(vf x) {
     vf y = splat(1.9875691500e-4f);
@@ -133,7 +146,7 @@ SG_INLINE vf exponential_near_0(vf x) {
 SG_INLINE vf exponential(vf x) {
     const __mmask16 over = _mm512_cmp_ps_mask((__m512)x, (__m512)splat(-87.0f), _CMP_NLT_UQ);
     const vf bounded = (vf)_mm512_min_ps((__m512)splat(88.0f), (__m512)x);
-    const vf whole = (vf)_mm512_roundscale_ps((__m512)(bounded * 1.44269504088896341f), _MM_FROUND_TO_NEAREST_INT);
+    const vf whole = nearest(bounded * 1.44269504088896341f);
     const vf rest = (bounded - whole * 0.693359375f) + whole * 2.12194440e-4f;
     return (vf)_mm512_maskz_scalef_ps(over, (__m512)exponential_near_0(rest), (__m512)whole);
 }
