@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_matrix import GREEDY, check
 from native_kernels import NATIVE, backend_of
 from paged_runner import Extend, PagedRunner
 from safetensors.torch import load_file
+from tiny_engines import Oracle, tiny_engine
 from tiny_models import make_checkpoint
 from torch import Tensor
 
 from sglite.runtime.backend.cpu import CPUBackend
+from sglite.runtime.backend.cpu_native import NativeBackend
 from sglite.runtime.model.loader import LoadedModel, load_model
 from sglite.runtime.model.reload import ModelWeights
 
@@ -22,8 +25,10 @@ PROMPT = [(7 * i + 3) % 380 for i in range(70)]
 
 
 @pytest.fixture(scope="module", params=NATIVE)
-def native(request: pytest.FixtureRequest) -> CPUBackend:
-    return backend_of(request.param)
+def native(request: pytest.FixtureRequest) -> NativeBackend:
+    backend = backend_of(request.param)
+    assert isinstance(backend, NativeBackend)
+    return backend
 
 
 def steps(loaded: LoadedModel, backend: CPUBackend) -> list[Tensor]:
@@ -73,6 +78,15 @@ def test_bfloat16_is_as_near_to_float32_as_plain_torch_is(tmp_path: Path, native
         for backend in (native, plain)
     ]
     assert errors[0].sqrt() <= 1.2 * errors[1].sqrt()
+
+
+def test_an_engine_whose_rows_share_a_prefix(tmp_path: Path, native: NativeBackend) -> None:
+    """Greedy tokens are those of transformers, whichever rows run together: prefixes of all of them and of some."""
+    folder = make_checkpoint(tmp_path, **BIG_HEADS)
+    prompts = [[*PROMPT, *PROMPT[: 40 * (i // 4)], 9 + i] for i in range(8)]
+    with tiny_engine(folder, cpu_kernels=native.level, num_threads=2, page_size=4) as engine:
+        for _ in range(2):
+            check(engine.generate(input_ids=prompts, sampling_params=GREEDY), Oracle(folder), prompts)
 
 
 def test_packed_weights_are_read_checked_and_replaced(tmp_path: Path, native: CPUBackend) -> None:

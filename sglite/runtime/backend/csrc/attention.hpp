@@ -28,30 +28,29 @@ static void attention(void* job, int64_t piece, int thread) {
 template <class T>
 static void combine_head(const sglite::Attention& a, int64_t token, int64_t head) {
     const int64_t count = a.part_from[token + 1] - a.part_from[token];
-    Softmax whole = a.sinks ? Softmax{a.sinks[head], 1.0f} : Softmax{kNothing, 0.0f};
+    float top = a.sinks ? a.sinks[head] : kNothing;
     for (int64_t p = 0; p < count; p++) {
         const float found = softmax_of(a, part_of(a, token, p))[head].most;
-        const float most = found > whole.most ? found : whole.most;
-        whole = {most, whole.total};
+        top = found > top ? found : top;
     }
     alignas(64) float sums[sglite::kStateFloats];
     memset(sums, 0, a.v_dim * sizeof(float));
-    whole.total = a.sinks ? exponential(splat(a.sinks[head] - whole.most))[0] : 0.0f;
+    float total = a.sinks ? exponential(splat(a.sinks[head] - top))[0] : 0.0f;
     for (int64_t p = 0; p < count; p++) {
         float* part = part_of(a, token, p);
-        const Softmax of_part = softmax_of(a, part)[head];
-        const float share = exponential(splat(of_part.most - whole.most))[0];
-        whole.total += of_part.total * share;
+        const Softmax found = softmax_of(a, part)[head];
+        const float share = exponential(splat(found.most - top))[0];
+        total += found.total * share;
         for (int64_t d = 0; d < a.v_dim; d += kLanes)
             store(sums + d, load<vf>(sums + d) + load<vf>(part + head * a.v_dim + d) * share);
     }
-    write_head<T>(a, token, head, sums, whole.total);
+    write_head<T>(a, token, head, sums, total);
 }
 
 static void combine(void* job, int64_t piece, int) {
     const sglite::Attention& a = *(const sglite::Attention*)job;
-    const int64_t token = a.parted[piece];
-    for (int64_t head = 0; head < a.heads; head++) a.type ? combine_head<bf16>(a, token, head) : combine_head<float>(a, token, head);
+    for (int64_t head = 0; head < a.heads; head++)
+        a.type ? combine_head<bf16>(a, a.parted[piece], head) : combine_head<float>(a, a.parted[piece], head);
 }
 
 }  // namespace

@@ -117,7 +117,7 @@ SG_INLINE void score_slots(vf scores[G], const typename Line<S>::Query* q, int64
         scores[g] = halves<8>(halves<4>(quarters[0][g], quarters[1][g]), halves<4>(quarters[2][g], quarters[3][g]));
 }
 
-// Shares of a stretch for one head, and how values are multiplied with those of G heads: V vectors of them, slot by slot.
+// Shares of a stretch for one head, and how values are multiplied with those of G heads: V vectors at a time.
 template <class S>
 struct Shares {
     alignas(64) float numbers[kLongest];
@@ -309,15 +309,15 @@ SG_INLINE void find_first(const sglite::Attention& a, const sglite::AttentionPie
     if (from < end) Stretch::find(to, a, piece.row, from, end);
 }
 
-// Queries of a token as the pool's numbers want them: as they are, or as floats in `room`.
+// Queries of a token as the pool's numbers want them: as they are, or as floats.
 template <class T>
-SG_INLINE void take_query(const sglite::Attention& a, int64_t token, const T*& q, int64_t& q_head, char*) {
+SG_INLINE void take_query(const sglite::Attention& a, int64_t token, const T*& q, int64_t& q_head) {
     q = (const T*)a.q + token * a.q_token;
     q_head = a.q_head;
 }
 
-SG_INLINE void take_query_as_floats(const sglite::Attention& a, int64_t token, const float*& q, int64_t& q_head, char* room) {
-    float* to = (float*)room;
+SG_INLINE void take_query_as_floats(const sglite::Attention& a, int64_t token, const float*& q, int64_t& q_head,
+                                    float* to) {
     for (int64_t h = 0; h < a.heads; h++)
         for (int64_t d = 0; d < a.dim; d += kLanes)
             store(to + h * a.dim + d, load_floats((const bf16*)a.q + token * a.q_token + h * a.q_head + d));
@@ -339,9 +339,9 @@ static void attend_query(const sglite::Attention& a, const sglite::AttentionPiec
     for (int64_t h = 0; h < heads; h++) softmax[h] = begin(a, token, first_head + h);
     HeadOf<S> head;
     if constexpr (sizeof(T) == 2 && sizeof(S) == 1)
-        take_query_as_floats(a, token, head.q, head.q_head, scratch);
+        take_query_as_floats(a, token, head.q, head.q_head, (float*)scratch);
     else
-        take_query(a, token, head.q, head.q_head, scratch);
+        take_query(a, token, head.q, head.q_head);
     const auto* q = head.q;
     Stretch now, next;
     Ahead<S> ahead;

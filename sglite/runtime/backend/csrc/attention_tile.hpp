@@ -12,8 +12,8 @@
 
 namespace {
 
-constexpr int64_t kFetchRows = 12, kFetchLines = 64;
 constexpr int64_t kSlots = sglite::kTileSlots;
+constexpr int64_t kFetchRows = 12, kFetchLines = 64;  // lines that are fetched between products of so many rows
 
 // Where a thread keeps the tiles of one piece.
 template <class T>
@@ -197,7 +197,8 @@ SG_INLINE void store_shares(const vf* shares, float* to) {
 
 // Shares of 16 lanes from `lane` in `count` slots from `first`.
 template <class T, bool kScaled>
-static void share(const sglite::Attention& a, Tiles<T>& t, int64_t lane, int64_t first, int64_t count, bool all_seen, Fetch& next) {
+static void share(const sglite::Attention& a, Tiles<T>& t, int64_t lane, int64_t first, int64_t count, bool all_seen,
+                  Fetch& next) {
     float* scores = t.scores + lane;
     const vi low = load<vi>(t.low + lane), high = load<vi>(t.high + lane);
     const vf before = load<vf>(t.most + lane);
@@ -255,39 +256,57 @@ static void end_tile(const sglite::Attention& a, const sglite::AttentionPiece& p
     }
 }
 
+// Slots that some lane sees, from `from` up to `to`, and those that all lanes see.
+struct Seen {
+    int64_t from, to, all_from, all_to;
+};
+
+template <class T>
+SG_INLINE Seen seen_by(const Tiles<T>& t) {
+    Seen seen{t.low[0], t.high[0], t.low[0], t.high[0]};
+    for (int64_t lane = 1; lane < t.lanes; lane++) {
+        seen.from = least(seen.from, t.low[lane]), seen.all_from = most(seen.all_from, t.low[lane]);
+        seen.to = most(seen.to, t.high[lane]), seen.all_to = least(seen.all_to, t.high[lane]);
+    }
+    return seen;
+}
+
+// What the tokens find in one stretch of `count` slots from `first`.
+template <class T, class S>
+static void attend_slots(const sglite::Attention& a, Tiles<T>& t, int64_t rows, int64_t first, int64_t count,
+                         const Seen& seen, Fetch& next) {
+    const bool all_seen = first >= seen.all_from && first + count <= seen.all_to;
+    panel<T>(count, t.keys, a.dim, t.q, kLanes * a.dim, t.lanes / kLanes, a.dim, {t.scores, t.lanes, nullptr, 0, 0});
+    for (int64_t lane = 0; lane < t.lanes; lane += kLanes)
+        share<T, sizeof(S) == 1>(a, t, lane, first, count, all_seen, next);
+    for (int64_t r = 0; r < rows; r += kFetchRows) {
+        Fetch::some(next, kFetchLines);
+        panel<T>(least(kFetchRows, rows - r), t.shares + r * kSlots, kSlots, t.values, kLanes * kSlots,
+                 a.v_dim / kLanes, kSlots, {t.added + r * a.v_dim, a.v_dim, nullptr, 0, 0});
+    }
+    add_sums(t, rows, a.v_dim);
+}
+
 // Some tokens with the heads of one KV head. S: what the pool has.
 template <class T, class S>
 static void attend_tile(const sglite::Attention& a, const sglite::AttentionPiece& piece, char* scratch) {
     Tiles<T> t(a, scratch);
     begin_tile(a, piece, t);
     const int64_t rows = piece.tokens * (a.heads / a.kv_heads);
-    int64_t from = piece.to, seen_by_all = piece.to, end = piece.from;
-    int64_t first_of_all = piece.from;
-    for (int64_t r = 0; r < rows; r++) {
-        from = least(from, t.low[r]), first_of_all = most(first_of_all, t.low[r]);
-        end = most(end, t.high[r]), seen_by_all = least(seen_by_all, t.high[r]);
-    }
+    const Seen seen = seen_by(t);
     int64_t slots[2][kSlots], now = 0;
     const auto find = [&](int64_t first, int64_t* to) {
-        for (int64_t i = 0; i < kSlots && first + i < end; i += kLanes) find_slots(a, piece.row, first + i, end, to + i);
+        for (int64_t i = 0; i < kSlots && first + i < seen.to; i += kLanes)
+            find_slots(a, piece.row, first + i, seen.to, to + i);
     };
-    find(from, slots[0]);
-    for (int64_t s = from; s < end; s += kSlots, now = 1 - now) {
-        const int64_t count = least(kSlots, end - s);
+    find(seen.from, slots[0]);
+    for (int64_t s = seen.from; s < seen.to; s += kSlots, now = 1 - now) {
+        const int64_t count = least(kSlots, seen.to - s), behind = most(0, least(kSlots, seen.to - s - kSlots));
         find(s + kSlots, slots[1 - now]);
-        Fetch next{a, slots[1 - now], piece.kv_head, sizeof(S), most(0, least(kSlots, end - s - kSlots)), 0, 0};
+        Fetch next{a, slots[1 - now], piece.kv_head, sizeof(S), behind, 0, 0};
         take_slots<T, S>(a, piece.kv_head, slots[now], count, next, t);
-        panel<T>(count, t.keys, a.dim, t.q, kLanes * a.dim, t.lanes / kLanes, a.dim, {t.scores, t.lanes, nullptr, 0, 0});
-        const bool all_seen = s >= first_of_all && s + count <= seen_by_all;
-        for (int64_t lane = 0; lane < t.lanes; lane += kLanes)
-            share<T, sizeof(S) == 1>(a, t, lane, s, count, all_seen, next);
-        for (int64_t r = 0; r < rows; r += kFetchRows) {
-            Fetch::some(next, kFetchLines);
-            panel<T>(least(kFetchRows, rows - r), t.shares + r * kSlots, kSlots, t.values, kLanes * kSlots, a.v_dim / kLanes, kSlots,
-                 {t.added + r * a.v_dim, a.v_dim, nullptr, 0, 0});
-        }
-        Fetch::some(next, kSlots * 64);
-        add_sums(t, rows, a.v_dim);
+        attend_slots<T, S>(a, t, rows, s, count, seen, next);
+        Fetch::some(next, kSlots * (a.dim + a.v_dim));  // what is left
     }
     end_tile(a, piece, t, rows);
 }

@@ -44,17 +44,12 @@ struct Cutter {
         return most<int64_t>(1, least(parts(share, pieces), slots / kLeastStretch));
     }
 
-    // Tokens from number `first` of the order on, computed together over slots `from` up to `to` of a row.
-    void add_tile(int64_t row, int64_t first, int64_t tokens, int64_t from, int64_t to, int64_t ways) {
-        add(row, first, tokens, from, to, ways, 1, true);
-    }
-
+    // Tokens from number `first` of the order on, over slots `from` up to `to` of a row in `ways` stretches, each of
+    // which is one more part of the tokens.
     void add(int64_t row, int64_t first, int64_t tokens, int64_t from, int64_t to, int64_t ways, int64_t kv_step,
              bool tile) {
-        // What is not cut and not shared before is written as it is found; else every stretch is one more part.
         const int64_t step = parts(parts(to - from, ways), kTileSlots) * kTileSlots;
-        const int32_t part = parts_of[cut.order[first]];
-        int32_t number = part;
+        int32_t number = parts_of[cut.order[first]];
         for (int64_t at = from; at < to; at += step, number++)
             for (int64_t kv = 0; kv < cut.kv_heads; kv += kv_step) {
                 const int64_t kv_heads = least(kv_step, cut.kv_heads - kv), end = least(at + step, to);
@@ -76,7 +71,7 @@ struct Cutter {
         const int64_t tokens = static_cast<int64_t>(cut.order.size()) - first, at_once = kTileLanes / group;
         const int64_t ways = stretches(shared.to - shared.from, tokens, cut.kv_heads * parts(tokens, at_once));
         for (int64_t t = 0; t < tokens; t += at_once)
-            add_tile(rows[shared.first], first + t, least(at_once, tokens - t), shared.from, shared.to, ways);
+            add(rows[shared.first], first + t, least(at_once, tokens - t), shared.from, shared.to, ways, 1, true);
     }
 
     void add_row(int64_t row) {
@@ -93,8 +88,8 @@ struct Cutter {
         // The last queries see most, so they come first.
         for (int64_t query = (tiles - 1) * at_once; query >= 0; query -= at_once) {
             const int64_t tokens = least(at_once, queries - query), to = start + query + tokens;
-            add_tile(row, first + query, tokens, from(query), to,
-                     stretches(to - from(query), tokens, cut.kv_heads * tiles));
+            add(row, first + query, tokens, from(query), to, stretches(to - from(query), tokens, cut.kv_heads * tiles),
+                1, true);
         }
     }
 

@@ -5,8 +5,8 @@
 namespace sglite {
 namespace {
 
-constexpr int64_t kSharedSlots = 32;  // fewer are not worth putting together what two pieces found
-constexpr int64_t kSharedLanes = 8;   // nor are fewer lanes worth packing
+constexpr int64_t kSharedLanes = 8;     // fewer are not worth packing
+constexpr int64_t kSharedWork = 1024;  // slots times lanes; less is not worth putting together what two pieces found
 
 // Rows that are known to share `pages`, of which those from `from` on are still to be computed.
 struct Range {
@@ -56,7 +56,8 @@ struct Search {
         range.pages = common_pages(range);
         int64_t tokens = 0;
         for (int32_t i = 0; i < range.count; i++) tokens += plan.queries(rows[range.first + i]);
-        if ((range.pages - range.from) * plan.page_size >= kSharedSlots && tokens * group >= kSharedLanes) {
+        const int64_t slots = (range.pages - range.from) * plan.page_size, lanes = tokens * group;
+        if (lanes >= kSharedLanes && slots * lanes >= kSharedWork) {
             found.push_back(
                 {range.first, range.count, range.from * plan.page_size, range.pages * plan.page_size});
             range.from = range.pages;

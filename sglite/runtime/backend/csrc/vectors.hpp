@@ -172,8 +172,8 @@ SG_INLINE vf dot_pairs(vf acc, vu a, vu b) {
 #endif
 }
 
-// Sums of pairs of numbers of x beside those of y. Of vectors v[0] to v[15], put together two and two with kCount 1, then
-// those with 2, 4 and 8, number i of the result is the sum of v[i].
+// Sums of pairs of numbers of x beside those of y. Of vectors v[0] to v[15], put together two and two with kCount 1,
+// then those with 2, 4 and 8, number i of the result is the sum of v[i].
 template <int kCount>
 SG_INLINE vf halves(vf x, vf y) {
     if constexpr (kCount == 1)
