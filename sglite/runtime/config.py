@@ -26,7 +26,7 @@ WINDOWS_PER_REQUEST = 2
 PAGES_PER_FRAME = 16
 """Bounds the pages of a model whose layers all have a window: they cost no memory by themselves."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
-CPU_KERNELS = ("auto", "torch", "avx2", "avx512", "avx512_bf16")
+CPU_KERNELS = ("auto", "torch", "avx2", "avx512", "avx512_bf16", "avx512_amx")
 GRAMMAR_BACKENDS = ("auto", "native", "xgrammar", "reference")
 ONE_DEVICE = ("tp_size", "dp_size", "pp_size", "ep_size")
 """Degrees of parallelism that SGLang's callers spell out; there is one device so far."""
@@ -56,7 +56,7 @@ class EngineArgs:
     dtype: str = "auto"
     device: str = "auto"
     num_threads: int | None = None
-    cpu_kernels: Literal["auto", "torch", "avx2", "avx512", "avx512_bf16"] = "auto"
+    cpu_kernels: Literal["auto", "torch", "avx2", "avx512", "avx512_bf16", "avx512_amx"] = "auto"
     """What computes: native kernels for an instruction set, or plain ``torch``; ``auto``: the fastest here."""
     context_length: int | None = None
     max_total_tokens: int | None = None

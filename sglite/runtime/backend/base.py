@@ -398,6 +398,13 @@ class Backend(Protocol):
     def logits(self, hidden: Tensor, head: Matrix) -> Tensor:
         """``matmul`` of ``hidden`` [n, in] as float32 [n, vocab], which may have been rounded to hidden's dtype."""
 
+    def greedy(self, hidden: Tensor, head: Matrix) -> tuple[Tensor, Tensor]:
+        """The first id of the largest logit of every row of ``hidden`` [n, in], [n] int64, and that logit, [n] float32.
+
+        Of the numbers that ``logits`` gives but for rounding, without those being kept. The largest is NaN where any is
+        NaN, which id stands beside it then is not fixed.
+        """
+
     def embedding(self, ids: Tensor, weight: Matrix) -> Tensor:
         """Rows ``ids`` [T] int64 of ``weight``: [T, in]."""
 

@@ -217,6 +217,10 @@ class CPUBackend:
         whole = _whole(head)
         return F.linear(hidden, whole).float() if head.codes is None else product(hidden, head.codes)
 
+    def greedy(self, hidden: Tensor, head: Matrix) -> tuple[Tensor, Tensor]:
+        best = self.logits(hidden, head).max(dim=1)
+        return best.indices, best.values
+
     def embedding(self, ids: Tensor, weight: Matrix) -> Tensor:
         whole = _whole(weight)
         if weight.codes is None:

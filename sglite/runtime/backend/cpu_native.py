@@ -76,7 +76,7 @@ class NativeBackend(CPUBackend):
         self._library = Library(level, self.num_threads)
 
     def describe(self) -> str:
-        slower = "" if self.level == list(LEVELS)[-1] else ", slower than with AVX512 for bfloat16"
+        slower = "" if self.level == list(LEVELS)[-1] else ", slower than with AMX"
         return f"{self.level} kernels, {self.num_threads} threads{slower}"
 
     @property
@@ -143,6 +143,14 @@ class NativeBackend(CPUBackend):
             return super().logits(hidden, head)
         return self._product(hidden, head, None, torch.float32)
 
+    def greedy(self, hidden: Tensor, head: Matrix) -> tuple[Tensor, Tensor]:
+        if not head.packed or head.codes is not None:
+            return super().greedy(hidden, head)
+        _check_product(hidden, head, None)
+        ids, tops = torch.empty(len(hidden), dtype=torch.int64), torch.empty(len(hidden))
+        self._library.greatest(_dense(hidden), _arranged(head), ids, tops)
+        return ids, tops
+
     def embedding(self, ids: Tensor, weight: Matrix) -> Tensor:
         if not weight.packed:
             return super().embedding(ids, weight)
@@ -151,9 +159,8 @@ class NativeBackend(CPUBackend):
         return out
 
     def _product(self, x: Tensor, weight: Matrix, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        (outs, ins), kind = weight.shape, weight.dtype
-        if x.dtype != kind or x.shape[-1] != ins or (bias is not None and bias.dtype != kind):
-            raise BackendError(f"matmul of {x.dtype} {list(x.shape)} with {kind} {[outs, ins]}: give equals")
+        _check_product(x, weight, bias)
+        outs, ins = weight.shape
         rows = _dense(x.reshape(-1, ins))
         out = torch.empty((len(rows), outs), dtype=dtype)
         self._library.product(rows, _arranged(weight), bias, out)
@@ -312,6 +319,12 @@ def _arranged(weight: Matrix) -> PackedWeight:
     if not isinstance(weight.arrangement, PackedWeight):
         raise BackendError("the weight was packed by another backend; unpack it there first")
     return weight.arrangement
+
+
+def _check_product(x: Tensor, weight: Matrix, bias: Tensor | None) -> None:
+    kind = weight.dtype
+    if x.dtype != kind or x.shape[-1] != weight.shape[1] or (bias is not None and bias.dtype != kind):
+        raise BackendError(f"matmul of {x.dtype} {list(x.shape)} with {kind} {list(weight.shape)}: give equals")
 
 
 def _dense(x: Tensor) -> Tensor:

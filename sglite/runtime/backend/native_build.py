@@ -19,7 +19,14 @@ __all__ = ["PREBUILT", "SOURCES", "VARIANTS", "NativeUnavailable", "build", "cac
 
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wno-psabi", "-pthread")
 _WIDE = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512")
-VARIANTS = {"avx2": ("-mavx2", "-mfma"), "avx512": _WIDE, "avx512_bf16": (*_WIDE, "-mavx512bf16", "-mavx512vnni")}
+_TILES = ("-mamx-tile", "-mamx-bf16", "-mamx-int8", "-DSG_TILES")
+_PRODUCTS = (*_WIDE, "-mavx512bf16", "-mavx512vnni")
+VARIANTS = {
+    "avx2": ("-mavx2", "-mfma"),
+    "avx512": _WIDE,
+    "avx512_bf16": _PRODUCTS,
+    "avx512_amx": (*_PRODUCTS, *_TILES),
+}
 """Instruction sets, and what has the compiler use them in ``kernels.cpp``."""
 SOURCES = compiled.Sources(
     what="native kernels",

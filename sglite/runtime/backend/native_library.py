@@ -18,7 +18,7 @@ from sglite.runtime.backend.native_build import load
 from sglite.runtime.cache.pool import Scales
 from sglite.runtime.quant.codes import Codes
 
-LEVELS: Mapping[str, int] = {"avx2": 1, "avx512": 2, "avx512_bf16": 4}
+LEVELS: Mapping[str, int] = {"avx2": 1, "avx512": 2, "avx512_bf16": 4, "avx512_amx": 8}
 """Instruction sets in the order of their speed, with their bit in the library's answer."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 CODES = {8: 2, 4: 3}
@@ -30,6 +30,7 @@ _SIGNATURES = {
     "sg_huge": (None, [_POINTER, _LONG]),
     "sg_pack": (None, [_POINTER, _POINTER, _LONG, _LONG, _INT, _INT]),
     "sg_product": (None, [_POINTER, _POINTER, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _INT]),
+    "sg_greatest": (None, [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER]),
     "sg_embedding": (None, [_POINTER, _POINTER, _LONG, _POINTER]),
     "sg_plan_new": (_POINTER, [_LONG, *[_POINTER] * 4, _LONG]),
     "sg_plan_free": (None, [_POINTER]),
@@ -129,6 +130,12 @@ class Library:
             self._handle, weight.address, x.data_ptr(), x.stride(0), None if bias is None else bias.data_ptr(),
             out.data_ptr(), len(x), TYPES[out.dtype],
         )  # fmt: skip
+
+    def greatest(self, x: Tensor, weight: PackedWeight, ids: Tensor, tops: Tensor) -> None:
+        """``Backend.greedy`` of ``x`` [rows, ins]: ``ids`` int64, ``tops`` float32."""
+        self._lib.sg_greatest(
+            self._handle, weight.address, x.data_ptr(), x.stride(0), len(x), ids.data_ptr(), tops.data_ptr()
+        )
 
     def embedding(self, ids: Tensor, weight: PackedWeight, out: Tensor) -> None:
         """Rows of a packed weight."""

@@ -13,7 +13,7 @@ import torch
 from native_kernels import NATIVE, backend_of
 from torch import Tensor
 
-from sglite.runtime.backend.base import BackendError, BatchLayout, Matrix, QKVNorms
+from sglite.runtime.backend.base import BatchLayout, Matrix, QKVNorms
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
@@ -39,62 +39,6 @@ def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype, steps: int 
     assert found.shape == expected.shape
     error = (found.double() - expected.double()).abs().max().item()
     assert error <= steps * ROUNDING[dtype] * max(1.0, expected.double().abs().max().item())
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("outs", "ins"), [(16, 2), (48, 64), (160, 98), (1040, 320)])
-def test_products_with_packed_weights(native: CPUBackend, dtype: torch.dtype, outs: int, ins: int) -> None:
-    """Numbers of rows on both sides of every change of the way in which they are computed."""
-    weight, bias = torch.randn(outs, ins, dtype=dtype), torch.randn(outs, dtype=dtype)
-    packed = Matrix(weight.clone())
-    native.pack(packed)
-    assert packed.packed
-    for rows in (1, 2, 3, 4, 6, 7, 16, 24, 25, 33, 200):
-        x = torch.randn(rows, ins + 6, dtype=dtype)[:, 2 : ins + 2]
-        exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
-        assert_near(native.matmul(x, packed, bias), exact, dtype)
-        logits = native.logits(x, packed)
-        assert logits.dtype == torch.float32
-        assert_near(logits, exact - bias.double(), torch.float32)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_of_a_product_does_not_depend_on_the_others(native: CPUBackend, dtype: torch.dtype) -> None:
-    packed = Matrix(torch.randn(96, 256, dtype=dtype))
-    native.pack(packed)
-    x = torch.randn(70, 256, dtype=dtype)
-    whole = native.matmul(x, packed)
-    for rows in (1, 3, 6, 17, 24, 30):
-        assert torch.equal(native.matmul(x[:rows], packed), whole[:rows])
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_packing_is_undone_and_rows_are_read_from_packed_weights(native: CPUBackend, dtype: torch.dtype) -> None:
-    weight = torch.randn(64, 34, dtype=dtype)
-    matrix = Matrix(weight.clone())
-    address = matrix.tensor.data_ptr()
-    native.pack(matrix)
-    assert not torch.equal(matrix.tensor, weight)
-    ids = torch.tensor([63, 0, 17, 17])
-    assert torch.equal(native.embedding(ids, matrix), weight[ids])
-    with pytest.raises(BackendError, match="packed by another backend"):
-        PLAIN.matmul(torch.randn(1, 34, dtype=dtype), matrix)
-    native.unpack(matrix)
-    assert torch.equal(matrix.tensor, weight) and matrix.tensor.data_ptr() == address
-    assert torch.equal(PLAIN.embedding(ids, matrix), weight[ids])
-
-
-def test_what_does_not_fit_the_blocks_stays_with_torch(native: CPUBackend) -> None:
-    for shape in ((10, 32), (0, 32), (32, 33)):
-        matrix = Matrix(torch.randn(shape, dtype=torch.bfloat16))
-        native.pack(matrix)
-        assert not matrix.packed
-        x = torch.randn(3, shape[1], dtype=torch.bfloat16)
-        assert torch.equal(native.matmul(x, matrix), PLAIN.matmul(x, matrix))
-    packed = Matrix(torch.randn(16, 32))
-    native.pack(packed)
-    with pytest.raises(BackendError, match=r"matmul of torch.bfloat16 \[3, 32\] with torch.float32 \[16, 32\]"):
-        native.matmul(torch.randn(3, 32, dtype=torch.bfloat16), packed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

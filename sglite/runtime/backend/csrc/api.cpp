@@ -1,6 +1,9 @@
 // What Python calls: a C interface over raw pointers. Every call may be made without the GIL; calls on one engine take
 // turns. Shapes are checked by the caller.
+#include <cpuid.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstring>
 
@@ -10,7 +13,9 @@
 
 #define SG_API extern "C" __attribute__((visibility("default")))
 
-extern const sglite::Kernels sg_avx2, sg_avx512, sg_avx512_bf16;
+// Those that this library was built with.
+extern const sglite::Kernels sg_avx2 __attribute__((weak)), sg_avx512 __attribute__((weak)),
+    sg_avx512_bf16 __attribute__((weak)), sg_avx512_amx __attribute__((weak)), sg_amx_imitated __attribute__((weak));
 
 namespace {
 
@@ -25,24 +30,54 @@ struct Turn {
     std::lock_guard<std::mutex> lock;
 };
 
-}  // namespace
+struct Level {
+    int bit;
+    const Kernels* kernels;  // null where the library was built without
+};
 
-// Bits of the instruction sets that this processor has: 1 AVX2, 2 AVX512, 4 AVX512 with products of bfloat16 and bytes.
-SG_API int sg_levels() {
-    __builtin_cpu_init();
-    int levels = 0;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) levels |= 1;
-    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if ((levels & 1) && wide) levels |= 2;
-    // No processor has the former without the latter.
-    const bool products = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-    if ((levels & 2) && products) levels |= 4;
-    return levels;
+const Level kLevels[] = {
+    {1, &sg_avx2}, {2, &sg_avx512}, {4, &sg_avx512_bf16}, {8, &sg_avx512_amx}, {16, &sg_amx_imitated},
+};
+
+// Whether this process may use the tiles of AMX: the processor has them, and the kernel keeps them for its threads once
+// it is asked to.
+bool tiles_allowed() {
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+    constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (~d & (kBf16 | kTile | kInt8))) return false;
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
 
-SG_API void* sg_new(int level, int threads) {
-    return new Engine(level == 4 ? sg_avx512_bf16 : level == 2 ? sg_avx512 : sg_avx2, threads);
+int processor_levels() {
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    constexpr int kNarrow = 1 | 16;
+    const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (!wide) return kNarrow;
+    // No processor has the former without the latter.
+    const bool products = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    if (!products) return kNarrow | 2;
+    return kNarrow | 2 | 4 | (tiles_allowed() ? 8 : 0);
+}
+
+}  // namespace
+
+// Bits of the instruction sets that this processor has and this library has kernels for: 1 AVX2, 2 AVX512, 4 AVX512
+// with products of bfloat16 and bytes, 8 that with AMX; 16 AVX2 with an imitation of AMX, for tests.
+SG_API int sg_levels() {
+    int levels = 0;
+    for (const Level& level : kLevels)
+        if (level.kernels) levels |= level.bit;
+    return levels & processor_levels();
+}
+
+// With the kernels of one of these bits.
+SG_API void* sg_new(int bit, int threads) {
+    for (const Level& level : kLevels)
+        if (level.bit == bit) return new Engine(*level.kernels, threads);
+    return nullptr;
 }
 
 SG_API void sg_free(void* engine) { delete static_cast<Engine*>(engine); }
@@ -60,7 +95,13 @@ SG_API void sg_pack(void* engine, void* weight, int64_t outs, int64_t ins, int k
 
 SG_API void sg_product(void* engine, const Weight* weight, const void* x, int64_t x_stride, const void* bias, void* out,
                        int64_t rows, int out_type) {
-    Turn(engine)->multiply({x, x_stride, *weight, bias, out, rows, out_type, 0, 0});
+    Turn(engine)->multiply({x, x_stride, *weight, bias, out, rows, out_type});
+}
+
+// Of every row the first place of its greatest product, and that; see Engine::find_greatest.
+SG_API void sg_greatest(void* engine, const Weight* weight, const void* x, int64_t x_stride, int64_t rows, int64_t* ids,
+                        float* tops) {
+    Turn(engine)->find_greatest({x, x_stride, *weight, nullptr, nullptr, rows, 0}, ids, tops);
 }
 
 // Rows `ids` of a packed weight: [count, ins].

@@ -1,11 +1,17 @@
 #include "engine.hpp"
 
+#include <cmath>
+#include <limits>
+
 namespace sglite {
 namespace {
 
 constexpr int64_t kBlock = 16;
 constexpr int64_t kPieceBytes = 64 << 10;  // of weights that come from memory: some microseconds
-constexpr int64_t kTall = 24;              // rows up to which a product reads its weights once
+constexpr int64_t kRowBytes = 384 << 10;   // of rows that stay in the cache while they meet a stretch of weights
+constexpr int64_t kRowStep = 96;           // rows that leave none over, whatever is computed at once: 6, 12 or 32
+constexpr int64_t kArrangeNumbers = 8192;  // of x that are worth handing out
+constexpr int64_t kFewRows = 24;           // that a product with codes reads its weights once for
 constexpr int64_t kLine = 64;
 
 // Rows so that a piece is worth handing out.
@@ -16,16 +22,65 @@ int64_t row_step(int64_t rows, int64_t numbers, int threads) {
 
 }  // namespace
 
+void Engine::lay_out(Product& job) {
+    const Cut cut = kernels.cut(job.rows, job.weight.kind);
+    const int64_t blocks = job.weight.outs / kBlock, most_blocks = most<int64_t>(1, blocks / (4 * threads.count()));
+    const int64_t worth = parts(kPieceBytes, kBlock * job.weight.ins * size_of(job.weight.kind));
+    job.block_step = least(parts(worth, cut.blocks), parts(most_blocks, cut.blocks)) * cut.blocks;
+    const int64_t fitting = kRowBytes / (job.weight.ins * size_of(job.weight.kind)) / kRowStep * kRowStep;
+    const int64_t together = most(kRowStep, fitting);
+    job.row_step = most<int64_t>(1, least(job.rows, together));
+    job.groups = cut.groups;
+    if (cut.groups == 0) return;
+    const int64_t rows = parts(job.rows, cut.groups);
+    job.row_step = least(cut.groups, parts(together, rows));
+    job.step_step = parts(kArrangeNumbers / rows, kBlock) * kBlock;
+    arranged.resize(job.rows * job.weight.ins * cut.number);
+    job.arranged = arranged.data();
+    const int64_t steps = job.weight.ins * size_of(job.weight.kind) / 4;
+    threads.run(kernels.arrange, &job, cut.groups * parts(steps, job.step_step));
+}
+
+int64_t Engine::pieces(const Product& job) const {
+    return parts(job.weight.outs / kBlock, job.block_step) * parts(job.groups ? job.groups : job.rows, job.row_step);
+}
+
 void Engine::multiply(Product job) {
+    if (job.weight.kind >= 2) return multiply_codes(job);
+    lay_out(job);
+    threads.run(kernels.product, &job, pieces(job));
+}
+
+void Engine::find_greatest(Product product, int64_t* ids, float* tops) {
+    lay_out(product);
+    const int64_t count = threads.count(), rows = product.rows, each = product.groups ? parts(rows, product.groups) : 1;
+    const int64_t room = product.row_step * each * product.block_step * kBlock;
+    std::vector<float> sums(count * room), found(count * rows, -std::numeric_limits<float>::infinity());
+    std::vector<int64_t> places(count * rows, std::numeric_limits<int64_t>::max());
+    Greatest job{product, sums.data(), room, found.data(), places.data()};
+    threads.run(kernels.greatest, &job, pieces(product));
+    for (int64_t row = 0; row < rows; row++) {
+        float top = found[row];
+        int64_t id = places[row];
+        for (int64_t at = row + rows; at < count * rows; at += rows) {
+            if (std::isnan(top) || found[at] < top || (found[at] == top && places[at] > id)) continue;
+            top = found[at];
+            id = places[at];
+        }
+        tops[row] = top;
+        ids[row] = std::isnan(top) ? 0 : id;
+    }
+}
+
+// Codes are computed four blocks side by side; few rows meet a stretch of them once.
+void Engine::multiply_codes(Product& job) {
     const int64_t blocks = job.weight.outs / kBlock, most_blocks = most<int64_t>(1, blocks / (4 * threads.count()));
     const int64_t worth = parts(kPieceBytes, bytes_of(kBlock * job.weight.ins, job.weight.kind));
     job.block_step = least(parts(worth, 4) * 4, parts(most_blocks, 4) * 4);
-    job.row_step = job.rows > kTall ? least(job.rows, kRowStep) : most<int64_t>(job.rows, 1);
-    const int64_t pieces = parts(blocks, job.block_step) * parts(job.rows, job.row_step);
-    if (job.weight.kind < 2) return threads.run(kernels.product, &job, pieces);
+    job.row_step = job.rows > kFewRows ? least(job.rows, kCodeRowStep) : most<int64_t>(job.rows, 1);
     const Inputs made = prepare(job);
     job.inputs = &made;
-    threads.run(kernels.codes, &job, pieces);
+    threads.run(kernels.codes, &job, parts(blocks, job.block_step) * parts(job.rows, job.row_step));
 }
 
 Inputs Engine::prepare(const Product& job) {

@@ -28,7 +28,7 @@ struct Engine {
     const Kernels& kernels;
     Threads threads;
     std::vector<std::vector<char>> scratch;  // of each thread
-    std::vector<char> tiles;
+    std::vector<char> tiles, arranged;
     ExpertsRoom experts;
     std::vector<LatentPiece> latent_pieces;
     std::vector<float> found;  // by pieces of attention, of tokens that have parts
@@ -39,6 +39,8 @@ struct Engine {
     void multiply(Product job);
     // `weight` [outs, ins] of a kind, or scales as float32, from rows one behind the other to packed, in place, or back.
     void arrange(void* weight, int64_t outs, int64_t ins, int32_t kind, bool back);
+    // The greatest product of each row and the first place that it has; tops NaN where there is one, ids 0 then.
+    void find_greatest(Product product, int64_t* ids, float* tops);
     void normalise(Norm job);
     void rotate(Rotate job);
     void activate(Gated job);
@@ -55,6 +57,10 @@ struct Engine {
 
 private:
     Inputs prepare(const Product& job);
+    void multiply_codes(Product& job);
+    // Cuts a product into pieces and arranges its x where that is wanted.
+    void lay_out(Product& job);
+    int64_t pieces(const Product& job) const;
 };
 
 inline int64_t parts(int64_t whole, int64_t step) { return (whole + step - 1) / step; }

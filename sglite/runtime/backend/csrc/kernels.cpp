@@ -6,11 +6,12 @@
 #include "experts.hpp"
 #include "latents.hpp"
 #include "codes.hpp"
+#include "greatest.hpp"
 #include "product.hpp"
 #include "route.hpp"
 #include "rowwise.hpp"
 
 extern const sglite::Kernels SG_TABLE;
-const sglite::Kernels SG_TABLE = {product,    attention,    combine,     norm, rotate,  gated, route,
-                                  experts_up, experts_down, experts_mix, each, latents, conv,  delta, gated_norm,
+const sglite::Kernels SG_TABLE = {cut,        arrange,      product,     greatest, attention, combine, norm, rotate, gated,
+                                  route,      experts_up,   experts_down, experts_mix, each,  latents, conv, delta,  gated_norm,
                                   inputs,     codes,        kCodeBytes};

@@ -20,7 +20,7 @@ struct Weight {
     int64_t group;        // inputs that share a scale, a multiple of 8
 };
 
-constexpr int64_t kRowStep = 192;  // rows that at most share a stretch of weights in the cache
+constexpr int64_t kCodeRowStep = 192;  // rows that at most share a stretch of weights in the cache
 
 // What is made of the rows of x before they are multiplied with codes.
 struct Inputs {
@@ -44,9 +44,27 @@ struct Product {
     void* out;         // rows one behind the other
     int64_t rows;
     int32_t out_type;
-    // Of one piece.
-    int64_t row_step, block_step;
+    const void* arranged;  // x as the kernels read it, where there are groups
+    int64_t groups;        // of rows, 0: x is read as it lies
+    // Of one piece: rows (or groups) and blocks of a product, steps of an arrangement.
+    int64_t row_step, block_step, step_step;
     const Inputs* inputs;  // of codes
+};
+
+// How a product wants to be cut.
+struct Cut {
+    int64_t groups;  // of rows, which are arranged first; 0: x is read as it lies
+    int64_t blocks;  // that are computed side by side
+    int64_t number;  // bytes that a number of x takes when it is arranged
+};
+
+// The largest number and the first place that it has, in the products of x and a weight: what is left of them.
+struct Greatest {
+    Product product;  // without bias; `out_type` 0
+    float* room;      // of the first thread, `room_size` numbers each
+    int64_t room_size;
+    float* tops;   // [threads, rows], NaN where there is one in the row
+    int64_t* ids;  // [threads, rows]
 };
 
 // What one piece of attention computes: some tokens, with some KV heads, over slots `from` up to `to` of a row's pages.
@@ -146,7 +164,10 @@ struct Gated {
 };
 
 struct Kernels {
+    Cut (*cut)(int64_t rows, int32_t kind);
+    void (*arrange)(void* job, int64_t piece, int thread);
     void (*product)(void* job, int64_t piece, int thread);
+    void (*greatest)(void* job, int64_t piece, int thread);
     void (*attention)(void* job, int64_t piece, int thread);
     void (*combine)(void* job, int64_t piece, int thread);
     void (*norm)(void* job, int64_t piece, int thread);

@@ -11,6 +11,13 @@ namespace {
 constexpr int64_t kUnpacked = 128;  // inputs of some blocks that are unpacked at once
 constexpr int kInStep = 8;          // inputs of 32 bits of codes
 
+// Rows and blocks that are computed at once.
+#ifdef __AVX512F__
+constexpr int kWideRows = 6, kWideBlocks = 4;
+#else
+constexpr int kWideRows = 2, kWideBlocks = 2;
+#endif
+
 // What is multiplied with codes of four bits, at its first row and block.
 template <class T>
 struct NibbleTile {
@@ -60,15 +67,16 @@ SG_INLINE void unpack_step(vu words, float* to) {
 template <class T, int R, int B>
 static __attribute__((noinline)) void stretch_tile(const NibbleTile<T>& t, const T* codes, int64_t from, int64_t count,
                                                    int64_t g, vf* total, int64_t total_stride) {
-    vf acc[R][B];
+    wf acc[R][B][kParts];
     for (int r = 0; r < R; r++)
-        for (int b = 0; b < B; b++) acc[r][b] = vf{};
-    multiply<T, R, B>(acc, t.x + from, t.x_stride, codes, kUnpacked * kLanes, count);
+        for (int b = 0; b < B; b++)
+            for (int p = 0; p < kParts; p++) acc[r][b][p] = wf{};
+    multiply<T, R, B>(acc, Rows<T>{t.x + from, t.x_stride}, codes, kUnpacked * kLanes, count / Step<T>::kInputs);
     const bool last = from + count == (g + 1) * t.group;
     for (int b = 0; b < B; b++) {
         const vf scale = load_floats(t.scales + (b * t.groups + g) * kLanes);
         for (int r = 0; r < R; r++) {
-            const vf sums = last ? less_zeros(acc[r][b], t, r, b, g) : acc[r][b];
+            const vf sums = last ? less_zeros(joined(acc[r][b]), t, r, b, g) : joined(acc[r][b]);
             total[r * total_stride + b] += sums * scale;
         }
     }
@@ -85,7 +93,7 @@ static void stretch_rows(int64_t rows, const NibbleTile<T>& t, const T* codes, i
 template <class T, int B>
 static void nibble_blocks(int64_t rows, const NibbleTile<T>& t, const Written& to) {
     alignas(64) T codes[B * kUnpacked * kLanes];
-    alignas(64) vf total[sglite::kRowStep * B];
+    alignas(64) vf total[sglite::kCodeRowStep * B];
     for (int64_t i = 0; i < rows * B; i++) total[i] = vf{};
     for (int64_t from = 0, count; from < t.groups * t.group; from += count) {
         const int64_t g = from / t.group;
@@ -134,7 +142,7 @@ static __attribute__((noinline)) void nibble_tile(const NibbleTile<bf16>& t, con
                 for (int b = 0; b < B; b++) pairs[b] = code_pairs(words[b], k);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
-                    const vu input = Step<bf16>::input(t.x + r * t.x_stride + i * kInStep + 2 * k);
+                    const vu input = splat_u(Step<bf16>::arrange(t.x + r * t.x_stride + i * kInStep + 2 * k));
 #pragma GCC unroll 8
                     for (int b = 0; b < B; b++) acc[r][b] = dot_pairs(acc[r][b], input, pairs[b]);
                 }

@@ -7,66 +7,158 @@
 //
 // so that one load gives what one number of x (or a pair) is multiplied with, a block is one stretch of memory, and a
 // stretch of 32 inputs of a block is a tile of AMX as it stands.
+//
+// A tile is some rows of x times some blocks, its sums in registers from the first input to the last. Few rows are read
+// as they lie; more are arranged in groups first, [steps][rows of the group], because rows that lie a power of two
+// apart fall on the same lines of the cache.
 #pragma once
 
+#include "amx.hpp"
 #include "kernels.hpp"
 #include "vectors.hpp"
 
 namespace {
 
+constexpr int64_t kVectorBytes = 64;
 constexpr int64_t kAhead = 1024;  // bytes of a weight that are fetched before they are needed
+constexpr int kFarRows = 8;       // rows up to which memory sets the pace: fetched no nearer than the second cache
 
-// A step is what one vector of weights holds: a pair of inputs of bfloat16, one input of float32.
+// The floats of one register, and the registers that make 16 of them. Sums are kept in these: of wider vectors the
+// compiler keeps arrays in memory.
+#ifdef __AVX512F__
+typedef vf wf;
+typedef vu wu;
+SG_INLINE vf joined(const wf parts[1]) { return parts[0]; }
+#else
+typedef vf8 wf;
+typedef uint32_t wu __attribute__((vector_size(32)));
+SG_INLINE vf joined(const wf parts[2]) {
+    return __builtin_shufflevector(parts[0], parts[1], 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+#endif
+constexpr int kParts = kVectorBytes / (int)sizeof(wf);
+
+// Tiles that there are registers for: a few rows of x as they lie; groups of rows, from some rows on with fewer blocks.
+template <int Few, int FewBlocks, int Least, int Mid, int MidBlocks, int Most, int MostBlocks>
+struct TileSizes {
+    static constexpr int kFewRows = Few, kFewBlocks = FewBlocks, kLeastRows = Least, kMidRows = Mid,
+                         kMidBlocks = MidBlocks, kGroupRows = Most, kTallBlocks = MostBlocks;
+};
+
+// A step is what one vector of weights holds: a pair of inputs of bfloat16, one input of float32. It becomes some terms,
+// each of which is multiplied with one number of x. Up to `kMostArranged` rows it pays to arrange them: more do not stay in
+// the cache, which matters where registers are wide and numbers are not widened on the way.
 template <class T>
 struct Step;
 
+#ifdef __AVX512F__
+typedef TileSizes<6, 4, 6, 9, 3, 12, 2> DenseSizes;
+#else
+typedef TileSizes<2, 2, 2, 4, 1, 4, 1> DenseSizes;
+#endif
+
 template <>
-struct Step<bf16> {
-    static constexpr int kInputs = 2;
-    typedef vu Weights;
+struct Step<float> : DenseSizes {
+    static constexpr int kInputs = 1, kTerms = 1;
+    static constexpr int64_t kMostArranged = kParts == 1 ? 96 : INT64_MAX;
+    typedef wf Weights;
+    typedef float Arranged;
+    SG_INLINE Arranged arrange(const float* x) { return *x; }
+    SG_INLINE void terms(Weights w, wf to[kTerms]) { to[0] = w; }
+    SG_INLINE void add(wf& acc, Arranged x, const wf terms[kTerms]) { acc += x * terms[0]; }
+};
+
 #ifdef __AVX512BF16__
-    typedef vu Input;
-    SG_INLINE Input input(const bf16* x) {
+template <>
+struct Step<bf16> : DenseSizes {
+    static constexpr int kInputs = 2, kTerms = 1;
+    static constexpr int64_t kMostArranged = 96;
+    typedef wu Weights;
+    typedef uint32_t Arranged;
+    SG_INLINE Arranged arrange(const bf16* x) {
         uint32_t pair;
         memcpy(&pair, x, 4);
-        return splat_u(pair);
+        return pair;
     }
-    SG_INLINE vf add(vf acc, Input x, Weights w) { return dot_pairs(acc, x, w); }
-#else
-    struct Input {
-        vf first, second;
-    };
-    SG_INLINE Input input(const bf16* x) { return {splat(single(x[0])), splat(single(x[1]))}; }
-    SG_INLINE vf add(vf acc, Input x, Weights w) { return acc + x.first * firsts(w) + x.second * seconds(w); }
-#endif
+    SG_INLINE void terms(Weights w, wf to[kTerms]) { to[0] = (wf)w; }
+    SG_INLINE void add(wf& acc, Arranged x, const wf terms[kTerms]) { acc = dot_pairs(acc, splat_u(x), (wu)terms[0]); }
 };
+#else
+#ifdef __AVX512F__
+typedef TileSizes<4, 4, 5, 12, 2, 12, 2> PairSizes;
+#else
+typedef DenseSizes PairSizes;
+#endif
 
 template <>
-struct Step<float> {
-    static constexpr int kInputs = 1;
-    typedef vf Weights;
-    typedef vf Input;
-    SG_INLINE Input input(const float* x) { return splat(*x); }
-    SG_INLINE vf add(vf acc, Input x, Weights w) { return acc + x * w; }
+struct Step<bf16> : PairSizes {
+    static constexpr int kInputs = 2, kTerms = 2;
+    static constexpr int64_t kMostArranged = INT64_MAX;
+    typedef wu Weights;
+    struct Arranged {
+        float first, second;
+    };
+    SG_INLINE Arranged arrange(const bf16* x) { return {single(x[0]), single(x[1])}; }
+    SG_INLINE void terms(Weights w, wf to[kTerms]) {
+        to[0] = (wf)(w << 16);
+        to[1] = (wf)(w & 0xffff0000u);
+    }
+    SG_INLINE void add(wf& acc, Arranged x, const wf terms[kTerms]) {
+        acc += x.first * terms[0];
+        acc += x.second * terms[1];
+    }
+};
+#endif
+
+// Blocks that the largest group of a product is multiplied with at once.
+template <class T>
+SG_INLINE int64_t group_blocks(int64_t rows, int64_t groups) {
+    return (rows + groups - 1) / groups <= Step<T>::kMidRows ? Step<T>::kMidBlocks : Step<T>::kTallBlocks;
+}
+
+// Rows of x as they lie, `stride` numbers apart.
+template <class T>
+struct Rows {
+    const T* x;
+    int64_t stride;
+    SG_INLINE typename Step<T>::Arranged at(const Rows& rows, int64_t step, int r) {
+        return Step<T>::arrange(rows.x + r * rows.stride + step * Step<T>::kInputs);
+    }
 };
 
-// R rows of x times B blocks: acc += x w. `x_stride` between rows of x, `block` between blocks, in numbers.
-template <class T, int R, int B>
-SG_INLINE void multiply(vf acc[R][B], const T* x, int64_t x_stride, const T* w, int64_t block, int64_t ins) {
-    constexpr int kInputs = Step<T>::kInputs;
-    for (int64_t i = 0; i < ins; i += kInputs) {
-        typename Step<T>::Weights weights[B];
+// A group of R rows, arranged.
+template <class T, int R>
+struct Group {
+    const typename Step<T>::Arranged* x;
+    SG_INLINE typename Step<T>::Arranged at(const Group& group, int64_t step, int r) { return group.x[step * R + r]; }
+};
+
+// R rows times B blocks, `block` numbers apart: acc += x w.
+template <class T, int R, int B, class X>
+SG_INLINE void multiply(wf acc[R][B][kParts], const X& x, const T* w, int64_t block, int64_t steps) {
+    constexpr int kNear = R <= kFarRows ? 2 : 3;
+    // Where a block ends, what comes next in memory is the next block, and that is read already.
+    const int64_t beyond = kAhead + (B - 1) * block * (int64_t)sizeof(T);
+    int64_t end = most(0, steps - kAhead / kVectorBytes), ahead = kAhead;
+    for (int64_t i = 0; i < steps; end = steps, ahead = beyond) {
+        for (; i < end; i++) {
+            wf terms[B][kParts][Step<T>::kTerms];
 #pragma GCC unroll 8
-        for (int b = 0; b < B; b++) {
-            const T* at = w + b * block + i * kLanes;
-            weights[b] = load<typename Step<T>::Weights>(at);
-            __builtin_prefetch((const char*)at + kAhead, 0, 3);
-        }
-#pragma GCC unroll 32
-        for (int r = 0; r < R; r++) {
-            const typename Step<T>::Input input = Step<T>::input(x + r * x_stride + i);
+            for (int b = 0; b < B; b++) {
+                const char* at = (const char*)(w + b * block) + i * kVectorBytes;
+#pragma GCC unroll 2
+                for (int p = 0; p < kParts; p++)
+                    Step<T>::terms(load<typename Step<T>::Weights>(at + p * sizeof(wf)), terms[b][p]);
+                __builtin_prefetch(at + ahead, 0, kNear);
+            }
+#pragma GCC unroll 16
+            for (int r = 0; r < R; r++) {
+                const typename Step<T>::Arranged input = X::at(x, i, r);
 #pragma GCC unroll 8
-            for (int b = 0; b < B; b++) acc[r][b] = Step<T>::add(acc[r][b], input, weights[b]);
+                for (int b = 0; b < B; b++)
+#pragma GCC unroll 2
+                    for (int p = 0; p < kParts; p++) Step<T>::add(acc[r][b][p], input, terms[b][p]);
+            }
         }
     }
 }
@@ -87,109 +179,142 @@ SG_INLINE Written moved(const Written& to, int64_t row, int64_t block) {
     return there;
 }
 
+SG_INLINE void write_block(vf sums, const Written& to, int64_t row, int64_t block) {
+    if (to.bias)
+        sums += to.bias_type ? load_floats((const bf16*)to.bias + block * kLanes)
+                             : load_floats((const float*)to.bias + block * kLanes);
+    const int64_t at = row * to.stride + block * kLanes;
+    if (to.out_type)
+        store_floats((bf16*)to.out + at, sums);
+    else
+        store_floats((float*)to.out + at, sums);
+}
+
 template <int R, int B>
 SG_INLINE void write(const vf acc[R][B], const Written& to) {
-    for (int b = 0; b < B; b++) {
-        vf bias = vf{};
-        if (to.bias)
-            bias = to.bias_type ? load_floats((const bf16*)to.bias + b * kLanes)
-                                : load_floats((const float*)to.bias + b * kLanes);
-        for (int r = 0; r < R; r++) {
-            const int64_t at = r * to.stride + b * kLanes;
-            if (to.out_type)
-                store_floats((bf16*)to.out + at, acc[r][b] + bias);
-            else
-                store_floats((float*)to.out + at, acc[r][b] + bias);
-        }
-    }
+    for (int b = 0; b < B; b++)
+        for (int r = 0; r < R; r++) write_block(acc[r][b], to, r, b);
 }
 
-template <class T, int R, int B>
-static __attribute__((noinline)) void tile(const T* x, int64_t x_stride, const T* w, int64_t block, int64_t ins,
-                                           const Written& to) {
-    vf acc[R][B];
+template <class T, int R, int B, class X>
+static __attribute__((noinline)) void tile(X x, const T* w, int64_t block, int64_t ins, const Written& to) {
+    wf acc[R][B][kParts];
     for (int r = 0; r < R; r++)
-        for (int b = 0; b < B; b++) acc[r][b] = vf{};
-    multiply<T, R, B>(acc, x, x_stride, w, block, ins);
-    write<R, B>(acc, to);
+        for (int b = 0; b < B; b++)
+            for (int p = 0; p < kParts; p++) acc[r][b][p] = wf{};
+    multiply<T, R, B>(acc, x, w, block, ins / Step<T>::kInputs);
+    vf sums[R][B];
+    for (int r = 0; r < R; r++)
+        for (int b = 0; b < B; b++) sums[r][b] = joined(acc[r][b]);
+    write<R, B>(sums, to);
 }
 
-#ifdef __AVX512F__
-constexpr int kWideRows = 6, kWideBlocks = 4;
-#else
-constexpr int kWideRows = 2, kWideBlocks = 2;
-#endif
-
-template <class T, int B>
-static void few_rows(int64_t rows, const T* x, int64_t x_stride, const T* w, int64_t block, int64_t ins,
-                     const Written& to) {
-    switch (rows) {
-        case 1: return tile<T, 1, B>(x, x_stride, w, block, ins, to);
-        case 2: return tile<T, 2, B>(x, x_stride, w, block, ins, to);
-#ifdef __AVX512F__
-        case 3: return tile<T, 3, B>(x, x_stride, w, block, ins, to);
-        case 4: return tile<T, 4, B>(x, x_stride, w, block, ins, to);
-        case 5: return tile<T, 5, B>(x, x_stride, w, block, ins, to);
-        case 6: return tile<T, 6, B>(x, x_stride, w, block, ins, to);
-#endif
-    }
+// R rows or fewer, as they lie, times B blocks.
+template <class T, int B, int R = Step<T>::kFewRows>
+static void few_rows(int64_t rows, Rows<T> x, const T* w, int64_t block, int64_t ins, const Written& to) {
+    if (rows == R) return tile<T, R, B>(x, w, block, ins, to);
+    if constexpr (R > 1) few_rows<T, B, R - 1>(rows, x, w, block, ins, to);
 }
-
-#ifdef __AVX512F__
-// Many rows by one block: weights that come from memory are used for all rows while the next are on their way.
-template <class T>
-static void one_block(int64_t rows, const T* x, int64_t x_stride, const T* w, int64_t ins, const Written& to) {
-    switch (rows) {
-#define SG_ROWS(n) \
-    case n: return tile<T, n, 1>(x, x_stride, w, 0, ins, to);
-        SG_ROWS(7) SG_ROWS(8) SG_ROWS(9) SG_ROWS(10) SG_ROWS(11) SG_ROWS(12) SG_ROWS(13) SG_ROWS(14) SG_ROWS(15)
-        SG_ROWS(16) SG_ROWS(17) SG_ROWS(18) SG_ROWS(19) SG_ROWS(20) SG_ROWS(21) SG_ROWS(22) SG_ROWS(23) SG_ROWS(24)
-#undef SG_ROWS
-    }
-}
-constexpr int64_t kTallRows = 24;
-#else
-constexpr int64_t kTallRows = 0;
-#endif
 
 // All rows times `blocks` blocks.
 template <class T>
 static void panel(int64_t rows, const T* x, int64_t x_stride, const T* w, int64_t block, int64_t blocks, int64_t ins,
                   const Written& to) {
-#ifdef __AVX512F__
-    if (rows > kWideRows && rows <= kTallRows) {
-        for (int64_t b = 0; b < blocks; b++) one_block<T>(rows, x, x_stride, w + b * block, ins, moved(to, 0, b));
-        return;
-    }
-#endif
-    for (int64_t b = 0; b < blocks;) {
-        const bool wide = blocks - b >= kWideBlocks;
-        for (int64_t r = 0; r < rows; r += kWideRows) {
-            const int64_t count = least(kWideRows, rows - r);
-            const T* from = x + r * x_stride;
-            if (wide)
-                few_rows<T, kWideBlocks>(count, from, x_stride, w + b * block, block, ins, moved(to, r, b));
-            else
-                few_rows<T, 1>(count, from, x_stride, w + b * block, block, ins, moved(to, r, b));
+    if constexpr (kTiles<T>) {
+        if (rows >= kLeastTileRows) {
+            const auto put = [&](int64_t row, int64_t b, vf sums) { write_block(sums, to, row, b); };
+            return tile_products(rows, x, x_stride, w, block, blocks, ins, put);
         }
-        b += wide ? kWideBlocks : 1;
+    }
+    constexpr int64_t kFewRows = Step<T>::kFewRows, kFewBlocks = Step<T>::kFewBlocks;
+    for (int64_t b = 0; b < blocks;) {
+        const bool wide = blocks - b >= kFewBlocks;
+        for (int64_t r = 0; r < rows; r += kFewRows) {
+            const Rows<T> some = {x + r * x_stride, x_stride};
+            const Written there = moved(to, r, b);
+            if (wide)
+                few_rows<T, kFewBlocks>(least(kFewRows, rows - r), some, w + b * block, block, ins, there);
+            else
+                few_rows<T, 1>(least(kFewRows, rows - r), some, w + b * block, block, ins, there);
+        }
+        b += wide ? kFewBlocks : 1;
     }
 }
 
+// R rows or fewer, arranged, times B blocks.
+template <class T, int B, int R = B == Step<T>::kTallBlocks || B == 1 ? Step<T>::kGroupRows : Step<T>::kMidRows>
+static void one_group(int64_t rows, const void* x, const T* w, int64_t block, int64_t ins, const Written& to) {
+    // With the fewer blocks there are groups of at least the middle size, and those beside it that are one smaller.
+    constexpr bool kTall = B == Step<T>::kTallBlocks && B != Step<T>::kMidBlocks && B != 1;
+    if (rows == R) return tile<T, R, B>(Group<T, R>{(const typename Step<T>::Arranged*)x}, w, block, ins, to);
+    if constexpr (R > (kTall ? Step<T>::kMidRows : Step<T>::kLeastRows))
+        one_group<T, B, R - 1>(rows, x, w, block, ins, to);
+}
+
+// The first row of a group: their sizes differ by one at most.
+SG_INLINE int64_t group_start(const sglite::Product& p, int64_t group) { return group * p.rows / p.groups; }
+
+// Groups from `first` up to `end` times B blocks.
+template <class T, int B>
+static void groups_by_blocks(const sglite::Product& p, int64_t first, int64_t end, const T* w, const Written& to) {
+    for (int64_t g = first; g < end; g++) {
+        const int64_t row = group_start(p, g), rows = group_start(p, g + 1) - row;
+        const auto* x = (const typename Step<T>::Arranged*)p.arranged + row * (p.weight.ins / Step<T>::kInputs);
+        one_group<T, B>(rows, x, w, kLanes * p.weight.ins, p.weight.ins,
+                        moved(to, row - group_start(p, first), 0));
+    }
+}
+
+// The same times all blocks: those that a group takes at once are read from memory for the first and from the cache for
+// the others.
 template <class T>
-static void product_piece(const sglite::Product& p, int64_t piece) {
-    const int64_t all_blocks = p.weight.outs / kLanes, block = kLanes * p.weight.ins;
-    const int64_t columns = (all_blocks + p.block_step - 1) / p.block_step;
-    const int64_t first = piece % columns * p.block_step, row = piece / columns * p.row_step;
-    const int64_t size = p.out_type ? 2 : 4;
-    Written to;
-    to.out = (char*)p.out + (row * p.weight.outs + first * kLanes) * size;
-    to.stride = p.weight.outs;
-    to.bias = p.bias ? (const char*)p.bias + first * kLanes * (int64_t)sizeof(T) : nullptr;
-    to.out_type = p.out_type;
-    to.bias_type = p.weight.kind;
-    panel<T>(least(p.row_step, p.rows - row), (const T*)p.x + row * p.x_stride, p.x_stride,
-             (const T*)p.weight.data + first * block, block, least(p.block_step, all_blocks - first), p.weight.ins, to);
+static void arranged_panel(const sglite::Product& p, int64_t first, int64_t end, const T* w, int64_t blocks,
+                           const Written& to) {
+    constexpr int kMid = Step<T>::kMidBlocks, kTall = Step<T>::kTallBlocks;
+    const int64_t wide = group_blocks<T>(p.rows, p.groups);
+    for (int64_t b = 0; b < blocks;) {
+        const T* at = w + b * kLanes * p.weight.ins;
+        const Written there = moved(to, 0, b);
+        const int64_t some = blocks - b >= wide ? wide : 1;
+        if (some == kTall)
+            groups_by_blocks<T, kTall>(p, first, end, at, there);
+        else if (some == kMid)
+            groups_by_blocks<T, kMid>(p, first, end, at, there);
+        else
+            groups_by_blocks<T, 1>(p, first, end, at, there);
+        b += some;
+    }
+}
+
+// What one piece computes: rows (or groups of them) and blocks.
+struct Piece {
+    int64_t row, end, block, blocks;
+
+    SG_INLINE Piece of(const sglite::Product& p, int64_t number) {
+        const int64_t all = p.weight.outs / kLanes, columns = (all + p.block_step - 1) / p.block_step;
+        const int64_t block = number % columns * p.block_step, row = number / columns * p.row_step;
+        return {row, least(row + p.row_step, p.groups ? p.groups : p.rows), block, least(p.block_step, all - block)};
+    }
+};
+
+// `to` is at the piece's first row and block.
+template <class T>
+static void compute(const sglite::Product& p, const Piece& piece, const Written& to) {
+    const int64_t block = kLanes * p.weight.ins;
+    const T* w = (const T*)p.weight.data + piece.block * block;
+    if (p.groups)
+        arranged_panel<T>(p, piece.row, piece.end, w, piece.blocks, to);
+    else
+        panel<T>(piece.end - piece.row, (const T*)p.x + piece.row * p.x_stride, p.x_stride, w, block, piece.blocks,
+                 p.weight.ins, to);
+}
+
+template <class T>
+static void product_piece(const sglite::Product& p, int64_t number) {
+    const Piece piece = Piece::of(p, number);
+    const Written all = {p.out, p.weight.outs, p.bias, p.out_type, p.weight.kind};
+    const int64_t row = p.groups ? group_start(p, piece.row) : piece.row;
+    compute<T>(p, piece, moved(all, row, piece.block));
 }
 
 static void product(void* job, int64_t piece, int) {
@@ -199,5 +324,39 @@ static void product(void* job, int64_t piece, int) {
     else
         product_piece<float>(p, piece);
 }
+
+// Some steps of a group, those of all its rows side by side.
+template <class T>
+static void arrange_piece(const sglite::Product& p, int64_t number) {
+    constexpr int64_t kSome = 16;  // steps of one line of x
+    const int64_t steps = p.weight.ins / Step<T>::kInputs, cuts = (steps + p.step_step - 1) / p.step_step;
+    const int64_t group = number / cuts, from = number % cuts * p.step_step;
+    const int64_t end = least(steps, from + p.step_step);
+    const int64_t row = group_start(p, group), rows = group_start(p, group + 1) - row;
+    const T* x = (const T*)p.x + row * p.x_stride;
+    auto* to = (typename Step<T>::Arranged*)p.arranged + row * steps;
+    for (int64_t i = from; i < end; i += kSome)
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t s = i; s < least(i + kSome, end); s++)
+                to[s * rows + r] = Step<T>::arrange(x + r * p.x_stride + s * Step<T>::kInputs);
+}
+
+static void arrange(void* job, int64_t piece, int) {
+    const sglite::Product& p = *(const sglite::Product*)job;
+    if (p.weight.kind)
+        arrange_piece<bf16>(p, piece);
+    else
+        arrange_piece<float>(p, piece);
+}
+
+template <class T>
+static sglite::Cut cut_of(int64_t rows) {
+    if (kTiles<T> && rows >= kLeastTileRows) return {0, 2, 0};
+    if (rows <= Step<T>::kFewRows || rows > Step<T>::kMostArranged) return {0, Step<T>::kFewBlocks, 0};
+    const int64_t groups = (rows + Step<T>::kGroupRows - 1) / Step<T>::kGroupRows;
+    return {groups, group_blocks<T>(rows, groups), (int64_t)sizeof(typename Step<T>::Arranged) / Step<T>::kInputs};
+}
+
+static sglite::Cut cut(int64_t rows, int32_t kind) { return kind ? cut_of<bf16>(rows) : cut_of<float>(rows); }
 
 }  // namespace
