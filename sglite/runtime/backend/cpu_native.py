@@ -76,7 +76,7 @@ class NativeBackend(CPUBackend):
         self._library = Library(level, self.num_threads)
 
     def describe(self) -> str:
-        slower = "" if self.level == list(LEVELS)[-1] else ", slower than with AMX"
+        slower = ", slower than with AVX512 for bfloat16" if LEVELS[self.level] < LEVELS["avx512_bf16"] else ""
         return f"{self.level} kernels, {self.num_threads} threads{slower}"
 
     @property

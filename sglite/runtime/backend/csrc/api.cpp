@@ -76,7 +76,7 @@ SG_API int sg_levels() {
 // With the kernels of one of these bits.
 SG_API void* sg_new(int bit, int threads) {
     for (const Level& level : kLevels)
-        if (level.bit == bit) return new Engine(*level.kernels, threads);
+        if (level.bit == bit && level.kernels) return new Engine(*level.kernels, threads);
     return nullptr;
 }
 
