@@ -1,4 +1,5 @@
-// Products by the tiles of AMX, of bfloat16, or of bytes (x signed, weights unsigned): 32 rows times 32 outputs at once.
+// Products by the tiles of AMX, of bfloat16, or of bytes (x signed, weights unsigned): 32 rows times 32 outputs at a
+// time.
 //
 //                        tile 6   tile 7      a block of weights each, 64 bytes of inputs by 16 outputs
 //     tile 4  16 rows    tile 0   tile 1
@@ -96,8 +97,8 @@ static void tile_block(int64_t rows, const T* x, int64_t x_stride, const T* w, i
         for (int64_t b = 0; b < (TwoBlocks ? 2 : 1); b++) put(r, first + b, load<vf>(sums[r] + b * kLanes));
 }
 
-// `put(row, block, sums)` for all rows of x times `blocks` blocks; of bytes the sums are whole numbers of 32 bits in the same
-// lanes. x, `x_stride`, `block` in numbers.
+// `put(row, block, sums)` for all rows of x times `blocks` blocks; of bytes the sums are whole numbers of 32 bits in
+// the same lanes. x, `x_stride`, `block` in numbers.
 template <class T, class Put>
 static void tile_products(int64_t rows, const T* x, int64_t x_stride, const T* w, int64_t block, int64_t blocks,
                           int64_t ins, const Put& put) {

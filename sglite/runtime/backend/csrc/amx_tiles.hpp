@@ -1,5 +1,5 @@
-// The eight tile registers of AMX: shapes, loads, stores and products; or a plain imitation of them, which does the same
-// with numbers in memory, so that what is built on them is tested on processors that have none.
+// The eight tile registers of AMX: shapes, loads, stores and products; or a plain imitation of them, which does the
+// same with numbers in memory, so that what is built on them is tested on processors that have none.
 #pragma once
 
 #include "vectors.hpp"

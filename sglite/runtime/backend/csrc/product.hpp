@@ -45,9 +45,9 @@ struct TileSizes {
                          kMidBlocks = MidBlocks, kGroupRows = Most, kTallBlocks = MostBlocks;
 };
 
-// A step is what one vector of weights holds: a pair of inputs of bfloat16, one input of float32. It becomes some terms,
-// each of which is multiplied with one number of x. Up to `kMostArranged` rows it pays to arrange them: more do not stay in
-// the cache, which matters where registers are wide and numbers are not widened on the way.
+// A step is what one vector of weights holds: a pair of inputs of bfloat16, one input of float32. It becomes some
+// terms, each of which is multiplied with one number of x. Up to `kMostArranged` rows it pays to arrange them: more do
+// not stay in the cache, which matters where registers are wide and numbers are not widened on the way.
 template <class T>
 struct Step;
 
