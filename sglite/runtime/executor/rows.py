@@ -26,6 +26,17 @@ class RowState:
     pages: list[int] = field(default_factory=list)
     last_token: int = UNKNOWN_TOKEN
 
+    @property
+    def is_plain(self) -> bool:
+        """Its next token is the most likely one, whatever else may be forbidden by a mask or a least length."""
+        params = self.new.sampling
+        changed = params.logit_bias or params.allowed_token_ids or self.counts is not None
+        return params.is_greedy and not changed and self.new.logprobs is None
+
+    def bans(self, num_output: int) -> bool:
+        """Whether ids are still banned after so many output tokens."""
+        return num_output < self.new.sampling.min_new_tokens and bool(self.new.banned_until_min)
+
 
 class Batch(NamedTuple):
     """A step's rows side by side."""

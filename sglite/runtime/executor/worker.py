@@ -28,7 +28,7 @@ from sglite.runtime.protocol import (
     ScoreTask,
     StepOutput,
 )
-from sglite.runtime.sample.logprobs import LogitsNotFinite
+from sglite.runtime.sample.logprobs import LogitsNotFinite, not_finite
 from sglite.runtime.sample.sampler import Sampler, SampleResult, SampleRow
 from sglite.runtime.spec.base import accept_path, draft_depths
 
@@ -46,6 +46,10 @@ class Model(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] to [n, vocab] in float32."""
+        ...
+
+    def greedy(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """[n, hidden] to the most likely ids [n] and their logits [n], which tell where there are none."""
         ...
 
     def pooled(self, hidden: Tensor) -> Tensor:
@@ -74,11 +78,14 @@ class ModelWorker:
         """Run a step; see ``Worker``."""
         self._prepare(step)
         hidden, first = self._forward(step)
-        logits, picked = self._logits(step, hidden, first)
         output = StepOutput(step_id=step.step_id)
         output.pools = self._pooled(step, hidden, first)
-        output.scores = [self._score(task, logits, picked[place]) for place, task in enumerate(step.scores)]
-        output.samples = self._sample(step, logits, picked[len(step.scores) :], masks())
+        if self._is_greedy(step):
+            output.samples = self._greedy(step, hidden, first)
+        else:
+            logits, picked = self._logits(step, hidden, first)
+            output.scores = [self._score(task, logits, picked[place]) for place, task in enumerate(step.scores)]
+            output.samples = self._sample(step, logits, picked[len(step.scores) :], masks())
         self._backend.copy_states(self._pool, step.checkpoints)
         return output
 
@@ -99,6 +106,29 @@ class ModelWorker:
         context = ForwardContext(self._backend, self._backend.plan(layout), self._pool)
         ids = torch.tensor(token_ids, device=device)
         return self._model.forward(ids, torch.tensor(layout.positions, device=device), context), first
+
+    def _is_greedy(self, step: SchedulerOutput) -> bool:
+        """Whether nothing but the most likely token of each row is wanted: then nobody looks at the logits."""
+        return bool(step.samples) and not step.scores and all(self._is_plain(task, step) for task in step.samples)
+
+    def _is_plain(self, task: SampleTask, step: SchedulerOutput) -> bool:
+        state = self._rows[task.slot]
+        free = not task.constrained and not state.bans(task.num_output) and not _drafts(task, step.rows)
+        return free and state.is_plain
+
+    def _greedy(self, step: SchedulerOutput, hidden: Tensor, first: list[int]) -> list[SampledToken]:
+        """The most likely token of each task's row."""
+        picked = [index for task in step.samples for index in _hidden(task, step.rows, first, 1)]
+        if picked != [*range(len(hidden))]:
+            hidden = hidden[torch.tensor(picked, device=hidden.device)]
+        ids, tops = self._model.greedy(hidden)
+        samples = []
+        for task, token, top in zip(step.samples, ids.tolist(), tops.tolist(), strict=True):
+            error = not_finite(top)
+            if error is None:
+                self._rows[task.slot].last_token = token
+            samples.append(SampledToken(slot=task.slot, token_ids=[token] if error is None else [], error=error))
+        return samples
 
     def _logits(self, step: SchedulerOutput, hidden: Tensor, first: list[int]) -> tuple[Tensor, list[list[int]]]:
         """Logits [n, vocab] that scores and samples need, each position once; and, for each score and then each

@@ -194,3 +194,10 @@ class CausalLM(ABC):
         if self.head is None:
             raise RuntimeError("the checkpoint has no output head (lm_head)")
         return self.backend.logits(hidden, self.head)
+
+    @torch.inference_mode()
+    def greedy(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The most likely next tokens [n] of hidden states [n, hidden], and their logits; see ``Backend.greedy``."""
+        if self.head is None:
+            raise RuntimeError("the checkpoint has no output head (lm_head)")
+        return self.backend.greedy(hidden, self.head)
