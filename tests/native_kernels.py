@@ -11,8 +11,8 @@ from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_native import NativeBackend, cpu_backend
 from sglite.runtime.backend.native_library import LEVELS
 
-NATIVE = tuple(LEVELS)
-"""Instruction sets."""
+NATIVE = [pytest.param(level, marks=pytest.mark.slow) if level == "avx512" else level for level in LEVELS]
+"""Instruction sets, as parameters; what lies between the narrowest and those of today's processors takes its time."""
 
 
 @functools.lru_cache
