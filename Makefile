@@ -62,12 +62,13 @@ test-faults: $(READY)
 # Built before the sanitizer is loaded into everything. It keeps no record of what is still allocated at the end, which
 # of Python and PyTorch is much. Its report is not captured. Threads have a program of their own among the tests.
 SANITIZED := SGLITE_SANITIZE=address,undefined CXX=g++
+KERNEL_TESTS := $(patsubst %,tests/unit/backend/test_native_%.py,kernels products codes attention mixers dense threads)
 test-kernels-sanitized: $(READY)
 	$(SANITIZED) $(PY) -c "from sglite.runtime.backend import native_build as k; k.build(k.cache_folder()); \
 		from sglite.constrained.engines import native_build as c; c.build(c.cache_folder())"
 	$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		$(PYTEST) --capture=sys --timeout=600 tests/unit/backend/test_native_kernels.py tests/unit/backend/test_native_threads.py \
+		$(PYTEST) --capture=sys --timeout=600 $(KERNEL_TESTS) \
 		tests/unit/constrained/test_constrained_native.py
 
 lint: $(READY)

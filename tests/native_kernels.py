@@ -11,8 +11,9 @@ from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_native import NativeBackend, cpu_backend
 from sglite.runtime.backend.native_library import LEVELS
 
-NATIVE = [pytest.param(level, marks=pytest.mark.slow) if level == "avx512" else level for level in LEVELS]
-"""Instruction sets, as parameters; what lies between the narrowest and those of today's processors takes its time."""
+FAST = ("avx2", "avx512_bf16")
+NATIVE = [level if level in FAST else pytest.param(level, marks=pytest.mark.slow) for level in LEVELS]
+"""Instruction sets, as parameters; tests of all of them take their time."""
 
 
 @functools.lru_cache
