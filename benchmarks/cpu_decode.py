@@ -1,8 +1,8 @@
 """Time of a decode step on the CPU: plain torch, native kernels, quantised weights, side by side in one process.
 
-    python benchmarks/cpu_decode.py --shapes 29M 0.6B --batches 1 16 --context 256 --threads 2
-    python benchmarks/cpu_decode.py --only native --quantization int8 int4
-    python benchmarks/cpu_decode.py --batches 16 --context 1120 --shared 1024 --only native
+    python -m benchmarks.cpu_decode --shapes 29M 0.6B --batches 1 16 --context 256 --threads 2
+    python -m benchmarks.cpu_decode --only native --quantization int8 int4
+    python -m benchmarks.cpu_decode --batches 16 --context 1120 --shared 1024 --only native
 
 A step is plan, forward, logits and arg-max of random weights; no scheduler, sampler or server. All take turns, so that
 load from elsewhere meets all; the least of all rounds is printed, CPU seconds of the process beside wall time.
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.shapes import DENSE, QWEN3
 from sglite.runtime.backend.base import Backend, BatchLayout, ForwardContext
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_native import cpu_backend
@@ -28,17 +29,6 @@ from sglite.runtime.model.loader import LoadedModel, load_model
 from sglite.runtime.quant.methods import WHILE_LOADING
 
 PAGE = 16
-COMMON = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "hidden_act": "silu",
-    "attention_bias": False,
-}
 _EXPERTS = {
     "hidden_size": 1024,
     "num_hidden_layers": 8,
@@ -47,25 +37,8 @@ _EXPERTS = {
     "num_experts_per_tok": 8,
     "vocab_size": 16384,
 }
-SHAPES = {
-    "29M": {
-        "hidden_size": 512,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 64,
-        "intermediate_size": 1536,
-        "vocab_size": 8192,
-    },
-    "0.6B": {
-        "hidden_size": 1024,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": 3072,
-        "vocab_size": 151936,
-    },
+SHAPES: dict[str, dict[str, object]] = {
+    **DENSE,
     "moe": {
         **_EXPERTS,
         "architectures": ["Qwen3MoeForCausalLM"],
@@ -219,7 +192,7 @@ def main() -> None:
     print(f"native: {backends['native'].describe()}; memory {bandwidth():.1f} GB/s")
     for name in given.shapes:
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps({**COMMON, **SHAPES[name]}))
+            (Path(folder) / "config.json").write_text(json.dumps({**QWEN3, **SHAPES[name]}))
             models = {
                 kind: load_model(folder, backend=backend, dtype=given.dtype, load_format="dummy")
                 for kind, backend in backends.items()

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 import torch
 
+from benchmarks.shapes import DENSE, QWEN3
 from sglite.runtime.backend.cpu_native import cpu_backend
 from sglite.runtime.engine.admission import Admission
 from sglite.runtime.engine.core import CoreConfig, EngineCore
@@ -40,23 +41,11 @@ from sglite.runtime.text.tokenizer import Tokenizer, load_tokenizer
 DEMO = Path(__file__).parents[1] / "sglite" / "bundled" / "sglite-demo"
 PAGE, PROMPT, WARM_UP, STEPS = 16, 128, 24, 40
 EOS = 4087
-SHAPE = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "head_dim": 64,
-}
+SHAPE = {**QWEN3, "head_dim": 64}
 MODELS: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
              "intermediate_size": 256, "vocab_size": 8192},
-    "29M": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
-            "intermediate_size": 1536, "vocab_size": 8192},
+    "29M": DENSE["29M"],
     "wide": {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
              "intermediate_size": 256, "vocab_size": 151936},
 }  # fmt: skip

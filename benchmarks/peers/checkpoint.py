@@ -19,39 +19,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-COMMON: dict[str, Any] = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "use_sliding_window": False,
-}
-SHAPES: dict[str, dict[str, int]] = {
-    "29M": {
-        "hidden_size": 512,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 64,
-        "intermediate_size": 1536,
-        "vocab_size": 8192,
-    },
-    "0.6B": {
-        "hidden_size": 1024,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": 3072,
-        "vocab_size": 151936,
-    },
-}
+from benchmarks.shapes import DENSE, QWEN3
+
+COMMON = {**QWEN3, "attention_dropout": 0.0, "use_sliding_window": False}
 SEED = 20240601
 LOGIT_SPREAD = 3.0
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -71,7 +41,7 @@ def make(name: str, folder: Path) -> None:
     if (folder / "complete").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**COMMON, **SHAPES[name]}
+    config = {**COMMON, **DENSE[name]}
     tokenizer = train(config["vocab_size"])
     ends = {"bos_token_id": None, "eos_token_id": tokenizer.token_to_id(SPECIALS[2])}
     _write(folder / "config.json", {**config, **ends})
@@ -180,7 +150,7 @@ def _write(path: Path, value: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("name", choices=SHAPES)
+    parser.add_argument("name", choices=DENSE)
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()
     make(given.name, given.folder)

@@ -22,13 +22,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.checkpoint import SHAPES, make
+from benchmarks.peers.checkpoint import make
 from benchmarks.peers.figures import LOAD, OWN, Sample, Shot, disturbances, table
 from benchmarks.peers.machine import Clock, Window, bandwidth, between, describe, peak_memory, read_clock
 from benchmarks.peers.parity import SHOT as PARITY
 from benchmarks.peers.parity import is_fatal, line, sequences, verdict
 from benchmarks.peers.process import HERE, JUDGE, PEERS, Peer, PeerFailed, PeerRefused, interpreter, missing
 from benchmarks.peers.workloads import WEIGHT_OF_A_SAMPLE, WORKLOADS, Workload
+from benchmarks.shapes import DENSE
 
 KV_TOKENS = 18_432
 """Room of every cache: what W4 takes without sharing."""
@@ -236,7 +237,7 @@ def say(text: str) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=_names(PEERS), default=list(PEERS))
-    parser.add_argument("--models", type=_names(SHAPES), default=list(SHAPES))
+    parser.add_argument("--models", type=_names(DENSE), default=list(DENSE))
     parser.add_argument("--workloads", type=_names(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--precision", choices=("bf16", "int8"), default="bf16")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
