@@ -13,7 +13,7 @@
 namespace {
 
 constexpr int64_t kSlots = sglite::kTileSlots;
-constexpr int64_t kFetchRows = 12, kFetchLines = 64;  // lines that are fetched between products of so many rows
+constexpr int64_t kFetchRows = 32, kFetchLines = 128;  // lines that are fetched between products of so many rows
 
 // Where a thread keeps the tiles of one piece.
 template <class T>
