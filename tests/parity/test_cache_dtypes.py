@@ -74,7 +74,7 @@ def test_a_cache_of_int8_rounds_every_head_and_nothing_else(folders: Callable[[s
     for ours, expected, whole in zip(found, rounded, exact, strict=True):
         assert torch.equal(ours, expected)
         error = (ours - whole).square().mean().sqrt() / whole.square().mean().sqrt()
-        assert 0 < error < 0.03
+        assert 0 < error < 0.05
 
 
 @every_kind
