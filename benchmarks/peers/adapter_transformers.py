@@ -16,7 +16,8 @@ class Transformers(Adapter):
             raise Refused(f"{precision} is not measured with transformers")
         torch.set_num_threads(threads)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+        read = transformers.AutoModelForCausalLM.from_pretrained
+        self.model = read(model, dtype=dtype, use_safetensors=True, local_files_only=True).eval()
         return f"{transformers.__version__}, torch {torch.__version__}"
 
     def run(self, shot: Shot) -> Outputs:

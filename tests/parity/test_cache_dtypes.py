@@ -71,10 +71,11 @@ def test_a_cache_of_int8_rounds_every_head_and_nothing_else(folders: Callable[[s
     rounded = logits(load_model(folders(kind), backend=backend), backend, "auto")
     loaded = load_model(folders(kind), backend=plain)
     exact, found = (logits(loaded, plain, dtype) for dtype in ("auto", "int8"))
-    for ours, expected, whole in zip(found, rounded, exact, strict=True):
-        assert torch.equal(ours, expected)
-        error = (ours - whole).square().mean().sqrt() / whole.square().mean().sqrt()
-        assert 0 < error < 0.05
+    assert all(map(torch.equal, found, rounded))
+    ours, whole = torch.cat(list(found)), torch.cat(list(exact))
+    errors, sizes = (ours - whole).square().mean(1), whole.square().mean(1)
+    assert 0 < (errors.mean() / sizes.mean()).sqrt() < 0.03
+    assert (errors / sizes).sqrt().median() < 0.01  # where a router hesitates, a row goes another way altogether
 
 
 @every_kind
