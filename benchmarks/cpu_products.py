@@ -18,9 +18,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Backend, Matrix
+from sglite.runtime.backend.base import Backend
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_native import cpu_backend
+from sglite.runtime.backend.weights import Matrix
 
 SHAPES = {
     "qkv": (4096, 1024),

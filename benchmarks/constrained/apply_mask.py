@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sglite.constrained import bitmask
 from sglite.runtime.backend.cpu import CPUBackend
-from sglite.runtime.sample.adjust import apply_bitmask
+from sglite.runtime.backend.mask import apply_bitmask
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.sample.sampler import Sampler, SampleRow
 
@@ -59,7 +59,7 @@ def _row(mask: Tensor, repeats: int) -> dict[str, float | None]:
     logits = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(0))
     work = logits.clone()
     backend, kernel = CPUBackend(), _xgrammar_kernel()
-    sampler = Sampler(backend.apply_mask)
+    sampler = Sampler(backend.sample)
     greedy, drawn = ([SampleRow(params=SamplingParams(temperature=heat), seed=1, position=1)] for heat in (0.0, 1.0))
     calls: dict[str, Callable[[], object] | None] = {
         "backend": lambda: backend.apply_mask(work, mask),

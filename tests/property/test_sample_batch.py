@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglite.runtime.backend.cpu_sample import weigh
 from sglite.runtime.protocol import LogprobOptions
-from sglite.runtime.sample.draw import _weights
+from sglite.runtime.sample.draw import draws_of
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.sample.penalties import TokenCounts
 from sglite.runtime.sample.sampler import Sampler, SampleRow
@@ -82,10 +83,10 @@ def test_a_row_does_not_depend_on_its_batch(data: st.DataObject) -> None:
 def test_weights_are_the_same_bits_alone_and_together(width: int, n: int, seed: int, temperature: float) -> None:
     logits = logits_of(n, width, seed, False, torch.float32)
     rows = [SampleRow(params=SamplingParams(temperature=temperature), seed=0, position=0)] * n
-    together = _weights(logits, logits, rows)
+    together = weigh(logits, logits, draws_of(rows))
     for i in range(n):
         one = logits[i : i + 1].clone()
-        assert torch.equal(_weights(one, one, rows[:1]), together[i : i + 1])
+        assert torch.equal(weigh(one, one, draws_of(rows[:1])), together[i : i + 1])
     assert torch.equal(together.amax(dim=1), torch.full((n,), 2**40))
 
 

@@ -28,7 +28,7 @@ USE = """
 import sys, torch, sglite
 assert sglite.__file__.startswith(sys.prefix), sglite.__file__
 
-from sglite.runtime.backend.base import Matrix
+from sglite.runtime.backend.weights import Matrix
 from sglite.runtime.backend.cpu_native import cpu_backend
 backend = cpu_backend(2)
 x, weight = torch.randn(5, 64), torch.randn(48, 64)

@@ -14,23 +14,18 @@ import torch
 from torch import Tensor
 
 from sglite.runtime.backend import native_mixers
-from sglite.runtime.backend.base import (
-    Activation,
-    AttentionMetadata,
-    BackendError,
-    BatchLayout,
-    DenseStack,
-    Matrix,
-    QKVNorms,
-)
+from sglite.runtime.backend.base import AttentionMetadata, BackendError, BatchLayout
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_plan import CPUMetadata
+from sglite.runtime.backend.cpu_sample import MAX_VOCAB
+from sglite.runtime.backend.draws import Draws, Sampled
 from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
 from sglite.runtime.backend.native_build import NativeUnavailable
 from sglite.runtime.backend.native_dense import attends, packed_stack, stores
 from sglite.runtime.backend.native_library import LEVELS, TYPES, Library, PackedWeight, supported
 from sglite.runtime.backend.native_mixers import ACTIVATIONS, BLOCK, PackedMatrices
 from sglite.runtime.backend.native_plan import NativeMetadata, plan
+from sglite.runtime.backend.weights import Activation, DenseStack, Matrix, QKVNorms
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
 from sglite.runtime.quant.codes import Codes
@@ -155,6 +150,14 @@ class NativeBackend(CPUBackend):
         ids, tops = torch.empty(len(hidden), dtype=torch.int64), torch.empty(len(hidden))
         self._library.greatest(_dense(hidden), _arranged(head), ids, tops)
         return ids, tops
+
+    def sample(self, logits: Tensor, draws: Draws, bitmask: Tensor | None = None) -> Sampled:
+        rows, width = logits.shape
+        if logits.dtype != torch.float32 or not 0 < width <= MAX_VOCAB:
+            return super().sample(logits, draws, bitmask)
+        found = Sampled(torch.empty(rows, dtype=torch.int64), torch.empty(rows), torch.empty(rows))
+        self._library.sample(_dense(logits), draws, None if bitmask is None else bitmask.contiguous(), found)
+        return found
 
     def embedding(self, ids: Tensor, weight: Matrix) -> Tensor:
         if not weight.packed:

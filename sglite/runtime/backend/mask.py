@@ -11,10 +11,25 @@ forbidden logit was (NaN too) and leave an allowed one as it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+ApplyMask = Callable[[Tensor, Tensor], None]
+"""``Backend.apply_mask``."""
+
+
+def apply_bitmask(logits: Tensor, mask: Tensor) -> None:
+    """``ApplyMask`` in plain torch, for any device and dtype: what a backend's own must equal."""
+    # The lowest bits come first in an int32 as in its bytes on every machine torch runs on (little endian).
+    octets = mask.to(logits.device).contiguous().view(torch.uint8)  # [n, words * 4]
+    bits = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=logits.device)
+    forbidden = (octets.unsqueeze(-1) & bits).eq_(0).view(torch.bool).flatten(1)[:, : logits.shape[1]]  # [n, V]
+    logits[:, : forbidden.shape[1]].masked_fill_(forbidden, -torch.inf)
+    logits[:, forbidden.shape[1] :] = -torch.inf
 
 
 class CPUMasks:

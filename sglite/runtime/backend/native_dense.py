@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import DenseLayer, DenseStack, Matrix
 from sglite.runtime.backend.native_library import TYPES, PackedLayer, PackedWeight
 from sglite.runtime.backend.native_mixers import ACTIVATIONS, BLOCK
+from sglite.runtime.backend.weights import DenseLayer, DenseStack, Matrix
 from sglite.runtime.cache.pool import KVPool
 
 LINE = 32

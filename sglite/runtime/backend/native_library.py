@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sglite.runtime.backend.draws import Draws, Sampled
 from sglite.runtime.backend.native_build import load
 from sglite.runtime.cache.pool import Scales
 from sglite.runtime.quant.codes import Codes
@@ -43,6 +44,7 @@ _SIGNATURES = {
     "sg_rotate": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 10, *[_LONG] * 5, _FLOAT, _INT, _INT]),
     "sg_dense_room": (_LONG, [_POINTER, *[_LONG] * 3, _INT]),
     "sg_dense_layers": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 8, *[_LONG] * 3, _INT]),
+    "sg_sample": (None, [_POINTER, _POINTER, _LONG, _POINTER, _LONG, *[_POINTER] * 8, _LONG, _LONG]),
     "sg_route": (None, [_POINTER, _POINTER]),
     "sg_experts": (None, [_POINTER, _POINTER, _POINTER]),
     "sg_each": (None, [_POINTER, _POINTER]),
@@ -195,6 +197,15 @@ class Library:
         self._lib.sg_gated(
             self._handle, x.data_ptr(), x.stride(0), out.data_ptr(), *out.shape, activation, TYPES[x.dtype]
         )
+
+    def sample(self, logits: Tensor, draws: Draws, bitmask: Tensor | None, found: Sampled) -> None:
+        """``Backend.sample`` of ``logits`` [rows, width] float32 into ``found``; ``bitmask`` in one piece."""
+        self._lib.sg_sample(
+            self._handle, logits.data_ptr(), logits.stride(0), None if bitmask is None else bitmask.data_ptr(),
+            0 if bitmask is None else bitmask.shape[1], draws.temperatures.data_ptr(), draws.top_k.data_ptr(),
+            draws.top_p.data_ptr(), draws.min_p.data_ptr(), draws.uniforms.data_ptr(), found.ids.data_ptr(),
+            found.peaks.data_ptr(), found.left.data_ptr(), *logits.shape,
+        )  # fmt: skip
 
     def dense_layers(
         self, layers: ctypes.Array[PackedLayer], x: Tensor, cos: Tensor, sin: Tensor, batches: Sequence[Batch | None]

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Activation, BackendError
+from sglite.runtime.backend.base import BackendError
 from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
 from sglite.runtime.backend.native_library import TYPES, Library
 from sglite.runtime.backend.native_plan import NativeMetadata
+from sglite.runtime.backend.weights import Activation
 
 BLOCK = 16
 """Outputs that a packed weight has side by side; see ``csrc/product.hpp``."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sglite.runtime.backend.order import top
 from sglite.runtime.protocol import LogprobOptions, TokenLogprob
-from sglite.runtime.sample.order import top
 
 BLOCK = 2**24
 """Log probabilities held at once, which bounds the memory for scoring a long prompt."""

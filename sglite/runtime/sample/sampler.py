@@ -4,31 +4,40 @@ It promises that a row's result depends on that row's logits, parameters, seed, 
 else: not on the other rows, their number or order, or what was sampled before. A row that cannot be sampled carries
 an error and leaves the others alone. Work that no row asks for is not done.
 
-    raw logits --adjust--> bias, penalties, masks --argmax or draw--> token id
-        |------few-------> the tokens left, alone -------^
+    raw logits --adjust--> bias, penalties --backend's sample, with one mask--> ids, peaks, what is left
         '-------------------log-softmax-----------------------------> log probabilities
 
-A row whose masks leave few tokens is sampled among those (``few``), with the same result. The logits given are never
-written.
+What is launched and what is read are two calls: ``start`` gives the ids where they are, on the device, ``results``
+waits for them. The logits given are never written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import torch
 from torch import Tensor
 
+from sglite.runtime.backend import cpu_sample
+from sglite.runtime.backend.draws import Draws, Sampled
 from sglite.runtime.protocol import LogprobOptions, TokenLogprob
-from sglite.runtime.sample.adjust import ApplyMask, SampleRow, adjust, apply_bitmask, masks_of, needs_adjusting
-from sglite.runtime.sample.draw import draw
-from sglite.runtime.sample.few import Ids, few_ids, gather
+from sglite.runtime.sample.adjust import SampleRow, adjust, masks_of, needs_adjusting, one_mask
+from sglite.runtime.sample.draw import draws_of
 from sglite.runtime.sample.logprobs import LogitsNotFinite, not_finite, token_logprobs
-from sglite.runtime.sample.order import largest
 
-__all__ = ["SampleResult", "SampleRow", "Sampler"]
+__all__ = ["Pending", "SampleResult", "SampleRow", "Sampler"]
+
+Sample = Callable[[Tensor, Draws, Tensor | None], Sampled]
+"""``Backend.sample``."""
+Fetch = Callable[..., Callable[[], Sequence[Tensor]]]
+"""``Backend.fetch``."""
+
+
+def at_once(*tensors: Tensor) -> Callable[[], Sequence[Tensor]]:
+    """``Fetch`` where tensors are on the host already, and stay as they are."""
+    return lambda: tensors
 
 
 class SampleResult(msgspec.Struct, frozen=True):
@@ -39,17 +48,60 @@ class SampleResult(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Rows whose tokens the device has been asked for."""
+
+    ids: Tensor
+    """[n] int64 on the device; any id where ``results`` will say that there is none."""
+    _fetched: Callable[[], Sequence[Tensor]]
+    """Ids, peaks and what is left, on the host."""
+    _logits: Tensor
+    _rows: Sequence[SampleRow]
+    _mask: Tensor | None
+
+    def results(self) -> list[SampleResult]:
+        """One result per row; waits for the device. The logits and rows given to ``start`` must still be there."""
+        tokens, peaks, lefts = (tensor.tolist() for tensor in self._fetched())
+        errors: list[str | None] = [None] * len(tokens)
+        for index, (peak, left) in enumerate(zip(peaks, lefts, strict=True)):
+            if left - left != 0.0 or peak - peak != 0.0:  # not finite
+                errors[index] = not_finite(peak) or self._nothing_left(index, left)
+        logprobs = _logprobs(self._logits, self._rows, tokens, errors)
+        return [
+            SampleResult(token, logprobs.get(index)) if error is None else SampleResult(-1, None, error)
+            for index, (token, error) in enumerate(zip(tokens, errors, strict=True))
+        ]
+
+    def _nothing_left(self, index: int, left: float) -> str | None:
+        """What masked every token of a row; ``None``: it has some."""
+        if left != float("-inf"):
+            return None
+        row = self._rows[index]
+        names = masks_of(row, None if self._mask is None else self._mask[index])
+        verb = "leaves" if len(names) == 1 else "leave"
+        return (
+            f"every token is masked at position {row.position}: {' and '.join(names)} {verb} none to sample; "
+            "relax one of them"
+        )
+
+
 class Sampler:
     """Samples and scores. Holds no state: whatever a row needs comes with it.
 
-    ``apply_mask`` is the backend's; the default is what that must equal.
+    ``sample`` and ``fetch`` are the backend's; the defaults are what those must equal.
     """
 
-    def __init__(self, apply_mask: ApplyMask = apply_bitmask) -> None:
-        self._apply_mask = apply_mask
+    def __init__(self, sample: Sample = cpu_sample.sample, fetch: Fetch = at_once) -> None:
+        self._sample = sample
+        self._fetch = fetch
 
     def sample(self, logits: Tensor, rows: Sequence[SampleRow], mask: Tensor | None = None) -> list[SampleResult]:
-        """One result per row of ``logits`` [n, V], any float dtype; V may exceed the tokenizer's vocabulary.
+        """``start`` and its results."""
+        return self.start(logits, rows, mask).results()
+
+    def start(self, logits: Tensor, rows: Sequence[SampleRow], mask: Tensor | None = None) -> Pending:
+        """Ask for one token per row of ``logits`` [n, V], any float dtype; V may exceed the tokenizer's vocabulary.
 
         ``mask`` [n, words] int32 on the host: bit ``t % 32`` of word ``t // 32`` is set where token t is allowed;
         rows without a constraint are all ones; ``words * 32 >= V``. Greedy rows take the lowest id among equals.
@@ -57,45 +109,14 @@ class Sampler:
         """
         _check(logits, rows, mask)
         if not rows:
-            return []
-        width = logits.shape[1]
-        few: list[Ids | None] = [None] * len(rows)
-        if mask is not None or any(row.params.allowed_token_ids is not None for row in rows):
-            few = few_ids(rows, mask, width)
-        parts = [*self._parts(logits, rows, mask, few)]
-        best = [largest(part.logits) for part in parts]
-        peaks = best[0][0] if parts[0].logits is logits else logits.amax(dim=1)
-        errors = [not_finite(peak) for peak in peaks.tolist()]
-        tokens = [-1] * len(rows)
-        for part, found in zip(parts, best, strict=True):
-            _choose(part, found, rows, tokens, errors)
-        for index, token in enumerate(tokens):
-            if token < 0 and errors[index] is None:
-                errors[index] = _nothing_left(rows[index], mask, index)
-        logprobs = _logprobs(logits, rows, tokens, errors)
-        return [
-            SampleResult(tokens[i], logprobs.get(i)) if errors[i] is None else SampleResult(-1, None, errors[i])
-            for i in range(len(rows))
-        ]
-
-    def _parts(
-        self, logits: Tensor, rows: Sequence[SampleRow], mask: Tensor | None, few: Sequence[Ids | None]
-    ) -> Iterator[_Part]:
-        """The batch as at most two parts: rows over the whole vocabulary, and rows over few tokens."""
-        wide = [index for index, ids in enumerate(few) if ids is None]
-        if wide:
-            part = _select(logits, wide)
-            chosen = [rows[i] for i in wide]
-            own = None if mask is None else _select(mask, wide)
-            own = None if own is None or bool((own == -1).all()) else own  # constrained rows may all be narrow
-            if needs_adjusting(chosen, own):
-                part = adjust(part, chosen, own, self._apply_mask, copy=part is logits)
-            yield _Part(wide, part)
-        narrow = [(index, ids) for index, ids in enumerate(few) if ids is not None]
-        if narrow:
-            places = [index for index, _ in narrow]
-            found = gather(logits, places, [rows[i] for i in places], [ids for _, ids in narrow])
-            yield _Part(places, found.logits, found.ids, found.sizes)
+            nothing = logits.new_empty(0)
+            return Pending(nothing.to(torch.int64), at_once(nothing, nothing, nothing), logits, rows, mask)
+        work, peaks = logits.to(torch.float32), None
+        if needs_adjusting(rows):
+            work, peaks = adjust(logits, rows), logits.amax(dim=1)
+        found = self._sample(work, draws_of(rows), one_mask(rows, mask, logits.shape[1]))
+        fetched = self._fetch(found.ids, found.peaks if peaks is None else peaks, found.left)
+        return Pending(found.ids, fetched, logits, rows, mask)
 
     def score(self, logits: Tensor, targets: Sequence[int], options: LogprobOptions) -> list[TokenLogprob]:
         """Log probabilities of known tokens: row i of ``logits`` [m, V] scores ``targets[i]``.
@@ -113,18 +134,6 @@ class Sampler:
         return token_logprobs(logits, targets, [options] * len(targets))
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Rows of the batch at ``places``, their adjusted ``logits`` [m, K], and what the columns stand for."""
-
-    places: list[int]
-    logits: Tensor
-    ids: Tensor | None = None
-    """[m, K]; ``None``: column t is token t."""
-    sizes: list[int] | None = None
-    """Tokens each row is left with, where they are few."""
-
-
 def _check(logits: Tensor, rows: Sequence[SampleRow], mask: Tensor | None) -> None:
     if logits.dim() != 2 or logits.shape[0] != len(rows):
         raise ValueError(f"logits {list(logits.shape)} for {len(rows)} rows; one row of logits each is needed")
@@ -134,46 +143,9 @@ def _check(logits: Tensor, rows: Sequence[SampleRow], mask: Tensor | None) -> No
         raise ValueError(f"the bitmask is {given}; int32 with {len(rows)} rows of {width} bits is needed")
 
 
-def _choose(
-    part: _Part,
-    best: tuple[Tensor, Tensor],
-    rows: Sequence[SampleRow],
-    tokens: list[int],
-    errors: Sequence[str | None],
-) -> None:
-    """Write the token of each row of a part, whose largest logits are ``best``; a row that is left with none keeps
-    -1."""
-    peaks, columns = best
-    left = [peak != float("-inf") for peak in peaks.tolist()]
-    drawing = [
-        i
-        for i, place in enumerate(part.places)
-        if left[i]
-        and errors[place] is None
-        and not rows[place].params.is_greedy
-        and (part.sizes is None or part.sizes[i] > 1)
-    ]
-    if drawing:
-        drawn = draw(_select(part.logits, drawing), [rows[part.places[i]] for i in drawing])
-        columns[torch.tensor(drawing, device=columns.device)] = drawn
-    ids = columns if part.ids is None else part.ids.gather(1, columns.unsqueeze(1)).squeeze(1)
-    for i, (place, token_id) in enumerate(zip(part.places, ids.tolist(), strict=True)):
-        if left[i]:
-            tokens[place] = token_id
-
-
 def _select(logits: Tensor, indices: list[int]) -> Tensor:
     """The rows ``indices`` of ``logits``, without a copy when these are all of them."""
     return logits if len(indices) == logits.shape[0] else logits[torch.tensor(indices, device=logits.device)]
-
-
-def _nothing_left(row: SampleRow, mask: Tensor | None, index: int) -> str:
-    names = masks_of(row, None if mask is None else mask[index])
-    verb = "leaves" if len(names) == 1 else "leave"
-    return (
-        f"every token is masked at position {row.position}: {' and '.join(names)} {verb} none to sample; "
-        "relax one of them"
-    )
 
 
 def _logprobs(

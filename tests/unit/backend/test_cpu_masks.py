@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sglite.runtime.backend.cpu import CPUBackend
-from sglite.runtime.sample.adjust import apply_bitmask
+from sglite.runtime.backend.mask import apply_bitmask
 
 SPECIAL = [float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1e-45]
 

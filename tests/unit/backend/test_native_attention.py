@@ -10,9 +10,10 @@ import torch
 from native_kernels import NATIVE, backend_of
 from torch import Tensor
 
-from sglite.runtime.backend.base import BatchLayout, QKVNorms
+from sglite.runtime.backend.base import BatchLayout
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_native import NativeBackend
+from sglite.runtime.backend.weights import QKVNorms
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
 

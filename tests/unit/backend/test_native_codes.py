@@ -10,9 +10,10 @@ import pytest
 import torch
 from native_kernels import NATIVE, backend_of
 
-from sglite.runtime.backend.base import BackendError, Matrix
+from sglite.runtime.backend.base import BackendError
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_quantised import LEAST, rows_in_codes
+from sglite.runtime.backend.weights import Matrix
 from sglite.runtime.quant.codes import Codes, Coding, empty
 
 PLAIN = CPUBackend()

@@ -10,9 +10,10 @@ import torch
 from native_kernels import NATIVE, backend_of
 from torch import Tensor
 
-from sglite.runtime.backend.base import Activation, BatchLayout, DenseLayer, DenseStack, Matrix, QKVNorms
+from sglite.runtime.backend.base import BatchLayout
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.native_library import Library
+from sglite.runtime.backend.weights import Activation, DenseLayer, DenseStack, Matrix, QKVNorms
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
 

@@ -13,8 +13,9 @@ import torch
 from native_kernels import NATIVE, backend_of
 from torch import Tensor
 
-from sglite.runtime.backend.base import BatchLayout, Matrix, QKVNorms
+from sglite.runtime.backend.base import BatchLayout
 from sglite.runtime.backend.cpu import CPUBackend
+from sglite.runtime.backend.weights import Matrix, QKVNorms
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
 

@@ -15,9 +15,10 @@ import torch
 from native_kernels import NATIVE, backend_of
 from torch import Tensor
 
-from sglite.runtime.backend.base import Activation, BackendError, BatchLayout
+from sglite.runtime.backend.base import BackendError, BatchLayout
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
+from sglite.runtime.backend.weights import Activation
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec, StateTensor
 

@@ -18,9 +18,10 @@ from native_kernels import NATIVE, backend_of
 from torch import Tensor
 
 from sglite.runtime.backend import native_build, native_library
-from sglite.runtime.backend.base import BackendError, BatchLayout, Matrix
+from sglite.runtime.backend.base import BackendError, BatchLayout
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_native import NativeBackend
+from sglite.runtime.backend.weights import Matrix
 from sglite.runtime.protocol import GroupSpec
 
 PLAIN = CPUBackend()

@@ -62,7 +62,7 @@ def test_adjusting_is_the_formula(
         presence_penalty=presence,
         logit_bias=bias,
     )
-    got = adjust(logits, [row(), middle, row()], None)
+    got = adjust(logits, [row(), middle, row()])
     want = logits.double()
     for i in range(V):
         value = want[1, i] + bias.get(i, 0.0)
@@ -79,7 +79,7 @@ def test_repetition_penalty_is_that_of_transformers() -> None:
     seen = [[1, 5, 5, 9], [2, 2, 2, 3]]
     want = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor(seen), logits.clone())
     rows = [row(TokenCounts(s[:2], s[2:]), repetition_penalty=1.3) for s in seen]
-    assert torch.equal(adjust(logits, rows, None), want)
+    assert torch.equal(adjust(logits, rows), want)
 
 
 @given(ids, ids, st.integers(0, 30))
@@ -102,14 +102,14 @@ def test_counts_beyond_their_first_capacity() -> None:
 
 def test_penalties_before_anything_was_seen() -> None:
     logits = logits_of(1)
-    assert torch.equal(adjust(logits, [row(TokenCounts(), frequency_penalty=2.0)], None), logits)
+    assert torch.equal(adjust(logits, [row(TokenCounts(), frequency_penalty=2.0)]), logits)
 
 
 def test_penalties_of_the_impossible_leave_it_impossible() -> None:
     logits = logits_of(1)
     logits[0, 5] = -INF
     full = row(TokenCounts([5], [5]), repetition_penalty=0.5, frequency_penalty=-2.0, logit_bias={5: 100.0})
-    assert adjust(logits, [full], None)[0, 5] == -INF
+    assert adjust(logits, [full])[0, 5] == -INF
 
 
 @given(st.sets(st.integers(0, V - 1)), st.sets(st.integers(0, V - 1)), st.sets(st.integers(0, V - 1)))
@@ -148,7 +148,7 @@ def test_the_stop_ban_ends_with_the_minimum() -> None:
 
 def test_bias_is_applied_before_the_penalty() -> None:
     logits = torch.full((1, V), -1.0)
-    got = adjust(logits, [row(TokenCounts([4]), logit_bias={4: 5.0}, repetition_penalty=2.0)], None)
+    got = adjust(logits, [row(TokenCounts([4]), logit_bias={4: 5.0}, repetition_penalty=2.0)])
     assert got[0, 4] == 2.0
 
 

@@ -14,7 +14,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from sglite.runtime.sample.draw import UNIT, _weights, uniform
+from sglite.runtime.backend.cpu_sample import UNIT, weigh
+from sglite.runtime.backend.draws import Draws, Sampled
+from sglite.runtime.sample.draw import draws_of, uniform
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.sample.sampler import Sampler, SampleRow
 
@@ -25,7 +27,7 @@ GRID = [
 ]
 
 
-def row(position: int = 0, seed: int = 5, attempt: int = 0, **params: float) -> SampleRow:
+def row(position: int = 0, seed: int = 5, attempt: int = 0, **params: object) -> SampleRow:
     return SampleRow(params=SamplingParams(**params), seed=seed, position=position, attempt=attempt)  # type: ignore[arg-type]
 
 
@@ -176,7 +178,7 @@ def test_a_wide_nucleus_is_found_in_the_whole_vocabulary() -> None:
 def sorted_draw(logits: torch.Tensor, one: SampleRow) -> int:
     """The token of a row by the law, after sorting all of it, in whole numbers."""
     p = one.params
-    weights = _weights(logits.unsqueeze(0), logits.unsqueeze(0), [one])[0]
+    weights = weigh(logits.unsqueeze(0), logits.unsqueeze(0), draws_of([one]))[0]
     ids = torch.sort(logits, descending=True, stable=True).indices.tolist()[: p.top_k if p.top_k > 0 else None]
     ordered = [weights[i].item() for i in ids]
     reach = min(sum(ordered), math.ceil(sum(ordered) * p.top_p))
@@ -197,8 +199,8 @@ def test_what_is_looked_at_changes_no_draw(
     ``crowded``: rows that are searched, where wide ones are told apart.
     """
     if crowded is not None:
-        monkeypatch.setattr("sglite.runtime.sample.draw.NARROW", 0)
-        monkeypatch.setattr("sglite.runtime.sample.draw.CROWDED", crowded)
+        monkeypatch.setattr("sglite.runtime.backend.cpu_sample.NARROW", 0)
+        monkeypatch.setattr("sglite.runtime.backend.cpu_sample.CROWDED", crowded)
     generator = torch.Generator().manual_seed(width)
     logits = torch.randn(48, width, generator=generator) * spread
     logits[::3] = (logits[::3] * 2).round()
@@ -229,7 +231,7 @@ def test_drawing_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     logits = torch.randn(len(GRID), 64, generator=torch.Generator().manual_seed(4))
     rows = [row(i, **params) for i, params in enumerate(GRID)]
     whole = tokens(logits, rows)
-    monkeypatch.setattr("sglite.runtime.sample.draw.BLOCK", 3 * 64)
+    monkeypatch.setattr("sglite.runtime.backend.cpu_sample.BLOCK", 3 * 64)
     assert tokens(logits, rows) == whole
 
 
@@ -258,3 +260,25 @@ def test_nan_behind_a_mask_is_still_an_error() -> None:
 
 def test_nothing_to_sample() -> None:
     assert Sampler().sample(torch.zeros(0, 5), []) == []
+
+
+def test_starting_asks_the_device_and_waits_for_nothing() -> None:
+    """Whoever reads a tensor of the device ``meta`` fails."""
+    asked: list[tuple[int, ...]] = []
+
+    def ask(logits: torch.Tensor, draws: Draws, mask: torch.Tensor | None) -> Sampled:
+        asked.append(tuple(logits.shape))
+        nothing = torch.empty(len(logits), device=logits.device)
+        return Sampled(nothing.long(), nothing, nothing)
+
+    rows = [row(0), row(1, temperature=0.0), row(2, top_p=0.5, top_k=3), row(3, allowed_token_ids=(1,))]
+    pending = Sampler(ask).start(torch.empty(4, 50, device="meta"), rows, torch.full((4, 2), -1, dtype=torch.int32))
+    assert asked == [(4, 50)] and pending.ids.device.type == "meta" and pending.ids.shape == (4,)
+    with pytest.raises(NotImplementedError):
+        pending.results()
+
+
+def test_the_ids_of_what_was_started_are_those_of_the_results() -> None:
+    logits = torch.randn(len(GRID), 64, generator=torch.Generator().manual_seed(4))
+    pending = Sampler().start(logits, [row(i, **params) for i, params in enumerate(GRID)])
+    assert pending.ids.tolist() == [result.token_id for result in pending.results()]

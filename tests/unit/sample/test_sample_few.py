@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
 import torch
 
+from sglite.runtime.backend import cpu_sample, few
 from sglite.runtime.protocol import LogprobOptions
-from sglite.runtime.sample import few
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.sample.penalties import TokenCounts
 from sglite.runtime.sample.sampler import Sampler, SampleResult, SampleRow
@@ -92,7 +93,7 @@ def test_one_token_left_needs_no_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_draw(*_: object) -> None:
         raise AssertionError("drew among one token")
 
-    monkeypatch.setattr("sglite.runtime.sample.sampler.draw", no_draw)
+    monkeypatch.setattr("sglite.runtime.backend.cpu_sample.draw", no_draw)
     mask = torch.zeros(2, 4, dtype=torch.int32)
     mask[0, 1], mask[1, 3] = 1 << 3, -(2**31)
     rows = [SampleRow(params=SamplingParams(), seed=i, position=0) for i in range(2)]
@@ -107,7 +108,8 @@ def test_a_batch_of_few_tokens_makes_no_copy_and_asks_for_no_mask() -> None:
     mask[1] = 0
     mask[1, :30] = 7
     rows = [SampleRow(params=SamplingParams(temperature=0), seed=0, position=0)] * 3
-    results = Sampler(refuse).sample(torch.arange(3200.0).repeat(3, 1), rows, mask)
+    sampler = Sampler(functools.partial(cpu_sample.sample, apply=refuse))
+    results = sampler.sample(torch.arange(3200.0).repeat(3, 1), rows, mask)
     assert [r.token_id for r in results] == [3199, 29 * 32 + 2, 3199]
 
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from sglite.runtime.backend.order import largest, top
 from sglite.runtime.protocol import LogprobOptions
 from sglite.runtime.sample.logprobs import LogitsNotFinite
-from sglite.runtime.sample.order import largest, top
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.sample.penalties import TokenCounts
 from sglite.runtime.sample.sampler import Sampler, SampleRow

@@ -150,6 +150,14 @@ SG_API void sg_gated(void* engine, const void* x, int64_t x_stride, void* out, i
     Turn(engine)->activate({x, x_stride, out, rows, size, activation, type, 0});
 }
 
+// `mask` or null: [rows, words].
+SG_API void sg_sample(void* engine, const float* logits, int64_t stride, const uint32_t* mask, int64_t words,
+                      const float* temperatures, const int32_t* top_k, const double* top_p, const double* min_p,
+                      const double* uniforms, int64_t* ids, float* peaks, float* left, int64_t rows, int64_t width) {
+    Turn(engine)->sample({logits, stride, mask, words, temperatures, top_k, top_p, min_p, uniforms, ids, peaks, left,
+                          rows, width, nullptr, 0, 0});
+}
+
 SG_API int64_t sg_dense_room(const DenseLayer* layers, int64_t count, int64_t tokens, int64_t hidden, int type) {
     return dense_room(layers, count, tokens, hidden, type);
 }

@@ -13,6 +13,7 @@ constexpr int64_t kRowStep = 96;           // rows that leave none over, whateve
 constexpr int64_t kArrangeNumbers = 8192;  // of x that are worth handing out
 constexpr int64_t kFewRows = 24;           // that a product with codes reads its weights once for
 constexpr int64_t kLine = 64;
+constexpr int64_t kLists = 6;  // of a row's numbers, that sampling has room for
 
 // Rows so that a piece is worth handing out.
 int64_t row_step(int64_t rows, int64_t numbers, int threads) {
@@ -113,6 +114,13 @@ void Engine::rotate(Rotate job) {
 void Engine::activate(Gated job) {
     job.row_step = row_step(job.rows, job.size, threads.count());
     threads.run(kernels.gated, &job, parts(job.rows, job.row_step));
+}
+
+void Engine::sample(Sample job) {
+    job.room_size = kLists * (parts(job.width, kBlock) + 2) * kBlock;
+    job.room = reinterpret_cast<float*>(grown(tiles, job.room_size * threads.count() * 4));
+    job.row_step = row_step(job.rows, job.width, threads.count());
+    threads.run(kernels.sample, &job, parts(job.rows, job.row_step));
 }
 
 }  // namespace sglite

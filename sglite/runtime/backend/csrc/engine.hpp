@@ -54,6 +54,7 @@ struct Engine {
     void convolve(Conv job);
     void remember(Delta job);
     void normalise_gated(GatedNorm job);
+    void sample(Sample job);
 
 private:
     Inputs prepare(const Product& job);

@@ -12,10 +12,10 @@ SG_INLINE void look(const float* sums, int64_t count, int64_t first, float& top,
     const vi lane = vi{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     for (int64_t i = 0; i < count; i += kLanes) {
         const vf found = load<vf>(sums + i);
-        const vi more = found > best;
-        best = pick(more, found, best);
-        at = (more & (lane + (int32_t)i)) | (~more & at);
-        broken = pick(found == found, broken, found);
+        const Lanes larger_now = more(found, best);
+        best = pick(larger_now, found, best);
+        at = pick(larger_now, lane + (int32_t)i, at);
+        broken = pick(equal(found, found), broken, found);
     }
     const float found = largest(best), bad = sum(broken);
     if (bad != bad) {
@@ -23,9 +23,8 @@ SG_INLINE void look(const float* sums, int64_t count, int64_t first, float& top,
         return;
     }
     if (found < top || top != top) return;
-    const vi others = (vi)(best < splat(found));
     int32_t places[kLanes];
-    store(places, at | (others & 0x7fffffff));
+    store(places, pick(more(splat(found), best), vi{} + 0x7fffffff, at));
     int64_t place = places[0];
     for (int i = 1; i < kLanes; i++) place = least(place, places[i]);
     if (found > top || first + place < id) id = first + place;

@@ -10,8 +10,9 @@
 #include "product.hpp"
 #include "route.hpp"
 #include "rowwise.hpp"
+#include "sampling.hpp"
 
 extern const sglite::Kernels SG_TABLE;
 const sglite::Kernels SG_TABLE = {cut,        arrange,      product,     greatest, attention, combine, norm, rotate, gated,
                                   route,      experts_up,   experts_down, experts_mix, each,  latents, conv, delta,  gated_norm,
-                                  inputs,     codes,        kCodeBytes};
+                                  inputs,     codes,        sample,       kCodeBytes};

@@ -163,6 +163,22 @@ struct Gated {
     int64_t row_step;
 };
 
+// One token of every row, see Backend.sample.
+struct Sample {
+    const float* logits;  // [rows, width]
+    int64_t stride;
+    const uint32_t* mask;  // [rows, words], or null
+    int64_t words;
+    const float* temperatures;  // and below: [rows]
+    const int32_t* top_k;
+    const double *top_p, *min_p, *uniforms;
+    int64_t* ids;
+    float *peaks, *left;
+    int64_t rows, width;
+    float* room;  // of the first thread; `room_size` numbers each
+    int64_t room_size, row_step;
+};
+
 struct Kernels {
     Cut (*cut)(int64_t rows, int32_t kind);
     void (*arrange)(void* job, int64_t piece, int thread);
@@ -184,6 +200,7 @@ struct Kernels {
     void (*gated_norm)(void* job, int64_t piece, int thread);
     void (*inputs)(void* job, int64_t piece, int thread);
     void (*codes)(void* job, int64_t piece, int thread);
+    void (*sample)(void* job, int64_t piece, int thread);
     int64_t code_bytes;  // of an input in whole numbers
 };
 

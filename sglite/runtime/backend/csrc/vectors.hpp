@@ -40,12 +40,49 @@ SG_INLINE vf splat(float x) { return vf{} + x; }
 SG_INLINE vu splat_u(uint32_t x) { return vu{} + x; }
 SG_INLINE vf floats(vu bits) { return (vf)bits; }
 SG_INLINE vf pick(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+SG_INLINE vi pick(vi mask, vi yes, vi no) { return (yes & mask) | (no & ~mask); }
+
+typedef float vf8 __attribute__((vector_size(32)));
+
+SG_INLINE vf8 low_half(vf x) { return __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7); }
+SG_INLINE vf8 high_half(vf x) { return __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15); }
+
+// Lanes in which something holds; of NaN nothing does. Compilers take comparisons of vectors apart that are longer than
+// the processor's.
 #ifdef __AVX512F__
+typedef __mmask16 Lanes;
+SG_INLINE Lanes more(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
+SG_INLINE Lanes as_much(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GE_OQ); }
+SG_INLINE Lanes equal(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
+SG_INLINE Lanes more(vi a, vi b) { return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b); }
+SG_INLINE vf pick(Lanes lanes, vf yes, vf no) { return (vf)_mm512_mask_blend_ps(lanes, (__m512)no, (__m512)yes); }
+SG_INLINE vi pick(Lanes lanes, vi yes, vi no) { return (vi)_mm512_mask_blend_epi32(lanes, (__m512i)no, (__m512i)yes); }
+SG_INLINE uint32_t bits_of(Lanes lanes) { return lanes; }
 SG_INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 SG_INLINE vf smaller(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 #else
-SG_INLINE vf larger(vf a, vf b) { return pick(a > b, a, b); }
-SG_INLINE vf smaller(vf a, vf b) { return pick(a < b, a, b); }
+typedef vi Lanes;
+SG_INLINE vf joined(__m256 low, __m256 high) {
+    const __m256 both[2] = {low, high};
+    vf x;
+    memcpy(&x, both, sizeof x);
+    return x;
+}
+#define SG_HALVES(call, a, b, ...)                                                  \
+    joined(call((__m256)low_half(a), (__m256)low_half(b), ##__VA_ARGS__),          \
+           call((__m256)high_half(a), (__m256)high_half(b), ##__VA_ARGS__))
+SG_INLINE Lanes more(vf a, vf b) { return (vi)SG_HALVES(_mm256_cmp_ps, a, b, _CMP_GT_OQ); }
+SG_INLINE Lanes as_much(vf a, vf b) { return (vi)SG_HALVES(_mm256_cmp_ps, a, b, _CMP_GE_OQ); }
+SG_INLINE Lanes equal(vf a, vf b) { return (vi)SG_HALVES(_mm256_cmp_ps, a, b, _CMP_EQ_OQ); }
+SG_INLINE __m256 more_whole(__m256 a, __m256 b) { return (__m256)_mm256_cmpgt_epi32((__m256i)a, (__m256i)b); }
+SG_INLINE Lanes more(vi a, vi b) { return (vi)SG_HALVES(more_whole, (vf)a, (vf)b); }
+SG_INLINE uint32_t bits_of(Lanes lanes) {
+    const uint32_t low = _mm256_movemask_ps((__m256)low_half((vf)lanes));
+    return low | (uint32_t)_mm256_movemask_ps((__m256)high_half((vf)lanes)) << 8;
+}
+SG_INLINE vf larger(vf a, vf b) { return SG_HALVES(_mm256_max_ps, a, b); }
+SG_INLINE vf smaller(vf a, vf b) { return SG_HALVES(_mm256_min_ps, a, b); }
+#undef SG_HALVES
 #endif
 
 // Of pairs of bfloat16 in 32 bits: the first of each (low half) and the second.
@@ -80,9 +117,9 @@ SG_INLINE vf widen(vh x) { return floats(wide(x) << 16); }
 // Rounded to nearest, ties to even, in the low half of every lane; NaN stays NaN.
 SG_INLINE vu round_bits(vf x) {
     const vu bits = (vu)x;
-    const vi odd_nan = (vi)((bits & 0x7fffffffu) > splat_u(0x7f800000u));
+    const Lanes odd_nan = more((vi)(bits & 0x7fffffffu), (vi)splat_u(0x7f800000u));
     const vu near = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
-    return (((bits >> 16) | 0x40u) & (vu)odd_nan) | (near & (vu)~odd_nan);
+    return (vu)pick(odd_nan, (vi)((bits >> 16) | 0x40u), (vi)near);
 }
 
 SG_INLINE vh narrow(vf x) { return __builtin_convertvector(round_bits(x), vh); }
@@ -97,7 +134,6 @@ SG_INLINE float one(bf16 x) { return single(x); }
 SG_INLINE void put(float* p, float x) { *p = x; }
 SG_INLINE void put(bf16* p, float x) { *p = rounded(x); }
 
-typedef float vf8 __attribute__((vector_size(32)));
 typedef float vf4 __attribute__((vector_size(16)));
 
 SG_INLINE float sum(vf x) {
@@ -117,16 +153,18 @@ SG_INLINE float largest(vf x) {
     return f > g ? f : g;
 }
 
-// To the nearest whole number, the even one of two.
+// To the nearest whole number, the even one of two; and to the next one toward zero.
 #ifdef __AVX512F__
 SG_INLINE vf nearest(vf x) { return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
+SG_INLINE vf toward_zero(vf x) { return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_ZERO); }
 #else
 SG_INLINE vf nearest(vf x) {
-    const vf8 low = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
-    const vf8 high = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-    const vf8 a = (vf8)_mm256_round_ps((__m256)low, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const vf8 b = (vf8)_mm256_round_ps((__m256)high, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    constexpr int kWay = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return joined(_mm256_round_ps((__m256)low_half(x), kWay), _mm256_round_ps((__m256)high_half(x), kWay));
+}
+SG_INLINE vf toward_zero(vf x) {
+    constexpr int kWay = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
+    return joined(_mm256_round_ps((__m256)low_half(x), kWay), _mm256_round_ps((__m256)high_half(x), kWay));
 }
 #endif
 
@@ -152,8 +190,8 @@ SG_INLINE vf exponential(vf x) {
 }
 #else
 SG_INLINE vf exponential(vf x) {
-    const vi under = x < splat(-87.0f);
-    const vf bounded = pick(x > splat(88.0f), splat(88.0f), pick(under, splat(-87.0f), x));
+    const Lanes under = more(splat(-87.0f), x);
+    const vf bounded = pick(more(x, splat(88.0f)), splat(88.0f), pick(under, splat(-87.0f), x));
     const vf shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
     const vf turned = bounded * 1.44269504088896341f + shift;
     const vf whole = turned - shift;

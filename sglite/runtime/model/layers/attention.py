@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sglite.runtime.backend.base import ForwardContext, QKVNorms
+from sglite.runtime.backend.base import ForwardContext
+from sglite.runtime.backend.weights import QKVNorms
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.layers.linear import Linear
 from sglite.runtime.model.layers.norm import Norm

@@ -13,7 +13,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Backend, DenseLayer, DenseStack, ForwardContext, Matrix
+from sglite.runtime.backend.base import Backend, ForwardContext
+from sglite.runtime.backend.weights import DenseLayer, DenseStack, Matrix
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.layers.attention import Attention
 from sglite.runtime.model.layers.cache_layout import cache_groups, pool_layers

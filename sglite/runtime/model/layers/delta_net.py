@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglite.runtime.backend.base import ForwardContext, Matrix
+from sglite.runtime.backend.base import ForwardContext
+from sglite.runtime.backend.weights import Matrix
 from sglite.runtime.model.config import ModelConfig
 from sglite.runtime.model.layers.cache_layout import STATE_GROUP
 from sglite.runtime.model.layers.linear import Linear

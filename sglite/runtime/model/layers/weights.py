@@ -26,8 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Backend, Matrix
+from sglite.runtime.backend.base import Backend
 from sglite.runtime.backend.experts import Matrices
+from sglite.runtime.backend.weights import Matrix
 from sglite.runtime.model.layers.arena import Arena
 from sglite.runtime.model.layers.codings import Codings, Role
 from sglite.runtime.quant.codes import Codes, Coding, empty
