@@ -70,7 +70,7 @@ def examine(model: str | None, port: int) -> list[Found]:
     """Every check, in order. A check that breaks is one that fails."""
     checks: list[tuple[str, Callable[[], Found]]] = [
         ("python", _python), ("processor", _processor), ("memory", _memory), ("packages", _packages),
-        ("torch", _torch), ("compiler", _compiler), ("constraints", _constraints),
+        ("torch", _torch), ("compiler", _compiler), ("constraints", _constraints), ("kernels", _kernels),
         ("extras", _extras), ("port", lambda: _port(port)), ("model", lambda: _model(model)),
     ]  # fmt: skip
     found = []
@@ -133,7 +133,8 @@ def _torch() -> Found:
         return Found("torch", "fail", f"{torch.__version__} multiplies wrongly", "reinstall torch")
     said = f"{torch.__version__}, computes on cpu with {torch.get_num_threads()} threads"
     if torch.cuda.is_available():
-        said += f"; sees {torch.cuda.get_device_name(0)}, which sglite does not use yet"
+        used = "" if installed("triton") else ", which sglite does not use without Triton: pip install 'sglite[cuda]'"
+        said += f"; sees {torch.cuda.get_device_name(0)}{used}"
     return Found("torch", "ok", said)
 
 
@@ -153,6 +154,15 @@ def _constraints() -> Found:
     except NativeUnavailable as error:
         return Found("constraints", "warn", str(error), "until then constraints are carried out by xgrammar")
     return Found("constraints", "ok", f"the native engine loads (kept in {cache_folder()})")
+
+
+def _kernels() -> Found:
+    from sglite.runtime.executor.build import computes_with
+
+    said, plain = computes_with()
+    if plain:
+        return Found("kernels", "warn", said, "they need x86-64 Linux, AVX2 and a C++ compiler")
+    return Found("kernels", "ok", said)
 
 
 def _extras() -> Found:

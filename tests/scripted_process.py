@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sglite.runtime.config import EngineArgs, Facts, resolve
+from sglite.runtime.config import EngineArgs, Facts
 from sglite.runtime.engine import process
 from sglite.runtime.engine.assemble import InProcess
 from sglite.runtime.engine.child import EngineProcess
@@ -26,6 +26,7 @@ from sglite.runtime.engine.scheduler import Scheduler
 from sglite.runtime.engine.spawned import Spawned
 from sglite.runtime.executor.base import ThreadExecutor
 from sglite.runtime.executor.scripted import ScriptedWorker
+from sglite.runtime.resolve import resolve
 
 BUILD = "sglite.runtime.executor.build"
 VOCAB = 384

@@ -18,10 +18,11 @@ from tiny_engines import is_idle, settles
 from tiny_models import make_tokenizer, tiny_config
 
 from sglite import Engine
-from sglite.runtime.config import EngineArgs, Facts, resolve
+from sglite.runtime.config import EngineArgs, Facts
 from sglite.runtime.executor.base import ThreadExecutor
 from sglite.runtime.executor.build import Built
 from sglite.runtime.executor.scripted import ScriptedWorker
+from sglite.runtime.resolve import resolve
 
 VOCAB = 384
 EOS = 2

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import sglite
-from sglite.runtime.config import EngineArgs, Facts, resolve
+from sglite.runtime.config import EngineArgs, Facts
 from sglite.runtime.engine.assemble import InProcess
 from sglite.runtime.engine.engine import Engine
 from sglite.runtime.executor.base import ThreadExecutor
@@ -23,6 +23,7 @@ from sglite.runtime.executor.scripted import ScriptedWorker
 from sglite.runtime.parse.base import Call
 from sglite.runtime.parse.hermes import Hermes
 from sglite.runtime.protocol import UNKNOWN_TOKEN, NewRow, SchedulerOutput
+from sglite.runtime.resolve import resolve
 from sglite.runtime.text.tokenizer import Tokenizer, load_tokenizer
 
 BUILD = "sglite.runtime.executor.build"

@@ -19,12 +19,13 @@ from typing import Any
 from unittest import mock
 
 import sglite
-from sglite.runtime.config import EngineArgs, Facts, resolve
+from sglite.runtime.config import EngineArgs, Facts
 from sglite.runtime.engine import process
 from sglite.runtime.engine.child import EngineProcess
 from sglite.runtime.engine.spawned import Spawned
 from sglite.runtime.executor.base import ThreadExecutor
 from sglite.runtime.protocol import SampledToken, SchedulerOutput, StepOutput
+from sglite.runtime.resolve import resolve
 from sglite.runtime.serve import launch
 from sglite.runtime.serve.options import ServeOptions
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from engine_matrix import GREEDY, PLAIN, PROMPTS, check, constrained, interview, walk
 from model_families import FAMILIES, Family, random_model
+from staged_backend import staged
 from tiny_engines import Oracle, is_idle, settles, some_prompts, tiny_engine
 from tiny_models import make_checkpoint, make_tokenizer
 
@@ -24,9 +25,12 @@ WIDE = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense, native": ("qwen3", WIDE),
     "dense, plain torch": ("qwen3", WIDE),
+    "dense, staged": ("qwen3", WIDE),
     "experts": ("qwen3_moe", {}),
     "latents": ("deepseek_v3", {}),
     "sparse latents": ("deepseek_v32", {"index_topk": 16}),
+    "latents, staged": ("deepseek_v3", {}),
+    "windows, staged": ("gemma3", {"layer_types": ["sliding_attention", "full_attention"]}),
     "windows": ("gemma3", {"layer_types": ["sliding_attention", "full_attention"]}),
 }
 SHAPES: list[dict[str, Any]] = [
@@ -59,6 +63,9 @@ def oracles(made: Callable[[str], Path]) -> Callable[[str], Oracle]:
 
 
 def engine_of(made: Callable[[str], Path], kind: str, **arguments: Any) -> Engine:
+    if kind.endswith("staged"):
+        with staged():
+            return tiny_engine(made(kind), cuda_graph_max_bs=5, **arguments)
     return tiny_engine(made(kind), cpu_kernels="torch" if kind.endswith("plain torch") else "auto", **arguments)
 
 

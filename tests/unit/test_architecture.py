@@ -19,6 +19,8 @@ import pytest
 import sglite
 
 ROOT = Path(sglite.__file__).parent
+SPECIFICATION = ("cpu_sample", "draws", "order")
+"""Of the backend, what sampling knows: what a draw is and how it comes out."""
 HEAVY = ("torch", "transformers", "safetensors", "xgrammar", "triton")
 
 
@@ -174,6 +176,7 @@ def test_models_see_the_protocol_of_the_backend_only() -> None:
     allowed = (
         "sglite.runtime.backend.base",
         "sglite.runtime.backend.experts",
+        "sglite.runtime.backend.weights",
         "sglite.runtime.protocol",
         "sglite.runtime.config",
         "sglite.runtime.gguf",
@@ -207,7 +210,8 @@ def test_compiling_takes_the_standard_library_only() -> None:
 def test_text_sampling_and_drafts_know_no_engine() -> None:
     assert offences("sglite.runtime.spec", (), heavy=False) == []
     assert offences("sglite.runtime.text", ("sglite.runtime.gguf",)) == []
-    assert offences("sglite.runtime.sample", ("sglite.runtime.protocol", "sglite.constrained.spec")) == []
+    draws = tuple(f"sglite.runtime.backend.{name}" for name in SPECIFICATION)
+    assert offences("sglite.runtime.sample", ("sglite.runtime.protocol", "sglite.constrained.spec", *draws)) == []
 
 
 def test_only_the_worker_and_who_builds_it_meet_model_and_backend() -> None:
@@ -217,7 +221,9 @@ def test_only_the_worker_and_who_builds_it_meet_model_and_backend() -> None:
         if inside(i.target, "sglite.runtime.model", "sglite.runtime.backend")
         and not inside(i.module, "sglite.runtime.model", "sglite.runtime.quant", "sglite.runtime.backend")
     }
-    executors = {f"sglite.runtime.executor.{part}" for part in ("worker", "rows", "build")}
+    executors = {f"sglite.runtime.executor.{part}" for part in ("worker", "rows", "build", "graphs", "profile")}
+    specified = {f"sglite.runtime.backend.{name}" for name in SPECIFICATION}
+    meeting -= {i.module for i in IMPORTS if inside(i.module, "sglite.runtime.sample") and i.target in specified}
     assert meeting <= executors | {"sglite.runtime.engine.engine", "sglite.runtime.cache.pool"}
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from sglite.runtime.config import POLICIES, ConfigError, EngineArgs, EngineConfig, Facts, resolve
+from sglite.runtime.config import POLICIES, ConfigError, EngineArgs, EngineConfig, Facts
 from sglite.runtime.engine import policy
+from sglite.runtime.resolve import resolve
 
 FACTS = Facts(
     max_context=4096, vocab_size=1000, bytes_per_token=1024, free_memory=2**30, dtype="bfloat16", device="cpu"
@@ -47,6 +50,7 @@ def test_every_value_has_an_origin():
         "state_groups": "model",
         "window": "model",
         "num_frames": "model",
+        "graph_sizes": "hardware",
     }
 
 
@@ -107,3 +111,41 @@ def test_layers_with_a_window_have_frames_where_these_are_fewer_than_the_pages(w
 def test_what_cannot_be_is_refused_with_what_can(given, message):
     with pytest.raises(ConfigError, match=message.replace("?", r"\?").replace("<=", "<=")):
         settle(**given)
+
+
+GPU = Facts(
+    max_context=40_960, vocab_size=1000, bytes_per_token=1024, free_memory=2**30, dtype="bfloat16", device="cuda"
+)
+
+
+def test_a_gpu_takes_more_at_once_and_gives_the_cache_what_is_free():
+    config = settle(GPU)
+    assert (config.max_running, config.max_step_tokens) == (256, 8192)
+    assert config.num_pages == int(2**30 * 0.9) // 1024 // 16 and config.origins["num_pages"] == "hardware"
+    assert settle(GPU, max_running_requests=64).max_running == 64
+    assert settle(GPU, mem_fraction_static=0.5).num_pages == 2**29 // 1024 // 16
+    with pytest.raises(ConfigError, match="max_total_tokens"):
+        settle(replace(GPU, free_memory=None))
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [
+        ({"max_running_requests": 1}, (1,)),
+        ({"max_running_requests": 5}, (1, 2, 4, 5)),
+        ({"max_running_requests": 20}, (1, 2, 4, 8, 16, 20)),
+        ({"cuda_graph_max_bs": 8}, (1, 2, 4, 8)),
+        ({"disable_cuda_graph": True}, ()),
+    ],
+)
+def test_decoding_steps_are_captured_up_to_what_may_run(given: dict[str, object], sizes: tuple[int, ...]):
+    assert settle(GPU, **given).graph_sizes == sizes
+    assert settle(**given).graph_sizes == (), "the cpu has no graphs"
+
+
+def test_every_number_of_rows_has_a_graph_that_is_at_most_an_eighth_larger_or_eight_rows():
+    sizes = settle(GPU).graph_sizes
+    assert sizes[-1] == 256 and list(sizes) == sorted(set(sizes))
+    for rows in range(1, 257):
+        size = min(size for size in sizes if size >= rows)
+        assert size - rows < max(8, rows / 8 + 1)

@@ -18,19 +18,18 @@ How a row's tokens, KV slots and pages relate (page size 4, a row at start 5 tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sglite.runtime.backend.draws import Draws, Sampled
 from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
+from sglite.runtime.backend.weights import Activation, DenseStack, Matrix, QKVNorms
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import CopyPages, CopyState, GroupSpec
-from sglite.runtime.quant.codes import Codes
-
-Activation = Literal["silu", "gelu", "gelu_tanh", "swiglu_oai"]
 
 
 class BackendError(ValueError):
@@ -49,6 +48,8 @@ class Guarantees:
     """Page sizes it can run; ``None``: any from 1."""
     codings: tuple[int, ...] = ()
     """Bits of coded matrices that it multiplies faster than plain ones: checkpoints are kept in these."""
+    asynchronous: bool = False
+    """Calls return before the device has done what they asked for, so the next step is launched while one runs."""
 
 
 @dataclass(frozen=True)
@@ -104,74 +105,15 @@ class AttentionMetadata:
     num_tokens: int
 
 
-@dataclass
-class Matrix:
-    """A weight that only ``matmul``, ``logits`` and ``embedding`` read, so that a backend may arrange it."""
-
-    tensor: Tensor
-    """[out, in], or the values of its codes; once it is packed, in an order that the backend alone knows."""
-    arrangement: object | None = None
-    """What the backend that packed it knows about it; ``None``: it is not packed."""
-    codes: Codes | None = None
-    """What its numbers are coded in, scales and zeros packed with the values; ``None``: it has them as they are."""
+class FixedBatch(Protocol):
+    """A batch of a fixed number of rows of one token each, in memory that stays where it is."""
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """[out, in]"""
-        outputs, inputs = self.tensor.shape if self.codes is None else self.codes.shape
-        return outputs, inputs
+    def meta(self) -> AttentionMetadata:
+        """What layers are given; what it says changes with ``fill``."""
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its rows, and of what it is multiplied with."""
-        return self.tensor.dtype if self.codes is None else self.codes.dtype
-
-    @property
-    def packed(self) -> bool:
-        """Whether ``tensor`` is arranged."""
-        return self.arrangement is not None
-
-
-@dataclass(frozen=True)
-class QKVNorms:
-    """Norms of every head of q and k over its dimensions."""
-
-    q: Tensor
-    """[head_dim]"""
-    k: Tensor
-    """[head_dim]"""
-    eps: float
-
-
-@dataclass(frozen=True)
-class DenseLayer:
-    """A layer x + attention(norm(x)), then x + down(gated(gate_up(norm(x)))), all norms ``rms_norm``."""
-
-    attention_norm: tuple[Tensor, float]
-    """Weight [hidden] and eps."""
-    qkv: tuple[Matrix, Tensor | None]
-    """Weight and bias."""
-    heads: int
-    norms: QKVNorms | None
-    layer: int
-    """In the pool."""
-    scale: float
-    window: int | None
-    sinks: Tensor | None
-    out: tuple[Matrix, Tensor | None]
-    mlp_norm: tuple[Tensor, float]
-    gate_up: tuple[Matrix, Tensor | None]
-    activation: Activation
-    down: tuple[Matrix, Tensor | None]
-
-
-@dataclass
-class DenseStack:
-    """Layers that follow each other."""
-
-    layers: tuple[DenseLayer, ...]
-    arrangement: object | None = None
-    """What a backend keeps about them."""
+    def fill(self, layout: BatchLayout) -> None:
+        """Plan a layout of at most that many rows into it; the others are left without anything to see or store."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +146,9 @@ class Backend(Protocol):
     def available_memory(self) -> int | None:
         """Bytes that can be allocated now without swapping or being killed; ``None`` when the system does not say."""
 
+    def peak_memory(self, run: Callable[[], None]) -> int:
+        """Bytes of the device that ``run`` takes at its worst moment beyond what is taken already."""
+
     def allocate_pool(
         self,
         groups: Sequence[GroupSpec],
@@ -221,6 +166,20 @@ class Backend(Protocol):
 
     def plan(self, layout: BatchLayout) -> AttentionMetadata:
         """Turn a layout into device metadata, once a step. Reads the layout, keeps none of its lists."""
+
+    def stage(self, values: Sequence[int]) -> Tensor:
+        """``values`` on the device, [n] int64, without waiting for it."""
+
+    def fetch(self, *tensors: Tensor) -> Callable[[], list[Tensor]]:
+        """Begin to bring tensors to the host; what is returned waits for them, and for nothing that is launched
+        afterwards, on any thread. They may be written over meanwhile."""
+
+    def fixed_batch(self, rows: int, pool: KVPool, max_pages: int) -> FixedBatch | None:
+        """Room for decoding ``rows`` rows of at most ``max_pages`` pages; ``None``: ``capture`` gains nothing."""
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """What does again all that ``run`` launches, on the memory it works with now. ``run`` may have been called any
+        number of times when this returns."""
 
     def place(self, weight: Matrix | Matrices) -> None:
         """See to memory that is allocated and not filled yet: a weight's, or a piece that several will lie in."""
@@ -407,6 +366,14 @@ class Backend(Protocol):
 
     def embedding(self, ids: Tensor, weight: Matrix) -> Tensor:
         """Rows ``ids`` [T] int64 of ``weight``: [T, in]."""
+
+    def sample(self, logits: Tensor, draws: Draws, bitmask: Tensor | None = None) -> Sampled:
+        """One token a row of ``logits`` [n, vocab] float32, which stay as they are; see ``Draws`` and ``Sampled``.
+
+        ``bitmask``: as ``apply_mask``, of all rows, before anything is drawn. Which token a number of ``draws`` stands
+        for is said in ``cpu_sample``; where two tokens meet, rounding may decide otherwise on another backend. A
+        row's result does not depend on the other rows. Never waits for the device.
+        """
 
     def apply_mask(self, logits: Tensor, bitmask: Tensor) -> None:
         """Set logits of disallowed ids to -inf, in place.

@@ -8,31 +8,25 @@ torch's kernel reads each KV head for its whole group (``enable_gqa``).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sglite.runtime.backend.base import (
-    Activation,
-    AttentionMetadata,
-    BackendError,
-    BatchLayout,
-    DenseStack,
-    Guarantees,
-    Matrix,
-    QKVNorms,
-)
+from sglite.runtime.backend.base import AttentionMetadata, BackendError, BatchLayout, FixedBatch, Guarantees
 from sglite.runtime.backend.cpu_cache import read, store
 from sglite.runtime.backend.cpu_delta import causal_conv, gated_delta_rule
 from sglite.runtime.backend.cpu_mla import attend_chosen, attend_latents, choose_slots
 from sglite.runtime.backend.cpu_plan import CPUMetadata, Segment, own, plan
 from sglite.runtime.backend.cpu_quantised import product
 from sglite.runtime.backend.cpu_route import route
+from sglite.runtime.backend.cpu_sample import sample
+from sglite.runtime.backend.draws import Draws, Sampled
 from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
 from sglite.runtime.backend.mask import CPUMasks
+from sglite.runtime.backend.weights import Activation, DenseStack, Matrix, QKVNorms
 from sglite.runtime.cache.pool import KVPool, make_pool
 from sglite.runtime.protocol import CopyPages, CopyState, GroupSpec
 
@@ -69,6 +63,10 @@ class CPUBackend:
         known = (_meminfo_available(Path("/proc/meminfo")), _cgroup_left(_CGROUP))
         return min((n for n in known if n is not None), default=None)
 
+    def peak_memory(self, run: Callable[[], None]) -> int:
+        """Nobody counts."""
+        raise BackendError("the cpu backend does not count what a call takes; see available_memory")
+
     def allocate_pool(
         self,
         groups: Sequence[GroupSpec],
@@ -84,7 +82,7 @@ class CPUBackend:
         for group in groups:
             if (group.kind == "state") != (group.layout == "recurrent"):
                 raise BackendError(
-                    f"cache group {group.name!r}: {group.kind}/{group.layout} is not served by the cpu backend; "
+                    f"cache group {group.name!r}: {group.kind}/{group.layout} is not for the {self.name} backend; "
                     "it serves paged/mha, paged/mla and state/recurrent"
                 )
             if group.kind == "state" and num_states < 1:
@@ -93,7 +91,7 @@ class CPUBackend:
             for dtype in (tensor.dtype for tensor in group.state_tensors) if group.kind == "state" else (group.dtype,):
                 if dtype not in served:
                     raise BackendError(
-                        f"cache group {group.name!r}: dtype {dtype!r} is not served by the cpu backend; "
+                        f"cache group {group.name!r}: dtype {dtype!r} is not served by the {self.name} backend; "
                         f"it serves {', '.join(served)} for {group.layout}"
                     )
         dtypes["int8"] = torch.int8
@@ -101,6 +99,19 @@ class CPUBackend:
 
     def plan(self, layout: BatchLayout) -> AttentionMetadata:
         return plan(layout)
+
+    def stage(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64)
+
+    def fetch(self, *tensors: Tensor) -> Callable[[], list[Tensor]]:
+        kept = [tensor.clone() for tensor in tensors]
+        return lambda: kept
+
+    def fixed_batch(self, rows: int, pool: KVPool, max_pages: int) -> FixedBatch | None:
+        return None
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        return run
 
     def place(self, weight: Matrix | Matrices) -> None:
         """Wherever it is."""
@@ -297,6 +308,9 @@ class CPUBackend:
                     tensor[copy.dst].zero_()
                 else:
                     tensor[copy.dst] = tensor[copy.src]
+
+    def sample(self, logits: Tensor, draws: Draws, bitmask: Tensor | None = None) -> Sampled:
+        return sample(logits, draws, bitmask, self.apply_mask)
 
     def apply_mask(self, logits: Tensor, bitmask: Tensor) -> None:
         self._masks.apply(logits, bitmask)

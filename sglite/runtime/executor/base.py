@@ -102,7 +102,7 @@ class _NoWeights:
         return []
 
 
-class _Job:
+class Job:
     """A step on its way."""
 
     def __init__(self, step: SchedulerOutput) -> None:
@@ -116,11 +116,19 @@ class _Job:
             self.masks_ready.set()
 
     def wait_for_masks(self) -> Masks | None:
+        """The masks of its samples, once they have been supplied."""
         if not self.masks_ready.is_set():
             started = time.perf_counter()
             self.masks_ready.wait()
             self.mask_wait_ms = 1000 * (time.perf_counter() - started)
         return self.masks
+
+    def end(self, output: StepOutput, started: float) -> None:
+        """Its result; it computed since ``started``."""
+        output.compute_ms = 1000 * (time.perf_counter() - started)
+        output.mask_wait_ms = self.mask_wait_ms
+        self.output = output
+        self.done.set()
 
 
 class ThreadExecutor:
@@ -129,14 +137,14 @@ class ThreadExecutor:
     def __init__(self, worker: Worker, weights: WeightStore | None = None) -> None:
         self._worker = worker
         self._weights = weights or _NoWeights()
-        self._jobs: dict[int, _Job] = {}
-        self._queue: queue.SimpleQueue[_Job | Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: dict[int, Job] = {}
+        self._queue: queue.SimpleQueue[Job | Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sglite-worker", daemon=True)
         self._thread.start()
 
     def submit(self, step: SchedulerOutput) -> None:
         """Start ``step`` after those submitted before."""
-        job = self._jobs[step.step_id] = _Job(step)
+        job = self._jobs[step.step_id] = Job(step)
         self._queue.put(job)
 
     def supply_masks(self, step_id: int, masks: Masks) -> None:
@@ -186,14 +194,20 @@ class ThreadExecutor:
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
-            if not isinstance(job, _Job):
-                job()
-                continue
-            started = time.perf_counter()
-            try:
-                job.output = self._worker.execute(job.step, job.wait_for_masks)
-            except Exception as error:
-                job.output = StepOutput(step_id=job.step.step_id, error=f"{type(error).__name__}: {error}")
-            job.output.compute_ms = 1000 * (time.perf_counter() - started)
-            job.output.mask_wait_ms = job.mask_wait_ms
-            job.done.set()
+            if isinstance(job, Job):
+                self._execute(job)
+            else:
+                self._alone(job)
+
+    def _execute(self, job: Job) -> None:
+        """Run a step."""
+        started = time.perf_counter()
+        try:
+            output = self._worker.execute(job.step, job.wait_for_masks)
+        except Exception as error:
+            output = StepOutput(step_id=job.step.step_id, error=f"{type(error).__name__}: {error}")
+        job.end(output, started)
+
+    def _alone(self, call: Callable[[], None]) -> None:
+        """Call something while no step runs."""
+        call()

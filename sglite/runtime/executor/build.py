@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import torch
 
 from sglite.runtime.backend.base import Backend, BackendError
-from sglite.runtime.backend.cpu_native import cpu_backend
-from sglite.runtime.config import ConfigError, EngineArgs, EngineConfig, Facts, resolve
+from sglite.runtime.backend.cpu import CPUBackend
+from sglite.runtime.backend.select import backend_for
+from sglite.runtime.cache.pool import KVPool
+from sglite.runtime.config import ConfigError, EngineArgs, EngineConfig, Facts
 from sglite.runtime.executor.base import ThreadExecutor
 from sglite.runtime.executor.freed import keep_freed_memory
+from sglite.runtime.executor.graphs import DecodeGraphs
+from sglite.runtime.executor.pipeline import PipelinedExecutor
+from sglite.runtime.executor.profile import step_bytes
 from sglite.runtime.executor.worker import ModelWorker
 from sglite.runtime.gguf import is_gguf
 from sglite.runtime.model.architectures import read_config
@@ -23,6 +28,8 @@ from sglite.runtime.model.reload import ModelWeights
 from sglite.runtime.pooling import Undeclared, read_pooling
 from sglite.runtime.protocol import GroupSpec
 from sglite.runtime.quant.methods import WHILE_LOADING, check_request, summary
+from sglite.runtime.resolve import resolve
+from sglite.runtime.sizing import running_of, step_tokens_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +47,13 @@ class Built:
 def build(args: EngineArgs, folder: Path) -> Built:
     """Load the model in ``folder`` and start a worker for it. Raises ModelError or ConfigError, in one line."""
     try:
-        backend = cpu_backend(args.num_threads, args.cpu_kernels)
+        backend = backend_for(
+            args.device,
+            num_threads=args.num_threads,
+            cpu_kernels=args.cpu_kernels,
+            attention=args.attention_backend,
+            deterministic=args.enable_deterministic_inference,
+        )
     except BackendError as error:
         raise ConfigError(str(error)) from None
     pools = _pools(args, folder)
@@ -57,24 +70,8 @@ def build(args: EngineArgs, folder: Path) -> Built:
         quantization=args.quantization if args.quantization in WHILE_LOADING else None,
     )
     groups = in_cache_dtype(loaded.groups, args.kv_cache_dtype)
-    facts = Facts(
-        max_context=loaded.max_context,
-        vocab_size=loaded.vocab_size,
-        bytes_per_token=sum(group.bytes_per_token for group in groups),
-        free_memory=backend.available_memory(),
-        dtype=str(loaded.dtype).removeprefix("torch."),
-        device=backend.name,
-        kernels=backend.describe(),
-        hidden_size=len(loaded.config.labels) or loaded.config.hidden_size,
-        labels=loaded.config.labels,
-        generates=loaded.config.has_head,
-        quantization=_precision(args, None if quantization is None else summary(quantization), loaded, backend),
-        cache_dtype=next((group.dtype for group in groups if group.kind == "paged"), None),
-        bytes_per_state=sum(group.bytes_per_state for group in loaded.groups),
-        window=next((group.window for group in groups if group.window is not None), None),
-        window_bytes_per_token=sum(group.bytes_per_token for group in groups if group.window is not None),
-        state_groups=tuple(group.name for group in loaded.groups if group.kind == "state"),
-    )
+    precision = _precision(args, None if quantization is None else summary(quantization), loaded, backend)
+    facts = _facts(args, loaded, backend, groups, precision)
     config = resolve(args, facts)
     pool = backend.allocate_pool(
         groups,
@@ -83,10 +80,60 @@ def build(args: EngineArgs, folder: Path) -> Built:
         num_states=config.num_states,
         num_frames=config.num_frames,
     )
-    worker = ModelWorker(loaded.model, backend, pool)
-    keep_freed_memory()
-    executor = ThreadExecutor(worker, ModelWeights(loaded.weights, loaded.config, backend))
+    executor = _executor(loaded, backend, pool, config)
     return Built(executor, config, loaded.eos_token_ids, loaded.weight_bytes)
+
+
+def computes_with() -> tuple[str, bool]:
+    """What an engine without arguments computes with, for people, and whether that is plain torch."""
+    backend = backend_for()
+    return f"{backend.name}: {backend.describe()}", type(backend) is CPUBackend
+
+
+def _facts(
+    args: EngineArgs, loaded: LoadedModel, backend: Backend, groups: Sequence[GroupSpec], quantization: str | None
+) -> Facts:
+    facts = Facts(
+        max_context=loaded.max_context,
+        vocab_size=loaded.vocab_size,
+        bytes_per_token=sum(group.bytes_per_token for group in groups),
+        free_memory=None,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=backend.name,
+        kernels=backend.describe(),
+        hidden_size=len(loaded.config.labels) or loaded.config.hidden_size,
+        labels=loaded.config.labels,
+        generates=loaded.config.has_head,
+        quantization=quantization,
+        cache_dtype=next((group.dtype for group in groups if group.kind == "paged"), None),
+        bytes_per_state=sum(group.bytes_per_state for group in loaded.groups),
+        window=next((group.window for group in groups if group.window is not None), None),
+        window_bytes_per_token=sum(group.bytes_per_token for group in groups if group.window is not None),
+        state_groups=tuple(group.name for group in loaded.groups if group.kind == "state"),
+    )
+    tokens = min(step_tokens_of(args, facts), facts.max_context)
+    rows = running_of(args, facts) if loaded.config.has_head else 0
+    needed = step_bytes(loaded.model, backend, groups, tokens, rows)
+    available = backend.available_memory()
+    if available is not None and available <= needed:
+        raise ConfigError(
+            f"{available:,} bytes of the device are free once the model is loaded and a step of {tokens:,} tokens "
+            f"takes {needed:,}; use a smaller or a quantised model, or give less for max_prefill_tokens and "
+            "max_running_requests"
+        )
+    return replace(facts, free_memory=None if available is None else available - needed)
+
+
+def _executor(loaded: LoadedModel, backend: Backend, pool: KVPool, config: EngineConfig) -> ThreadExecutor:
+    """Threads and a worker. On a device that works on its own, steps are launched ahead of their results."""
+    weights = ModelWeights(loaded.weights, loaded.config, backend)
+    if not backend.guarantees.asynchronous:
+        keep_freed_memory()
+        return ThreadExecutor(ModelWorker(loaded.model, backend, pool), weights)
+    pages = -(-config.context_length // config.page_size)
+    graphs = DecodeGraphs(loaded.model, backend, pool, config.graph_sizes, min(pages, config.num_pages))
+    worker = ModelWorker(loaded.model, backend, pool, device_slots=config.max_running, graphs=graphs)
+    return PipelinedExecutor(worker, weights)
 
 
 def in_cache_dtype(groups: Sequence[GroupSpec], name: str) -> list[GroupSpec]:

@@ -25,6 +25,7 @@ class RowState:
     counts: TokenCounts | None
     pages: list[int] = field(default_factory=list)
     last_token: int = UNKNOWN_TOKEN
+    """What it sampled last; ``-1 - slot``: the device has it."""
 
     @property
     def is_plain(self) -> bool:
@@ -54,10 +55,12 @@ class Rows:
         page_size: positions of a page.
         num_pages: pages that have a frame, 0: there are no frames.
         stateful: rows have recurrent state.
+        on_device: the device keeps what rows sampled last.
     """
 
-    def __init__(self, page_size: int, num_pages: int = 0, stateful: bool = False) -> None:
+    def __init__(self, page_size: int, num_pages: int = 0, stateful: bool = False, *, on_device: bool = False) -> None:
         self._size = page_size
+        self._on_device = on_device
         self._stateful = stateful
         self._states: dict[int, RowState] = {}
         self._frames = np.full(num_pages, -1, dtype=np.int64)
@@ -73,7 +76,8 @@ class Rows:
             self._states.pop(slot, None)
         for new in step.new_rows:
             counts = TokenCounts(new.prompt_ids, new.output_ids) if new.sampling.has_penalties else None
-            self._states[new.slot] = RowState(new, counts)
+            last = -1 - new.slot if self._on_device else UNKNOWN_TOKEN
+            self._states[new.slot] = RowState(new, counts, last_token=last)
         for row in step.rows:
             pages = self._states[row.slot].pages
             if row.pages or row.pages_from < len(pages):

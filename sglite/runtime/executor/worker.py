@@ -7,6 +7,8 @@ planned before anybody knows that token) and what penalties need. Everything els
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Protocol
 
@@ -17,9 +19,11 @@ from torch import Tensor
 from sglite.runtime.backend.base import Backend, ForwardContext
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.executor.base import Masks
+from sglite.runtime.executor.graphs import DecodeGraphs
 from sglite.runtime.executor.rows import Rows, RowState
 from sglite.runtime.protocol import (
     PooledState,
+    PoolTask,
     RowStep,
     SampledToken,
     SampleTask,
@@ -29,7 +33,7 @@ from sglite.runtime.protocol import (
     StepOutput,
 )
 from sglite.runtime.sample.logprobs import LogitsNotFinite, not_finite
-from sglite.runtime.sample.sampler import Sampler, SampleResult, SampleRow
+from sglite.runtime.sample.sampler import Sampler, SampleResult, SampleRow, at_once
 from sglite.runtime.spec.base import accept_path, draft_depths
 
 _NOT_FINITE = "the hidden state is not finite: the model gave NaN or infinity; check its weights and dtype"
@@ -57,36 +61,100 @@ class Model(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Running:
+    """A step whose forward pass has been launched."""
+
+    step: SchedulerOutput
+    first: list[int]
+    """[R + 1] the index of each row's first token in the batch, and their number."""
+    hidden: Tensor
+    """[T, hidden] after the final norm."""
+    states: list[RowState]
+    """Of the rows that are sampled, task by task: their slots may be others' when the results come."""
+    pools: Callable[[], list[Tensor]] | None = None
+    scores: list[Callable[[], ScoredTokens]] = field(default_factory=list)
+    samples: Callable[[], list[SampledToken]] = list
+
+    @property
+    def needs_the_past(self) -> bool:
+        """Nothing can be sampled before the results of the steps before are known on the host."""
+        return any(state.counts is not None for state in self.states)
+
+
 class ModelWorker:
     """Runs steps of a model on a backend.
+
+    A step has three parts, so that one may be launched while another is under way: ``begin`` launches the forward
+    pass, ``choose`` the sampling, ``finish`` waits for the results, on whatever thread. ``execute`` is all three.
 
     Args:
         model: the network.
         backend: the device.
         pool: keys, values and states; its page and slot numbers are the scheduler's.
+        device_slots: so many slots have their last tokens kept on the device, which lets a step begin before the host
+            knows what the one before it sampled; 0: the host keeps them.
+        graphs: runs steps in which every row computes one token.
     """
 
-    def __init__(self, model: Model, backend: Backend, pool: KVPool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        backend: Backend,
+        pool: KVPool,
+        *,
+        device_slots: int = 0,
+        graphs: DecodeGraphs | None = None,
+    ) -> None:
         self._model = model
         self._backend = backend
         self._pool = pool
-        self._sampler = Sampler(backend.apply_mask)
-        self._rows = Rows(pool.page_size, pool.num_pages if pool.num_frames else 0, bool(pool.states))
+        self._graphs = graphs
+        self._sampler = Sampler(backend.sample, backend.fetch if device_slots else at_once)
+        self._last = torch.zeros(device_slots, dtype=torch.int64, device=backend.device) if device_slots else None
+        frames = pool.num_pages if pool.num_frames else 0
+        self._rows = Rows(pool.page_size, frames, bool(pool.states), on_device=device_slots > 0)
 
-    @torch.inference_mode()
     def execute(self, step: SchedulerOutput, masks: Callable[[], Masks | None]) -> StepOutput:
         """Run a step; see ``Worker``."""
+        running = self.begin(step)
+        self.choose(running, masks)
+        return self.finish(running)
+
+    @torch.inference_mode()
+    def begin(self, step: SchedulerOutput) -> Running:
+        """Take in what the step says of rows and pages, and launch the forward pass."""
         self._prepare(step)
         hidden, first = self._forward(step)
-        output = StepOutput(step_id=step.step_id)
-        output.pools = self._pooled(step, hidden, first)
-        if self._is_greedy(step):
-            output.samples = self._greedy(step, hidden, first)
-        else:
-            logits, picked = self._logits(step, hidden, first)
-            output.scores = [self._score(task, logits, picked[place]) for place, task in enumerate(step.scores)]
-            output.samples = self._sample(step, logits, picked[len(step.scores) :], masks())
+        running = Running(step, first, hidden, [self._rows[task.slot] for task in step.samples])
+        if step.pools:
+            picked = [first[task.row] + task.position - step.rows[task.row].start for task in step.pools]
+            running.pools = self._backend.fetch(self._model.pooled(hidden[self._backend.stage(picked)]).float())
+        return running
+
+    @torch.inference_mode()
+    def choose(self, running: Running, masks: Callable[[], Masks | None]) -> None:
+        """Launch what becomes of the hidden states. ``masks``: see ``Worker``."""
+        step = running.step
+        if self._is_greedy(running):
+            self._greedy(running)
+        elif step.samples or step.scores:
+            logits, picked = self._logits(running)
+            for place, task in enumerate(step.scores):
+                running.scores.append(self._score(task, logits[self._backend.stage(picked[place])]))
+            if step.samples:
+                self._sample(running, logits, picked[len(step.scores) :], masks())
         self._backend.copy_states(self._pool, step.checkpoints)
+
+    @torch.inference_mode()
+    def finish(self, running: Running) -> StepOutput:
+        """Wait for the results."""
+        step = running.step
+        output = StepOutput(step_id=step.step_id)
+        if running.pools is not None:
+            output.pools = _pooled(step.pools, running.pools()[0])
+        output.scores = [score() for score in running.scores]
+        output.samples = running.samples()
         return output
 
     def _prepare(self, step: SchedulerOutput) -> None:
@@ -102,37 +170,48 @@ class ModelWorker:
         layout, token_ids, first = self._rows.batch(step.rows)
         if not token_ids:
             return torch.empty(0), first
-        device = self._backend.device
+        ids = self._input_ids(token_ids)
+        positions = self._backend.stage(layout.positions)
+        if self._graphs is not None and self._graphs.covers(layout):
+            return self._graphs.forward(layout, ids, positions), first
         context = ForwardContext(self._backend, self._backend.plan(layout), self._pool)
-        ids = torch.tensor(token_ids, device=device)
-        return self._model.forward(ids, torch.tensor(layout.positions, device=device), context), first
+        return self._model.forward(ids, positions, context), first
 
-    def _is_greedy(self, step: SchedulerOutput) -> bool:
+    def _input_ids(self, token_ids: list[int]) -> Tensor:
+        """Ids [T] on the device, those that only the device knows among them."""
+        ids = self._backend.stage(token_ids)
+        if self._last is None or min(token_ids) >= 0:
+            return ids
+        return torch.where(ids < 0, self._last[(-1 - ids).clamp(min=0)], ids)
+
+    def _keep(self, tasks: Sequence[SampleTask], ids: Tensor) -> None:
+        """The tasks' rows sampled ``ids`` last."""
+        if self._last is not None:
+            self._last.index_copy_(0, self._backend.stage([task.slot for task in tasks]), ids)
+
+    def _is_greedy(self, running: Running) -> bool:
         """Whether nothing but the most likely token of each row is wanted: then nobody looks at the logits."""
-        return bool(step.samples) and not step.scores and all(self._is_plain(task, step) for task in step.samples)
+        step = running.step
+        pairs = zip(step.samples, running.states, strict=True)
+        return bool(step.samples) and not step.scores and all(_is_plain(*pair, step) for pair in pairs)
 
-    def _is_plain(self, task: SampleTask, step: SchedulerOutput) -> bool:
-        state = self._rows[task.slot]
-        free = not task.constrained and not state.bans(task.num_output) and not _drafts(task, step.rows)
-        return free and state.is_plain
-
-    def _greedy(self, step: SchedulerOutput, hidden: Tensor, first: list[int]) -> list[SampledToken]:
+    def _greedy(self, running: Running) -> None:
         """The most likely token of each task's row."""
-        picked = [index for task in step.samples for index in _hidden(task, step.rows, first, 1)]
+        step, hidden = running.step, running.hidden
+        picked = [index for task in step.samples for index in _hidden(task, step.rows, running.first, 1)]
         if picked != [*range(len(hidden))]:
-            hidden = hidden[torch.tensor(picked, device=hidden.device)]
+            hidden = hidden[self._backend.stage(picked)]
         ids, tops = self._model.greedy(hidden)
-        samples = []
-        for task, token, top in zip(step.samples, ids.tolist(), tops.tolist(), strict=True):
-            error = not_finite(top)
-            if error is None:
-                self._rows[task.slot].last_token = token
-            samples.append(SampledToken(slot=task.slot, token_ids=[token] if error is None else [], error=error))
-        return samples
+        self._keep(step.samples, ids)
+        if self._last is None:
+            running.samples = partial(_most_likely, running, lambda: [ids, tops], True)
+        else:
+            running.samples = partial(_most_likely, running, self._backend.fetch(ids, tops), False)
 
-    def _logits(self, step: SchedulerOutput, hidden: Tensor, first: list[int]) -> tuple[Tensor, list[list[int]]]:
+    def _logits(self, running: Running) -> tuple[Tensor, list[list[int]]]:
         """Logits [n, vocab] that scores and samples need, each position once; and, for each score and then each
         sample, which rows of them are its own."""
+        step, hidden, first = running.step, running.hidden, running.first
         tasks = [_hidden(task, step.rows, first, len(task.targets)) for task in step.scores]
         tasks += [_hidden(task, step.rows, first, 1 + len(_drafts(task, step.rows))) for task in step.samples]
         wanted = dict.fromkeys(chain.from_iterable(tasks))
@@ -142,72 +221,105 @@ class ModelWorker:
         if picked == [*range(len(hidden))]:
             return self._model.logits(hidden), tasks
         place = dict(zip(picked, range(len(picked)), strict=True))
-        logits = self._model.logits(hidden[torch.tensor(picked, device=hidden.device)])
+        logits = self._model.logits(hidden[self._backend.stage(picked)])
         return logits, [[place[index] for index in task] for task in tasks]
 
-    def _pooled(self, step: SchedulerOutput, hidden: Tensor, first: list[int]) -> list[PooledState]:
-        """The hidden states that the tasks ask for."""
-        if not step.pools:
-            return []
-        picked = [first[task.row] + task.position - step.rows[task.row].start for task in step.pools]
-        last = hidden[torch.tensor(picked, device=hidden.device)]
-        vectors = self._model.pooled(last).float().cpu().numpy().astype("<f4")
-        return [
-            PooledState(slot=task.slot, hidden=vector.tobytes())
-            if np.isfinite(vector).all()
-            else PooledState(slot=task.slot, error=_NOT_FINITE)
-            for task, vector in zip(step.pools, vectors, strict=True)
-        ]
-
-    def _score(self, task: ScoreTask, logits: Tensor, picked: list[int]) -> ScoredTokens:
-        """Logprobs of known tokens, by the rows ``picked`` of the logits."""
+    def _score(self, task: ScoreTask, logits: Tensor) -> Callable[[], ScoredTokens]:
+        """Logprobs of known tokens, by their rows of the logits."""
         options = self._rows[task.slot].new.logprobs
         assert options is not None
-        try:
-            logprobs = self._sampler.score(logits[torch.tensor(picked, device=logits.device)], task.targets, options)
-        except LogitsNotFinite as error:
-            return ScoredTokens(slot=task.slot, position=task.position, logprobs=[], error=str(error))
-        return ScoredTokens(slot=task.slot, position=task.position, logprobs=logprobs)
 
-    def _sample(
-        self, step: SchedulerOutput, logits: Tensor, picked: list[list[int]], masks: Masks | None
-    ) -> list[SampledToken]:
+        def score() -> ScoredTokens:
+            try:
+                logprobs = self._sampler.score(logits, task.targets, options)
+            except LogitsNotFinite as error:
+                return ScoredTokens(slot=task.slot, position=task.position, logprobs=[], error=str(error))
+            return ScoredTokens(slot=task.slot, position=task.position, logprobs=logprobs)
+
+        return score
+
+    def _sample(self, running: Running, logits: Tensor, picked: list[list[int]], masks: Masks | None) -> None:
         """One token a task, or with drafts the accepted path: every node of the tree is sampled at once.
 
         ``picked``: the rows of the logits that belong to each task.
         """
-        if not step.samples:
-            return []
+        step = running.step
         rows: list[SampleRow] = []
         constrained: list[int] = []
-        for task in step.samples:
-            state, drafts = self._rows[task.slot], _drafts(task, step.rows)
+        for task, state in zip(step.samples, running.states, strict=True):
+            drafts = _drafts(task, step.rows)
             for depth in [0, *draft_depths(drafts)] if drafts else _NO_DRAFTS:
                 if task.constrained:
                     constrained.append(len(rows))
                 rows.append(_sample_row(task, state, depth))
         flat = [*chain.from_iterable(picked)]
         if flat != [*range(len(logits))]:
-            logits = logits[torch.tensor(flat, device=logits.device)]
-        results = self._sampler.sample(logits, rows, _full_mask(len(rows), constrained, masks))
-        if len(results) == len(step.samples):
-            return [self._note(task, [result]) for task, result in zip(step.samples, results, strict=True)]
-        every = iter(results)
-        return [self._note(task, _accepted(task, step.rows, every)) for task in step.samples]
+            logits = logits[self._backend.stage(flat)]
+        pending = self._sampler.start(logits, rows, _full_mask(len(rows), constrained, masks))
+        if len(rows) == len(step.samples):
+            self._keep(step.samples, pending.ids)
+            running.samples = lambda: _sampled(running, pending.results(), self._last is None)
+            return
+        samples = _sampled(running, pending.results(), self._last is None)
+        self._keep(
+            step.samples, self._backend.stage([sample.token_ids[-1] if sample.token_ids else 0 for sample in samples])
+        )
+        running.samples = lambda: samples
 
-    def _note(self, task: SampleTask, accepted: list[SampleResult]) -> SampledToken:
-        """Take a task's results, remember their end for the rows and penalties that follow."""
-        tokens = []
-        for result in accepted:
-            if result.error is not None:
-                return SampledToken(slot=task.slot, token_ids=[], error=result.error)
-            tokens.append(result.token_id)
-        state = self._rows[task.slot]
+
+def _is_plain(task: SampleTask, state: RowState, step: SchedulerOutput) -> bool:
+    free = not task.constrained and not state.bans(task.num_output) and not _drafts(task, step.rows)
+    return free and state.is_plain
+
+
+def _most_likely(running: Running, fetched: Callable[[], list[Tensor]], note: bool) -> list[SampledToken]:
+    """The tokens that greedy rows took; ``note`` them in the rows' states."""
+    ids, tops = fetched()
+    samples = []
+    for task, state, token, top in zip(running.step.samples, running.states, ids.tolist(), tops.tolist(), strict=True):
+        error = not_finite(top)
+        if note and error is None:
+            state.last_token = token
+        samples.append(SampledToken(slot=task.slot, token_ids=[token] if error is None else [], error=error))
+    return samples
+
+
+def _sampled(running: Running, results: list[SampleResult], note: bool) -> list[SampledToken]:
+    """Take the results of all tasks; ``note`` the last tokens in the rows' states."""
+    step = running.step
+    if len(results) == len(step.samples):
+        taken = [[result] for result in results]
+    else:
+        every = iter(results)
+        taken = [_accepted(task, step.rows, every) for task in step.samples]
+    pairs = zip(step.samples, running.states, taken, strict=True)
+    return [_note(task, state, accepted, note) for task, state, accepted in pairs]
+
+
+def _note(task: SampleTask, state: RowState, accepted: list[SampleResult], note: bool) -> SampledToken:
+    """Take a task's results, remember them for the rows and penalties that follow."""
+    tokens = []
+    for result in accepted:
+        if result.error is not None:
+            return SampledToken(slot=task.slot, token_ids=[], error=result.error)
+        tokens.append(result.token_id)
+    if note:
         state.last_token = tokens[-1]
-        if state.counts is not None:
-            state.counts.add(tokens)
-        logprobs = [result.logprob for result in accepted if result.logprob is not None]
-        return SampledToken(slot=task.slot, token_ids=tokens, logprobs=logprobs)
+    if state.counts is not None:
+        state.counts.add(tokens)
+    logprobs = [result.logprob for result in accepted if result.logprob is not None]
+    return SampledToken(slot=task.slot, token_ids=tokens, logprobs=logprobs)
+
+
+def _pooled(tasks: Sequence[PoolTask], hidden: Tensor) -> list[PooledState]:
+    """The hidden states [n, size] that the tasks ask for."""
+    vectors = hidden.numpy().astype("<f4")
+    return [
+        PooledState(slot=task.slot, hidden=vector.tobytes())
+        if np.isfinite(vector).all()
+        else PooledState(slot=task.slot, error=_NOT_FINITE)
+        for task, vector in zip(tasks, vectors, strict=True)
+    ]
 
 
 def _hidden(task: SampleTask | ScoreTask, rows: list[RowStep], first: list[int], count: int) -> list[int]:

@@ -183,14 +183,15 @@ def weight_bytes(
 
 
 def fill_randomly(weights: WeightTable, seed: int) -> None:
-    """Normal weights of deviation 0.02 and norms of 1; a tensor's values depend on its name, shape and the seed."""
+    """Normal weights of deviation 0.02 and norms of 1; a tensor's values depend on its name, shape, the seed and
+    the kind of device."""
     for name, part in weights.parts.items():
         if name.endswith("norm.weight"):
             part.fill_(1.0)
             continue
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+        generator = torch.Generator(part.device).manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
         shape = weights.shape(name) if name in weights.coded else part.shape
-        numbers = torch.empty(shape).normal_(0.0, DUMMY_STD, generator=generator)
+        numbers = torch.empty(shape, device=part.device).normal_(0.0, DUMMY_STD, generator=generator)
         if name in weights.coded:
             weights.fill(name, numbers)
         else:

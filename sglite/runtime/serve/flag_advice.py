@@ -24,8 +24,6 @@ ACCEPTED: dict[str, str] = {
     "--skip-server-warmup": "there is no warm-up",
     "--disable-log-requests": "requests are logged with --log-requests only",
     "--disable-log-stats": "nothing is logged at intervals",
-    "--disable-cuda-graph": "there are no CUDA graphs on this device",
-    "--enforce-eager": "there are no CUDA graphs on this device",
 }
 """Switches that are taken and change nothing, with the reason, which is printed."""
 
@@ -115,7 +113,6 @@ _INSTEAD: dict[str, str] = {
     "--convert": "the checkpoint declares what it is for; use --is-embedding where it declares no pooling",
     "--enable-sleep-mode": "stop the server to free its memory",
     "--enable-memory-saver": "stop the server to free its memory",
-    "--enable-deterministic-inference": "greedy output does not depend on the batch in float32; use --dtype float32",
     "--decode-log-interval": "read /metrics, or /server_info",
     "--show-hidden-metrics-for-version": "read /metrics",
     "--crash-dump-folder": "requests are not written down; use --log-requests",

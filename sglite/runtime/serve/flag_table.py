@@ -53,7 +53,7 @@ HELP: dict[str, tuple[str, str]] = {
     "is_embedding": ("model", "where the checkpoint declares no pooling: vectors are those of last tokens, normalised"),
     "trust_remote_code": ("model", "refused: sglite runs no code from checkpoints"),
     "quantization": ("model", "int8, int4: quantise while loading; fp8, awq ...: what the checkpoint must be"),
-    "device": ("device", "where to compute"),
+    "device": ("device", "where to compute: cpu, cuda; auto: a GPU where there is one"),
     "dtype": ("device", "of weights and activations: float32, bfloat16, float16"),
     "num_threads": ("device", "threads that compute, in all; default: a core each, or what the control group allows"),
     "tp_size": ("device", "tensor parallelism: 1 so far"),
@@ -61,6 +61,13 @@ HELP: dict[str, tuple[str, str]] = {
     "pp_size": ("device", "pipeline parallelism: 1 so far"),
     "ep_size": ("device", "expert parallelism: 1 so far"),
     "cpu_kernels": ("device", "what computes on the CPU; torch: without native kernels, several times slower"),
+    "attention_backend": (
+        "device",
+        "whose attention kernels a GPU runs: triton; flashinfer is not served yet",
+    ),
+    "disable_cuda_graph": ("device", "launch every kernel of a GPU's step by itself"),
+    "cuda_graph_max_bs": ("device", "rows of the largest decoding step that is captured; default: all that may run"),
+    "enable_deterministic_inference": ("device", "attention on a GPU adds up in an order that no batch changes"),
     "max_total_tokens": ("memory", "tokens that the KV cache holds"),
     "mem_fraction_static": ("memory", "share of the memory left after loading that the KV cache takes"),
     "max_mamba_cache_size": ("memory", "recurrent states of hybrid models, of running requests and saved ones"),
@@ -114,6 +121,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 OFF: dict[str, str] = {
     "--no-enable-prefix-caching": "disable_radix_cache",
     "--no-async-scheduling": "disable_overlap_schedule",
+    "--enforce-eager": "disable_cuda_graph",
 }
 """vLLM's switches that turn off what a switch of ours disables: flag -> the field they set."""
 
@@ -129,6 +137,10 @@ AT_LOAD: dict[str, str] = {
     "max_total_tokens": "hardware",
     "grammar_backend": "hardware",
     "cpu_kernels": "hardware",
+    "attention_backend": "hardware",
+    "cuda_graph_max_bs": "hardware",
+    "max_running_requests": "hardware",
+    "max_prefill_tokens": "hardware",
 }
 """Fields whose default leaves the value to what is found when the model is loaded."""
 

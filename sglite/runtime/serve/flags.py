@@ -16,7 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from sglite.runtime.config import CPU_KERNELS, GRAMMAR_BACKENDS, LOG_LEVELS, POLICIES, EngineArgs
+from sglite.runtime.config import (
+    ATTENTION_BACKENDS,
+    CPU_KERNELS,
+    DEVICES,
+    GRAMMAR_BACKENDS,
+    LOG_LEVELS,
+    POLICIES,
+    EngineArgs,
+)
 from sglite.runtime.serve.flag_advice import ACCEPTED
 from sglite.runtime.serve.flag_table import ALIASES, AT_LOAD, COMMON, GROUPS, HELP, OFF
 from sglite.runtime.serve.options import ServeOptions
@@ -27,6 +35,8 @@ _CHOICES = {
     "schedule_policy": POLICIES,
     "grammar_backend": GRAMMAR_BACKENDS,
     "cpu_kernels": CPU_KERNELS,
+    "device": DEVICES,
+    "attention_backend": ATTENTION_BACKENDS,
 }
 _SUFFIXES = {"k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglite.constrained.spec import ConstraintSpec
-from sglite.runtime.config import EngineArgs, Facts, resolve
+from sglite.runtime.config import EngineArgs, Facts
 from sglite.runtime.engine import messages, wire
 from sglite.runtime.engine.wire import MAX_FRAME, Channel, WireError
 from sglite.runtime.protocol import (
@@ -29,6 +29,7 @@ from sglite.runtime.protocol import (
     RequestOutput,
     TokenLogprob,
 )
+from sglite.runtime.resolve import resolve
 from sglite.runtime.sample.params import SamplingParams
 
 SOON = 10.0

@@ -43,7 +43,8 @@ SAMPLES: dict[str, Any] = {
     "otlp_traces_endpoint": "http://c:4318/v1/traces", "context_length": 64, "num_threads": 2, "page_size": 32,
     "chunked_prefill_size": 8, "max_running_requests": 3, "max_queued_requests": 4, "max_prefill_tokens": 5,
     "pin_budget": 0.1, "schedule_policy": "lpm", "random_seed": 9, "grammar_backend": "reference",
-    "cpu_kernels": "torch", "grammar_timeout_s": 1.0,
+    "cpu_kernels": "torch", "grammar_timeout_s": 1.0, "device": "cuda", "attention_backend": "triton",
+    "cuda_graph_max_bs": 8,
     "load_format": "dummy", "model_path": "m", "tokenizer_path": "t", "chat_template": "c",
     "revision": "r", "download_dir": "d", "show_progress": True,
     "max_mamba_cache_size": 6, "quantization": "awq_marlin", "kv_cache_dtype": "bfloat16",
@@ -106,7 +107,7 @@ def test_no_flag_is_both_ours_and_advised_against() -> None:
         ("--served-model-name a,b --served-model-name c", "served_model_name", ("a", "b", "c")),
         ("--no-enable-prefix-caching", "disable_radix_cache", True),
         ("--drain 3", "drain_s", 3.0),
-        ("--enable-auto-tool-choice --enforce-eager --port 1", "port", 1),
+        ("--enable-auto-tool-choice --enforce-eager", "disable_cuda_graph", True),
     ],
 )
 def test_spellings_of_peers(argv: str, field: str, value: Any) -> None:
@@ -221,11 +222,20 @@ def test_an_empty_key_in_the_environment_is_no_key(monkeypatch: Any) -> None:
 
 def test_what_changes_nothing_is_said(capfd: Any) -> None:
     assert (
-        main(["serve", "/no/such/model", "--offline", "--port=0", "--enforce-eager", "--gpu-memory-utilization=.5"])
+        main(
+            [
+                "serve",
+                "/no/such/model",
+                "--offline",
+                "--port=0",
+                "--enable-auto-tool-choice",
+                "--gpu-memory-utilization=.5",
+            ]
+        )
         == 2
     )
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0].startswith("sglite serve: note: --enforce-eager: ") and len(lines) == 3
+    assert lines[0].startswith("sglite serve: note: --enable-auto-tool-choice: ") and len(lines) == 3
     assert lines[1].startswith("sglite serve: note: --gpu-memory-utilization is --mem-fraction-static")
 
 

@@ -78,7 +78,7 @@ class MoE:
     def __call__(self, x: Tensor, backend: Backend) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
         ids, weights = self.router(x, backend)
-        self.counts += ids.flatten().bincount(minlength=len(self.counts))
+        self.counts.scatter_add_(0, ids.flatten(), torch.ones_like(ids).flatten())  # bincount would wait for the device
         out = backend.moe(x, self.experts, ids, weights, self.activation)
         if self.shared is None:
             return out
