@@ -6,6 +6,7 @@
 #   make test-browser the playground in a headless Chromium, found on the path or named in SGLITE_CHROMIUM
 #   make test-clients agents of the clients people use, in the interpreters that SGLITE_CLIENTS_PYTHON names (a:b)
 #   make test-faults  attacks, and processes that die: ten minutes; SGLITE_FAULTS=full takes the full numbers
+#   make test-gpu     the GPU's kernels and engines on an NVIDIA GPU, which must be there
 #   make test-kernels-sanitized   native code under gcc's sanitizers: what it reads and writes, undefined behaviour, races
 #   make lint         ruff and mypy alone
 #   make wheel        a wheel in dist/ that carries the native libraries, for people without a C++ compiler
@@ -36,7 +37,7 @@ READY := $(VENV)/sglite-ready
 PYTEST := OMP_NUM_THREADS=1 timeout --kill-after=10 $(TEST_SECONDS) $(PY) -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-slow test-browser test-clients test-faults test-kernels-sanitized lint bench-constrained bench-programs \
+.PHONY: run test test-slow test-gpu test-browser test-clients test-faults test-kernels-sanitized lint bench-constrained bench-programs \
 	bench-peers reference demo-model wheel clean
 
 run: $(READY)
@@ -59,10 +60,15 @@ test-faults: $(READY)
 	OMP_NUM_THREADS=1 SGLITE_FAULTS=$${SGLITE_FAULTS:-quick} timeout --kill-after=10 7200 \
 		$(PY) -m pytest -W ignore -rs tests/faults
 
+# The same tests of kernels run in Triton's interpreter elsewhere. There is PyTorch for CUDA already where this is called.
+test-gpu:
+	$(PYTHON) -m pytest -rs --timeout 600 tests/unit/backend -k cuda
+	$(PYTHON) -m pytest -rs --timeout 600 -m gpu tests
+
 # Built before the sanitizer is loaded into everything. It keeps no record of what is still allocated at the end, which
 # of Python and PyTorch is much. Its report is not captured. Threads have a program of their own among the tests.
 SANITIZED := SGLITE_SANITIZE=address,undefined CXX=g++
-KERNEL_TESTS := $(patsubst %,tests/unit/backend/test_native_%.py,kernels products codes attention mixers dense threads)
+KERNEL_TESTS := $(patsubst %,tests/unit/backend/test_native_%.py,kernels products codes attention mixers dense sampling threads)
 test-kernels-sanitized: $(READY)
 	$(SANITIZED) $(PY) -c "from sglite.runtime.backend import native_build as k; k.build(k.cache_folder()); \
 		from sglite.constrained.engines import native_build as c; c.build(c.cache_folder())"
