@@ -147,7 +147,8 @@ class Backend(Protocol):
         """Bytes that can be allocated now without swapping or being killed; ``None`` when the system does not say."""
 
     def peak_memory(self, run: Callable[[], None]) -> int:
-        """Bytes of the device that ``run`` takes at its worst moment beyond what is taken already."""
+        """Bytes of the device that ``run`` takes at its worst moment beyond what is taken already; 0, without running
+        it, where nobody counts."""
 
     def allocate_pool(
         self,

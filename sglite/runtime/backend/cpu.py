@@ -64,8 +64,7 @@ class CPUBackend:
         return min((n for n in known if n is not None), default=None)
 
     def peak_memory(self, run: Callable[[], None]) -> int:
-        """Nobody counts."""
-        raise BackendError("the cpu backend does not count what a call takes; see available_memory")
+        return 0
 
     def allocate_pool(
         self,

@@ -1,12 +1,15 @@
-"""How much memory a step takes on the device beside weights and caches: found out by running the largest one."""
+"""How much memory a step takes on the device beside weights and caches: found out by running the largest one, which
+also has its kernels compiled before anybody waits for them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from sglite.runtime.backend.base import Backend, BatchLayout, ForwardContext
+from sglite.runtime.backend.draws import Draws
 from sglite.runtime.executor.worker import Model
 from sglite.runtime.protocol import GroupSpec
 
@@ -17,7 +20,7 @@ def step_bytes(model: Model, backend: Backend, groups: Sequence[GroupSpec], toke
     """Bytes of a step of ``tokens`` tokens in one row, of which ``rows`` have logits that are drawn from (0: the model
     has no head); 0 where the device's memory is the host's."""
     if not backend.guarantees.asynchronous:
-        return 0
+        return 0  # nor is anything compiled
     pages = -(-tokens // PAGE)
     pool = backend.allocate_pool(groups, num_pages=pages, page_size=PAGE, num_states=1)
     layout = BatchLayout(
@@ -35,7 +38,19 @@ def step_bytes(model: Model, backend: Backend, groups: Sequence[GroupSpec], toke
         context = ForwardContext(backend, backend.plan(layout), pool)
         hidden = model.forward(backend.stage([0] * tokens), backend.stage(layout.positions), context)
         if rows:
-            torch.softmax(model.logits(hidden[:rows]).double(), dim=-1)  # the weights of a draw are as wide
+            _sample(model, backend, hidden[:rows])
 
     with torch.inference_mode():
         return backend.peak_memory(run)
+
+
+def _sample(model: Model, backend: Backend, hidden: Tensor) -> None:
+    """Both ways in which tokens are chosen, the second with masks and everything that is sorted or searched for."""
+    rows = len(hidden)
+    model.greedy(hidden)
+    logits = model.logits(hidden)
+    half = torch.full((rows,), 0.5, dtype=torch.float64)
+    draws = Draws(
+        temperatures=torch.ones(rows), top_k=torch.zeros(rows, dtype=torch.int32), top_p=half, min_p=half, uniforms=half
+    )
+    backend.sample(logits, draws, torch.full((rows, -(-logits.shape[1] // 32)), -1, dtype=torch.int32))
