@@ -39,8 +39,9 @@ def check(rows: list[Row], heads: int, dim: int, v_dim: int, dtype: torch.dtype,
     close(found, exact, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("heads", "dim", "v_dim"), [(5, 12, 9), (17, 40, 32)])
+@pytest.mark.parametrize(
+    ("heads", "dim", "v_dim", "dtype"), [(5, 12, 9, torch.float32), (17, 40, 32, torch.bfloat16)], ids=str
+)
 def test_every_query_attends_to_the_latents_it_sees(heads: int, dim: int, v_dim: int, dtype: torch.dtype) -> None:
     check(MIXED, heads, dim, v_dim, dtype, 4)
 
