@@ -35,11 +35,11 @@ class PaddedBatch:
 
     def __init__(self, backend: CPUBackend, rows: int, pool: KVPool) -> None:
         self.backend, self.rows, self.pool = backend, rows, pool
-        self.meta = PaddedMetadata(rows, self)
+        self.metas = [PaddedMetadata(rows, self)]
         none: list[list[int]] | None = [] if pool.num_frames else None
         self.fill(BatchLayout([0], [], [], [], [], [], pool.page_size, frame_mapping=none, frame_tables=none))
 
-    def fill(self, layout: BatchLayout) -> None:
+    def fill(self, layout: BatchLayout) -> int:
         more, framed = self.rows - len(layout.starts), layout.frame_tables is not None
         self.planned = self.backend.plan(
             replace(
@@ -55,6 +55,7 @@ class PaddedBatch:
                 frame_tables=[*(layout.frame_tables or []), *[[0]] * more] if framed else None,
             )
         )
+        return 0
 
 
 class StagedBackend(CPUBackend):

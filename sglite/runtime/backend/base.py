@@ -109,11 +109,12 @@ class FixedBatch(Protocol):
     """A batch of a fixed number of rows of one token each, in memory that stays where it is."""
 
     @property
-    def meta(self) -> AttentionMetadata:
-        """What layers are given; what it says changes with ``fill``."""
+    def metas(self) -> Sequence[AttentionMetadata]:
+        """What layers may be given, by the kernels that it asks for; what they say changes with ``fill``."""
 
-    def fill(self, layout: BatchLayout) -> None:
-        """Plan a layout of at most that many rows into it; the others are left without anything to see or store."""
+    def fill(self, layout: BatchLayout) -> int:
+        """Plan a layout of at most that many rows into it; the others are left without anything to see or store.
+        Returns which of ``metas`` it is for."""
 
 
 @dataclass(frozen=True)

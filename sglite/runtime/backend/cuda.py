@@ -141,7 +141,8 @@ class CUDABackend(CPUBackend):
 
     def fixed_batch(self, rows: int, pool: KVPool, max_pages: int) -> FixedBatch | None:
         states = [group.name for group in pool.groups if group.kind == "state"]
-        return self._planner.fixed(rows, max_pages, pool.page_size, groups=states, frames=pool.num_frames > 0)
+        frames, shared = pool.num_frames > 0, rows > 1
+        return self._planner.fixed(rows, max_pages, pool.page_size, groups=states, frames=frames, shared=shared)
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         if INTERPRETED:

@@ -244,14 +244,21 @@ class FixedBatch:
         self._stage, self._arrays, self._places, self._room = stage, arrays, places, room
         self.fill(_nothing(meta))
 
-    def fill(self, layout: BatchLayout) -> None:
-        """Write a step's rows in place, in the order of the current stream. BackendError: they do not fit."""
+    @property
+    def metas(self) -> tuple[CUDAMetadata, ...]:
+        """For rows that share nothing worth it, and for rows that do, where there is room for what they share."""
+        return (self.meta,) if self.meta.shared is None else (replace(self.meta, shared=None), self.meta)
+
+    def fill(self, layout: BatchLayout) -> int:
+        """Write a step's rows in place, in the order of the current stream; returns which of ``metas`` is theirs.
+        BackendError: they do not fit."""
         batch = _batch(layout, share=self.meta.shared is not None)
         self._check(layout, batch)
         self.slots_read = batch.slots_read
         arrays = batch.arrays
         padded = {n: _padded(n, arrays.get(n), room) for n, room in self._arrays.items() if n != "pages"}
         self._stage.send({**padded, "pages": arrays["pages"]}, self._places, self._room)
+        return int("shared" in arrays)
 
     def _check(self, layout: BatchLayout, batch: _Batch) -> None:
         meta, rows = self.meta, batch.rows

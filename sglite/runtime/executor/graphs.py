@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -36,7 +37,8 @@ class _Graph:
     ids: Tensor
     positions: Tensor
     hidden: Tensor
-    run: Callable[[], None]
+    runs: list[Callable[[], None]]
+    """By what the batch asks for, see ``FixedBatch.metas``."""
 
 
 class DecodeGraphs:
@@ -74,10 +76,10 @@ class DecodeGraphs:
     def forward(self, layout: BatchLayout, ids: Tensor, positions: Tensor) -> Tensor:
         """Hidden states [R, hidden] of a layout that is covered, valid until the next call."""
         graph, rows = self._graphs[bisect_left(self._sizes, len(layout.starts))], len(layout.starts)
-        graph.batch.fill(layout)
+        kind = graph.batch.fill(layout)
         graph.ids[:rows].copy_(ids)
         graph.positions[:rows].copy_(positions)
-        graph.run()
+        graph.runs[kind]()
         self.replays += 1
         return graph.hidden[:rows]
 
@@ -85,10 +87,11 @@ class DecodeGraphs:
 @torch.inference_mode()
 def _captured(model: Forward, backend: Backend, pool: KVPool, size: int, batch: FixedBatch) -> _Graph:
     ids, positions = (torch.zeros(size, dtype=torch.int64, device=backend.device) for _ in range(2))
-    context = ForwardContext(backend, batch.meta, pool)
-    hidden = torch.empty_like(model.forward(ids, positions, context))
+    contexts = [ForwardContext(backend, meta, pool) for meta in batch.metas]
+    hidden = torch.empty_like(model.forward(ids, positions, contexts[0]))
 
-    def run() -> None:
+    def run(context: ForwardContext) -> None:
         hidden.copy_(model.forward(ids, positions, context))
 
-    return _Graph(batch, ids, positions, hidden, backend.capture(run))
+    runs = [backend.capture(partial(run, context)) for context in contexts]
+    return _Graph(batch, ids, positions, hidden, runs)

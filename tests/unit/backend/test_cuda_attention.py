@@ -174,13 +174,14 @@ def test_a_graphs_batch_gives_the_same_and_zeros_behind_it(monkeypatch: pytest.M
     fixed, heads = Planner(DEVICE, processors=50).fixed(6, 16, 16, shared=shared), (1, 2, 32, 32)
     for rows in ([Row(130 + i, shared=8) for i in range(3)] + [Row(200), Row(0)], [Row(33)]):
         layout = layout_of(rows, 16)
-        fixed.fill(layout)
+        kind = fixed.fill(layout)
+        assert kind == int(shared and len(rows) > 1)
         padded = 6 - len(rows)
         pool, q = pool_for(layout, torch.float32, heads), queries(layout, heads, torch.float32)
         sinks = torch.randn(2)
         exact = PLAIN.attention(q, pool, 0, PLAIN.plan(layout), scale=1.0, sinks=sinks)
         q = torch.cat((q, torch.full((padded, *q.shape[1:]), torch.nan)))
-        found = attend(q.to(DEVICE), moved(pool), 0, fixed.meta, scale=1.0, sinks=sinks.to(DEVICE))
+        found = attend(q.to(DEVICE), moved(pool), 0, fixed.metas[kind], scale=1.0, sinks=sinks.to(DEVICE))
         assert (found[len(rows) :] == 0).all()
         close(found[: len(rows)], exact, torch.float32)
 

@@ -219,11 +219,13 @@ def test_a_graphs_batch_shares_what_it_has_room_for() -> None:
     layout = layout_of([Row(4100, shared=256)] * 4, 16)
     batch = Planner(DEVICE).fixed(8, 300, 16, shared=True)
     assert batch.meta.shared is not None
-    batch.fill(layout)
+    assert [meta.shared for meta in batch.metas] == [None, batch.meta.shared]
+    assert batch.fill(layout_of([Row(70)] * 3, 16)) == 0
+    assert batch.fill(layout) == 1
     assert [tile[2:4] for tile in host(batch.meta.shared.tiles.tiles)] == [[4, 4095]] + [[0, 0]] * 3
     assert batch.slots_read == 4096 + 4 * 5
     plain = Planner(DEVICE).fixed(8, 300, 16)
-    plain.fill(layout)
+    assert plain.fill(layout) == 0 and len(plain.metas) == 1
     assert plain.meta.shared is None and plain.slots_read == 4 * 4101
 
 
