@@ -81,8 +81,8 @@ class CPUBackend:
         for group in groups:
             if (group.kind == "state") != (group.layout == "recurrent"):
                 raise BackendError(
-                    f"cache group {group.name!r}: {group.kind}/{group.layout} is not for the {self.name} backend; "
-                    "it serves paged/mha, paged/mla and state/recurrent"
+                    f"cache group {group.name!r}: {group.kind}/{group.layout} is not served by the {self.name} "
+                    "backend; it serves paged/mha, paged/mla and state/recurrent"
                 )
             if group.kind == "state" and num_states < 1:
                 raise BackendError(f"cache group {group.name!r} needs states, num_states={num_states}; give 1 or more")

@@ -102,7 +102,7 @@ SIZES = [(96, 80), (64, 24), (33, 130), (300, 64)]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("activation", "sizes"), zip(ACTIVATIONS, SIZES, strict=True))
+@pytest.mark.parametrize(("activation", "sizes"), list(zip(ACTIVATIONS, SIZES, strict=True)))
 def test_experts_of_many_sizes(dtype: torch.dtype, activation: Activation, sizes: tuple[int, int]) -> None:
     for biases in (False, True):
         for case in (*CASES, (2, 5, range(5)), (160, 1, (1, 3)), (250, 4, (0, 1, 2, 4))):
