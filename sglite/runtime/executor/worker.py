@@ -185,9 +185,10 @@ class ModelWorker:
         return torch.where(ids < 0, self._last[(-1 - ids).clamp(min=0)], ids)
 
     def _keep(self, tasks: Sequence[SampleTask], ids: Tensor) -> None:
-        """The tasks' rows sampled ``ids`` last."""
+        """The tasks' rows sampled ``ids`` last. A row that could not be sampled may be in the next step already, which
+        looks its token up: it must be one."""
         if self._last is not None:
-            self._last.index_copy_(0, self._backend.stage([task.slot for task in tasks]), ids)
+            self._last.index_copy_(0, self._backend.stage([task.slot for task in tasks]), ids.clamp(min=0))
 
     def _is_greedy(self, running: Running) -> bool:
         """Whether nothing but the most likely token of each row is wanted: then nobody looks at the logits."""
