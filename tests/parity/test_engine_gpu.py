@@ -18,6 +18,7 @@ from sglite.runtime.backend.kernels.device import INTERPRETED
 
 pytest.importorskip("triton")
 REST = pytest.mark.slow if INTERPRETED else pytest.mark.gpu
+pytestmark = pytest.mark.timeout(1800)
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("qwen3", {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}),
     "experts": ("qwen3_moe", {}),
