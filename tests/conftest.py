@@ -6,6 +6,7 @@ own, since a loaded machine is no failure, and repeats the same examples in ever
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
 
 if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anybody imports triton: there is no GPU
+collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["unit/backend/test_cuda_*.py"]  # it is for Linux
 
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
