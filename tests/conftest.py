@@ -6,6 +6,7 @@ own, since a loaded machine is no failure, and repeats the same examples in ever
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 
@@ -21,3 +22,10 @@ collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["unit/backe
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "tests"))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected stays to the end: a collection that goes through it takes a second, in
+    whatever thread it happens."""
+    gc.collect()
+    gc.freeze()

@@ -70,7 +70,8 @@ def test_a_foretold_chain_runs_without_its_program(engine: ScriptedEngine) -> No
         texts = [await taken(stream, call())]
         steps = engine.num_steps - before  # blocks until the engine rests
         handed = [told.generation for told in stream._foretold]
-        assert len(handed) == 3 and all(generation.finished for generation in handed)  # type: ignore[union-attr]
+        assert len(handed) == 3
+        assert settles(lambda: all(generation.finished for generation in handed))  # type: ignore[union-attr]
         texts += [await taken(stream, call(), text) for text in ("two", "", "three")]
         await stream.aclose()
         return texts, ids_of(stream), steps, engine.num_steps - before
