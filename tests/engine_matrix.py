@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any
 
-from tiny_engines import Oracle, some_prompts
+from tiny_engines import Oracle, is_idle, settles, some_prompts
 
 import sglite as sgl
 from sglite import Engine
@@ -35,6 +35,13 @@ def check(results: list[dict[str, Any]], oracle: Oracle, prompts: list[list[int]
             truth.check_rows(meta["input_token_logprobs"], len(prompt) - len(meta["input_token_logprobs"]))
             truth.check_rows(meta["output_token_logprobs"], len(prompt))
             assert len(meta["output_token_logprobs"]) == n
+
+
+def rest(engine: Engine) -> None:
+    """Nothing is lost."""
+    assert settles(lambda: is_idle(engine))
+    info = engine.get_server_info()
+    assert info["page_mismatches"] == 0 and info["pages"]["held"] == 0
 
 
 def among_aborts(engine: Engine) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_matrix import GREEDY, PROMPTS, check, constrained, walk
+from engine_matrix import GREEDY, PROMPTS, check, constrained, rest, walk
 from model_families import FAMILIES, Family, random_model
-from tiny_engines import Oracle, is_idle, settles, some_prompts, tiny_engine
+from tiny_engines import Oracle, some_prompts, tiny_engine
 from tiny_models import make_checkpoint, make_tokenizer
 
 from sglite import Engine
@@ -54,13 +54,6 @@ def oracles(made: Callable[[str], Path]) -> Callable[[str], Oracle]:
 
 def engine_of(made: Callable[[str], Path], kind: str, **arguments: Any) -> Engine:
     return tiny_engine(made(kind), **{"device": "cuda", "cuda_graph_max_bs": 4, "max_prefill_tokens": 64, **arguments})
-
-
-def rest(engine: Engine) -> None:
-    """Nothing is lost."""
-    assert settles(lambda: is_idle(engine))
-    info = engine.get_server_info()
-    assert info["page_mismatches"] == 0 and info["pages"]["held"] == 0
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="the matrices below say more")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_matrix import GREEDY, PLAIN, PROMPTS, check, constrained, interview, walk
+from engine_matrix import GREEDY, PLAIN, PROMPTS, check, constrained, interview, rest, walk
 from model_families import FAMILIES, Family, random_model
 from staged_backend import staged
-from tiny_engines import Oracle, is_idle, settles, some_prompts, tiny_engine
+from tiny_engines import Oracle, some_prompts, tiny_engine
 from tiny_models import make_checkpoint, make_tokenizer
 
 from sglite import Engine
@@ -67,13 +67,6 @@ def engine_of(made: Callable[[str], Path], kind: str, **arguments: Any) -> Engin
         with staged():
             return tiny_engine(made(kind), cuda_graph_max_bs=5, **arguments)
     return tiny_engine(made(kind), cpu_kernels="torch" if kind.endswith("plain torch") else "auto", **arguments)
-
-
-def rest(engine: Engine) -> None:
-    """Nothing is lost."""
-    assert settles(lambda: is_idle(engine))
-    info = engine.get_server_info()
-    assert info["page_mismatches"] == 0 and info["pages"]["held"] == 0
 
 
 @every_kind

@@ -64,3 +64,11 @@ def test_a_row_that_cannot_be_sampled_ends_alone(folder: Path, monkeypatch: pyte
     assert times[0] >= 3
     for place, last in found.items():
         assert last["output_ids"] == expected[place]["output_ids"]
+
+
+def test_an_argument_for_another_device_is_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "sglite"), tiny_engine(folder, cuda_graph_max_bs=4):
+        assert "cuda_graph_max_bs=4 has no effect on cpu" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", "sglite"), tiny_engine(folder, disable_cuda_graph=True):
+        assert "no effect" not in caplog.text

@@ -57,8 +57,6 @@ class Shared:
     """[n, FIELDS]"""
     members: npt.NDArray[np.int32]
     """[m, 2] token and place among the tiles of single queries."""
-    saved: int
-    """Slots that are not read again."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def share(rows: Rows, single: npt.NDArray[np.int32]) -> Shared | None:
         return None
     tiles: list[tuple[int, ...]] = []
     members: list[Ints] = []
-    saved = behind = 0
+    behind = 0
     for group, pages in groups:
         slots = pages * rows.page_size
         single[group, 4] = slots
@@ -140,8 +138,7 @@ def share(rows: Rows, single: npt.NDArray[np.int32]) -> Shared | None:
             tiles.append((int(single[group[0], 0]), behind + first, min(len(group) - first, HEIGHTS[-1]), slots - 1, 0))
         members.append(np.stack((single[group, 1], group), axis=1))
         behind += len(group)
-        saved += _saving(group, pages, rows)
-    return Shared(np.array(tiles, dtype=np.int32), np.concatenate(members).astype(np.int32), saved)
+    return Shared(np.array(tiles, dtype=np.int32), np.concatenate(members).astype(np.int32))
 
 
 def _saving(group: Ints, pages: int, rows: Rows) -> int:

@@ -32,6 +32,8 @@ from sglite.runtime.resolve import resolve
 from sglite.runtime.sizing import running_of, step_tokens_of
 
 logger = logging.getLogger(__name__)
+_ELSEWHERE = {"cpu": ("cuda_graph_max_bs",), "cuda": ("cpu_kernels", "num_threads")}
+"""Arguments that a device has no use for."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def build(args: EngineArgs, folder: Path) -> Built:
         )
     except BackendError as error:
         raise ConfigError(str(error)) from None
+    _name_what_is_in_vain(args, backend)
     pools = _pools(args, folder)
     quantization = {"quant_method": "gguf"} if is_gguf(folder) else read_config(folder).quantization
     check_request(args.quantization, quantization, folder)
@@ -82,6 +85,13 @@ def build(args: EngineArgs, folder: Path) -> Built:
     )
     executor = _executor(loaded, backend, pool, config)
     return Built(executor, config, loaded.eos_token_ids, loaded.weight_bytes)
+
+
+def _name_what_is_in_vain(args: EngineArgs, backend: Backend) -> None:
+    """Log the arguments that concern another device than the one that computes."""
+    for name in _ELSEWHERE.get(backend.name, ()):
+        if getattr(args, name) != getattr(EngineArgs, name):
+            logger.warning("%s=%r has no effect on %s", name, getattr(args, name), backend.name)
 
 
 def computes_with() -> tuple[str, bool]:

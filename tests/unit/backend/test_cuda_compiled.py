@@ -13,8 +13,8 @@ import pytest
 TESTS = Path(__file__).parents[2]
 SHARED = 227 * 1024
 """Bytes that a block may have of an H100's shared memory."""
-SPILLED = 256
-"""Bytes of a thread that may lie outside of registers."""
+SPILLED = {"cuda_launches": 64, "cuda_launches_attention": 256, "cuda_launches_rows": 64}
+"""Bytes of a thread that may lie outside of registers: most of latents, whose sums alone are 512 numbers a query."""
 
 
 @pytest.mark.slow
@@ -35,6 +35,6 @@ def test_kernels_compile_for_an_h100(module: str, launches: str, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
     assert kernels
-    assert [kernel for kernel in kernels if kernel["shared"] > SHARED or kernel["local"] > SPILLED] == []
+    assert [kernel for kernel in kernels if kernel["shared"] > SHARED or kernel["local"] > SPILLED[module]] == []
     if launches in ("experts", "products") or module == "cuda_launches_attention":
         assert any(kernel["tensor_cores"] for kernel in kernels)
