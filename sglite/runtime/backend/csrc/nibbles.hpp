@@ -121,11 +121,13 @@ static __attribute__((noinline)) void nibble_tile(const NibbleTile<bf16>& t, con
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++) total[r][b] = vf{};
     const int64_t steps = t.group / kInStep;
+    constexpr int kNear = R <= kFarRows ? 2 : 3, kChains = R * B < 4 ? 4 / (R * B) : 1;
     constexpr int64_t kFar = B > 2 ? kAhead : 2 * kAhead;
     for (int64_t g = 0; g < t.groups; g++) {
-        vf acc[R][B];
-        for (int r = 0; r < R; r++)
-            for (int b = 0; b < B; b++) acc[r][b] = vf{};
+        vf acc[kChains][R][B];
+        for (int c = 0; c < kChains; c++)
+            for (int r = 0; r < R; r++)
+                for (int b = 0; b < B; b++) acc[c][r][b] = vf{};
         for (int64_t i = g * steps; i < (g + 1) * steps; i++) {
             vu words[B];
             const int64_t ahead = kFar + (i * 64 + kFar < t.block ? 0 : (B - 1) * t.block);
@@ -133,7 +135,7 @@ static __attribute__((noinline)) void nibble_tile(const NibbleTile<bf16>& t, con
             for (int b = 0; b < B; b++) {
                 const char* at = t.w + b * t.block + i * 64;
                 words[b] = load<vu>(at);
-                __builtin_prefetch(at + ahead, 0, 3);
+                __builtin_prefetch(at + ahead, 0, kNear);
             }
 #pragma GCC unroll 4
             for (int k = 0; k < 4; k++) {
@@ -144,7 +146,8 @@ static __attribute__((noinline)) void nibble_tile(const NibbleTile<bf16>& t, con
                 for (int r = 0; r < R; r++) {
                     const vu input = splat_u(Step<bf16>::arrange(t.x + r * t.x_stride + i * kInStep + 2 * k));
 #pragma GCC unroll 8
-                    for (int b = 0; b < B; b++) acc[r][b] = dot_pairs(acc[r][b], input, pairs[b]);
+                    for (int b = 0; b < B; b++)
+                        acc[k % kChains][r][b] = dot_pairs(acc[k % kChains][r][b], input, pairs[b]);
                 }
             }
         }
@@ -152,7 +155,12 @@ static __attribute__((noinline)) void nibble_tile(const NibbleTile<bf16>& t, con
             const float* at = t.scales + (b * t.groups + g) * kLanes;
             const vf scale = load_floats(at);
             __builtin_prefetch(at + B * t.groups * kLanes, 0, 3);
-            for (int r = 0; r < R; r++) total[r][b] += less_zeros(acc[r][b], t, r, b, g) * scale;
+            for (int r = 0; r < R; r++) {
+                vf sums = acc[0][r][b];
+#pragma GCC unroll 4
+                for (int c = 1; c < kChains; c++) sums += acc[c][r][b];
+                total[r][b] += less_zeros(sums, t, r, b, g) * scale;
+            }
         }
     }
     write<R, B>(total, to);
@@ -203,6 +211,9 @@ static void nibble_product(const sglite::Product& p, int64_t first, int64_t bloc
                              (const char*)p.weight.data + first * block, block, p.weight.scales + first * groups * kLanes,
                              zeros, groups, p.weight.group};
     int64_t done = 0;
+#ifdef __AVX512BF16__
+    if (sizeof(T) == 2 && rows == 1) done = nibble_panel<T, 1>(rows, blocks, t, to, 0);  // one stream of memory
+#endif
     if (rows > 2 && rows <= 8) done = nibble_panel<T, 2>(rows, blocks, t, to, 0);
     done = nibble_panel<T, kWideBlocks>(rows, blocks, t, to, done);
     nibble_panel<T, 1>(rows, blocks, t, to, done);
