@@ -16,7 +16,7 @@ from sglite.runtime.quant.methods import REQUESTS, WHILE_LOADING
 Origin = Literal["default", "argument", "model", "hardware"]
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
-CPU_KERNELS = ("auto", "torch", "avx2", "avx512", "avx512_bf16", "avx512_amx")
+CPU_KERNELS = ("auto", "torch", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx")
 ATTENTION_BACKENDS = ("auto", "triton", "flashinfer")
 DEVICES = ("auto", "cpu", "cuda")
 GRAMMAR_BACKENDS = ("auto", "native", "xgrammar", "reference")
@@ -48,7 +48,7 @@ class EngineArgs:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto``: a GPU where there is one."""
     num_threads: int | None = None
-    cpu_kernels: Literal["auto", "torch", "avx2", "avx512", "avx512_bf16", "avx512_amx"] = "auto"
+    cpu_kernels: Literal["auto", "torch", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx"] = "auto"
     """What computes: native kernels for an instruction set, or plain ``torch``; ``auto``: the fastest here."""
     attention_backend: Literal["auto", "triton", "flashinfer"] = "auto"
     """Whose attention kernels a GPU runs; ``auto`` and ``triton``: sglite's own. ``flashinfer`` is not served yet."""

@@ -76,7 +76,9 @@ class NativeBackend(CPUBackend):
         self._library = Library(level, self.num_threads)
 
     def describe(self) -> str:
-        slower = ", slower than with AVX512 for bfloat16" if LEVELS[self.level] < LEVELS["avx512_bf16"] else ""
+        levels = list(LEVELS)
+        narrow = levels.index(self.level) < levels.index("avx512_bf16")
+        slower = ", slower than with AVX512 for bfloat16" if narrow else ""
         return f"{self.level} kernels, {self.num_threads} threads{slower}"
 
     @property

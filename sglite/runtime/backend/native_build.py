@@ -34,7 +34,10 @@ SOURCES = compiled.Sources(
     name="kernels",
     folder=Path(__file__).resolve().parent / "csrc",
     flags=FLAGS,
-    variants={"kernels.cpp": {name: (*flags, f"-DSG_TABLE=sg_{name}") for name, flags in VARIANTS.items()}},
+    variants={
+        "kernels.cpp": {name: (*flags, f"-DSG_TABLE=sg_{name}") for name, flags in VARIANTS.items()},
+        "byte_products.cpp": {"": (*_WIDE, "-mavx512vnni")},
+    },
 )
 PREBUILT = SOURCES.folder / "libsglite_kernels.so"
 

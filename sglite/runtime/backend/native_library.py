@@ -19,7 +19,7 @@ from sglite.runtime.backend.native_build import load
 from sglite.runtime.cache.pool import Scales
 from sglite.runtime.quant.codes import Codes
 
-LEVELS: Mapping[str, int] = {"avx2": 1, "avx512": 2, "avx512_bf16": 4, "avx512_amx": 8}
+LEVELS: Mapping[str, int] = {"avx2": 1, "avx512": 2, "avx512_vnni": 32, "avx512_bf16": 4, "avx512_amx": 8}
 """Instruction sets in the order of their speed, with their bit in the library's answer."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 CODES = {8: 2, 4: 3}

@@ -18,7 +18,7 @@ from sglite.runtime.quant.codes import Codes, Coding, empty
 
 PLAIN = CPUBackend()
 DTYPES = [torch.float32, torch.bfloat16]
-ROWS = (1, 2, 3, 6, 7, 8, 9, 12, 13, 24, 25, 33)
+ROWS = (1, 2, 3, 4, 6, 7, 8, 9, 12, 13, 24, 25, 33)
 """On both sides of every change of the way in which products are computed."""
 CODINGS = {
     "int8": Coding(8),

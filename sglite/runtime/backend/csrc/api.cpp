@@ -16,6 +16,7 @@
 // Those that this library was built with.
 extern const sglite::Kernels sg_avx2 __attribute__((weak)), sg_avx512 __attribute__((weak)),
     sg_avx512_bf16 __attribute__((weak)), sg_avx512_amx __attribute__((weak)), sg_amx_imitated __attribute__((weak));
+extern const sglite::ByteProducts sg_byte_products __attribute__((weak));
 
 namespace {
 
@@ -30,13 +31,27 @@ struct Turn {
     std::lock_guard<std::mutex> lock;
 };
 
+// AVX512's kernels but for products with codes; null where the library was built without.
+const Kernels* avx512_vnni() {
+    if (!&sg_avx512 || !&sg_byte_products) return nullptr;
+    static const Kernels all = [] {
+        Kernels made = sg_avx512;
+        made.inputs = sg_byte_products.inputs;
+        made.codes = sg_byte_products.codes;
+        made.code_bytes = sg_byte_products.code_bytes;
+        return made;
+    }();
+    return &all;
+}
+
 struct Level {
     int bit;
     const Kernels* kernels;  // null where the library was built without
 };
 
 const Level kLevels[] = {
-    {1, &sg_avx2}, {2, &sg_avx512}, {4, &sg_avx512_bf16}, {8, &sg_avx512_amx}, {16, &sg_amx_imitated},
+    {1, &sg_avx2},       {2, &sg_avx512},      {4, &sg_avx512_bf16},
+    {8, &sg_avx512_amx}, {16, &sg_amx_imitated}, {32, avx512_vnni()},
 };
 
 // Whether this process may use the tiles of AMX: the processor has them, and the kernel keeps them for its threads once
@@ -56,16 +71,16 @@ int processor_levels() {
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (!wide) return kNarrow;
-    // No processor has the former without the latter.
-    const bool products = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-    if (!products) return kNarrow | 2;
-    return kNarrow | 2 | 4 | (tiles_allowed() ? 8 : 0);
+    if (!__builtin_cpu_supports("avx512vnni")) return kNarrow | 2;
+    if (!__builtin_cpu_supports("avx512bf16")) return kNarrow | 2 | 32;
+    return kNarrow | 2 | 32 | 4 | (tiles_allowed() ? 8 : 0);
 }
 
 }  // namespace
 
 // Bits of the instruction sets that this processor has and this library has kernels for: 1 AVX2, 2 AVX512, 4 AVX512
-// with products of bfloat16 and bytes, 8 that with AMX; 16 AVX2 with an imitation of AMX, for tests.
+// with products of bfloat16 and bytes, 8 that with AMX, 32 AVX512 with products of bytes; 16 AVX2 with an imitation of
+// AMX, for tests.
 SG_API int sg_levels() {
     int levels = 0;
     for (const Level& level : kLevels)

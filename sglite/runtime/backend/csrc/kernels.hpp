@@ -204,4 +204,11 @@ struct Kernels {
     int64_t code_bytes;  // of an input in whole numbers
 };
 
+// What of them an instruction set for products of bytes changes.
+struct ByteProducts {
+    void (*inputs)(void* job, int64_t piece, int thread);
+    void (*codes)(void* job, int64_t piece, int thread);
+    int64_t code_bytes;
+};
+
 }  // namespace sglite
