@@ -14,6 +14,8 @@ from sglite.runtime.backend.native_library import LEVELS
 FAST = ("avx2", "avx512_bf16")
 NATIVE = [level if level in FAST else pytest.param(level, marks=pytest.mark.slow) for level in LEVELS]
 """Instruction sets, as parameters; tests of all of them take their time."""
+CODED = [level if level in (*FAST, "avx512_vnni") else pytest.param(level, marks=pytest.mark.slow) for level in LEVELS]
+"""The same for what reads codes, where one more has kernels of its own."""
 
 
 @functools.lru_cache
@@ -22,6 +24,8 @@ def backend_of(kernels: str) -> CPUBackend:
     try:
         made = cpu_backend(2, kernels)
     except BackendError as error:
+        if "not compile" in str(error):
+            raise
         pytest.skip(str(error))
     if kernels != "torch" and not isinstance(made, NativeBackend):
         pytest.skip("there are no native kernels here")

@@ -12,24 +12,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from coded_models import PROMPT, agreement, divergence, logits, reference
 from gguf_files import Packed, gguf_metadata, gguf_tensors, pack, write_gguf
 from model_families import make_family
 from native_kernels import backend_of
-from paged_runner import Extend, PagedRunner
-from quantised_checkpoints import write_folder, write_quantised
+from quantised_checkpoints import write_quantised
 from safetensors.torch import load_file, save
 from tiny_models import make_checkpoint
 from torch import Tensor
 
 from sglite import Engine
-from sglite.runtime.backend.base import Backend
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.model.errors import ModelError
-from sglite.runtime.model.loader import LoadedModel, load_model
+from sglite.runtime.model.loader import load_model
 from sglite.runtime.model.reload import ModelWeights
 
 SIZES = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
-PROMPT = [5, 9, 77, 200, 31, 8, 150, 41, 12, 99, 301, 7] * 3
 
 
 @pytest.fixture(params=["torch", "auto"])
@@ -41,32 +39,6 @@ def backend(request: pytest.FixtureRequest) -> CPUBackend:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "plain", tokenizer=False, **SIZES)
-
-
-def logits(loaded: LoadedModel, backend: Backend) -> Tensor:
-    """Of a prompt in two chunks."""
-    runner = PagedRunner(loaded, backend)
-    return torch.cat([runner.step([Extend("a", part)])[0] for part in (PROMPT[:20], PROMPT[20:21], PROMPT[21:])])
-
-
-def reference(loaded: LoadedModel, folder: Path, out: Path, backend: Backend) -> Tensor:
-    """Logits of a plain model, in float32, with the numbers that the weights of ``loaded`` stand for."""
-    with loaded.weights.plain(backend, loaded.weights.parts):
-        numbers = {name: loaded.weights.numbers(name).float().clone() for name in loaded.weights.parts}
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("quantization_config", None)
-    plain = CPUBackend()
-    return logits(load_model(write_folder(out, config, numbers), backend=plain, dtype="float32"), plain)
-
-
-def divergence(found: Tensor, expected: Tensor) -> float:
-    """Mean over positions of the Kullback-Leibler divergence of ``found`` from ``expected``."""
-    target = expected.log_softmax(-1)
-    return float((target.exp() * (target - found.log_softmax(-1))).sum(-1).mean())
-
-
-def agreement(found: Tensor, expected: Tensor) -> float:
-    return float((found.argmax(-1) == expected.argmax(-1)).float().mean())
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -222,12 +194,14 @@ def test_engines_quantise_and_say_so(
 
 
 @pytest.mark.slow  # transformers makes the models
-@pytest.mark.parametrize("name", ["gemma3", "deepseek_v2", "qwen3_next", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["gemma3", "deepseek_v2", "qwen3_next", "qwen3_moe", "gpt_oss"])
 def test_other_families_run_with_what_is_coded_and_what_is_not(tmp_path: Path, name: str, backend: CPUBackend) -> None:
-    """Experts, latents and what else is read as tensors stay as they are."""
+    """Latents, interleaved experts and what else is read as tensors stay as they are."""
     folder = make_family(name, tmp_path / "m")
     loaded = load_model(folder, backend=backend, quantization="int8")
     assert any("self_attn" in key or "linear_attn" in key for key in loaded.weights.coded)
-    assert not any(".experts." in key or "kv_b_proj" in key for key in loaded.weights.coded)
+    assert not any("kv_b_proj" in key for key in loaded.weights.coded)
+    experts = {key for key in loaded.weights.parts if ".experts." in key}
+    assert experts & loaded.weights.coded.keys() == (set() if name == "gpt_oss" else experts)
     found, expected = (logits(each, backend) for each in (loaded, load_model(folder, backend=backend)))
     assert abs(divergence(found, expected)) < 0.02

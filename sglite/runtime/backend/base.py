@@ -48,6 +48,8 @@ class Guarantees:
     """Page sizes it can run; ``None``: any from 1."""
     codings: tuple[int, ...] = ()
     """Bits of coded matrices that it multiplies faster than plain ones: checkpoints are kept in these."""
+    coded_experts: bool = False
+    """Whether ``moe`` takes experts in codes."""
     asynchronous: bool = False
     """Calls return before the device has done what they asked for, so the next step is launched while one runs."""
 

@@ -44,7 +44,7 @@ class CPUBackend:
 
     name = "cpu"
     device = torch.device("cpu")
-    guarantees = Guarantees(batch_invariant=False, dtypes=(torch.float32, torch.bfloat16))
+    guarantees = Guarantees(batch_invariant=False, dtypes=(torch.float32, torch.bfloat16), coded_experts=True)
 
     def __init__(self, num_threads: int | None = None) -> None:
         if num_threads is not None:
@@ -274,7 +274,7 @@ class CPUBackend:
     def moe(self, x: Tensor, experts: ExpertWeights, ids: Tensor, weights: Tensor, activation: Activation) -> Tensor:
         top_k = ids.shape[1]
         order = ids.flatten().argsort(stable=True)  # (token, choice) pairs, expert by expert
-        counts = ids.flatten().bincount(minlength=len(experts.down.tensor)).tolist()
+        counts = ids.flatten().bincount(minlength=experts.down.shape[0]).tolist()
         rows = x.index_select(0, order // top_k)
         results = torch.empty_like(rows)
         first = 0
@@ -295,7 +295,8 @@ class CPUBackend:
 
     def _multiply(self, x: Tensor, weights: Matrices, index: int, bias: Tensor | None) -> Tensor:
         """``matmul`` with one of several weights."""
-        return F.linear(x, _whole(weights)[index], bias)
+        whole, codes = _whole(weights), weights.codes_of(index)
+        return F.linear(x, whole[index], bias) if codes is None else product(x, codes, bias).to(x.dtype)
 
     def matmul_each(self, x: Tensor, weights: Matrices) -> Tensor:
         return torch.bmm(x.transpose(0, 1), _whole(weights).transpose(1, 2)).transpose(0, 1)

@@ -91,7 +91,7 @@ class NativeBackend(CPUBackend):
 
     def pack(self, weight: Matrix | Matrices) -> None:
         tensor = weight.tensor
-        if isinstance(weight, Matrix) and weight.codes is not None:
+        if weight.codes is not None:
             self._pack_codes(weight, weight.codes, back=False)
             return
         outs, ins = tensor.shape[-2:]
@@ -101,20 +101,25 @@ class NativeBackend(CPUBackend):
             weight.arrangement = PackedWeight(tensor) if isinstance(weight, Matrix) else PackedMatrices(tensor)
 
     def unpack(self, weight: Matrix | Matrices) -> None:
-        if isinstance(weight, Matrix) and weight.packed and weight.codes is not None:
+        if weight.packed and weight.codes is not None:
             self._pack_codes(weight, weight.codes, back=True)
         elif weight.packed:
             self._library.pack(weight.tensor.view(-1, weight.tensor.shape[-1]), back=True)
             weight.arrangement = None
 
-    def _pack_codes(self, weight: Matrix, codes: Codes, *, back: bool) -> None:
-        known = codes.coding.fits(*codes.shape) and codes.dtype in TYPES and codes.values.is_contiguous()
+    def _pack_codes(self, weight: Matrix | Matrices, codes: Codes, *, back: bool) -> None:
+        known = codes.coding.fits(*weight.shape[-2:]) and codes.dtype in TYPES and codes.values.is_contiguous()
         if known and weight.packed == back:
             self._library.pack(codes.values, back=back, bits=codes.coding.bits)
             for table in (codes.scales, codes.zeros):
                 if table is not None:
                     self._library.pack(table, back=back)
-            weight.arrangement = None if back else PackedWeight(codes.values, codes)
+            if back:
+                weight.arrangement = None
+            elif isinstance(weight, Matrix):
+                weight.arrangement = PackedWeight(codes.values, codes)
+            else:
+                weight.arrangement = PackedMatrices(weight.tensor, codes)
 
     def allocate_pool(
         self,
@@ -266,8 +271,8 @@ class NativeBackend(CPUBackend):
         if not weights.packed:
             return super()._multiply(x, weights, index, bias)
         native_mixers.packed(weights)
-        tensor = weights.tensor[index]
-        return self._product(x, Matrix(tensor, PackedWeight(tensor)), bias, x.dtype)
+        tensor, codes = weights.tensor[index], weights.codes_of(index)
+        return self._product(x, Matrix(tensor, PackedWeight(tensor, codes), codes), bias, x.dtype)
 
     def matmul_each(self, x: Tensor, weights: Matrices) -> Tensor:
         out = native_mixers.matmul_each(self._library, x, weights)

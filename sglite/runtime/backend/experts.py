@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
+
+from sglite.runtime.quant.codes import Codes
 
 
 @dataclass
@@ -13,9 +16,27 @@ class Matrices:
     """Weights of one shape that only ``moe`` and ``matmul_each`` read, so that a backend may arrange them."""
 
     tensor: Tensor
-    """[n, out, in]; once they are packed, in an order that the backend alone knows."""
+    """[n, out, in], or the values of their codes; once they are packed, in an order that the backend alone knows."""
     arrangement: object | None = None
     """As of ``Matrix``."""
+    codes: Codes | None = None
+    """Of experts: what their numbers are coded in, [n * out, in]; ``None``: they have them as they are."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[n, out, in]"""
+        count, outputs, inputs = self.tensor.shape
+        return count, outputs, inputs if self.codes is None else self.codes.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what they are multiplied with."""
+        return self.tensor.dtype if self.codes is None else self.codes.dtype
+
+    def codes_of(self, index: int) -> Codes | None:
+        """Those of one matrix, a view."""
+        outputs = self.tensor.shape[1]
+        return None if self.codes is None else self.codes.rows(index * outputs, outputs)
 
     @property
     def packed(self) -> bool:

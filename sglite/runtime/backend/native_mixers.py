@@ -14,9 +14,10 @@ from torch import Tensor
 
 from sglite.runtime.backend.base import BackendError
 from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
-from sglite.runtime.backend.native_library import TYPES, Library
+from sglite.runtime.backend.native_library import CODES, TYPES, Library
 from sglite.runtime.backend.native_plan import NativeMetadata
 from sglite.runtime.backend.weights import Activation
+from sglite.runtime.quant.codes import Codes
 
 BLOCK = 16
 """Outputs that a packed weight has side by side; see ``csrc/product.hpp``."""
@@ -35,10 +36,20 @@ _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64,
 class PackedMatrices(ctypes.Structure):
     """Packed matrices [n, outs, ins] as the kernels know them: valid as long as the tensor that they were made of."""
 
-    _fields_ = (("data", _POINTER), ("count", _LONG), ("outs", _LONG), ("ins", _LONG), ("kind", _INT))
+    _fields_ = (
+        ("data", _POINTER), ("count", _LONG), ("outs", _LONG), ("ins", _LONG), ("kind", _INT), ("type", _INT),
+        ("scales", _POINTER), ("zeros", _POINTER), ("group", _LONG),
+    )  # fmt: skip
 
-    def __init__(self, tensor: Tensor) -> None:
-        super().__init__(tensor.data_ptr(), *tensor.shape, TYPES[tensor.dtype])
+    def __init__(self, tensor: Tensor, codes: Codes | None = None) -> None:
+        if codes is None:
+            super().__init__(tensor.data_ptr(), *tensor.shape, TYPES[tensor.dtype], TYPES[tensor.dtype])
+        else:
+            ins = codes.shape[1]
+            super().__init__(
+                tensor.data_ptr(), *tensor.shape[:2], ins, CODES[codes.coding.bits], TYPES[codes.dtype],
+                codes.scales.data_ptr(), _address(codes.zeros), codes.coding.group or ins,
+            )  # fmt: skip
 
 
 class _States(ctypes.Structure):
@@ -130,14 +141,14 @@ def moe(
     biases = (experts.gate_up_bias, experts.down_bias)
     if down.ins % BLOCK or any(bias is not None and bias.dtype != x.dtype for bias in biases):
         return None
-    if gate_up.kind != TYPES.get(x.dtype) or x.shape[1] != gate_up.ins:
-        raise BackendError(f"moe of {x.dtype} {list(x.shape)} with {experts.gate_up.tensor.dtype}: give equals")
+    if gate_up.type != TYPES.get(x.dtype) or x.shape[1] != gate_up.ins:
+        raise BackendError(f"moe of {x.dtype} {list(x.shape)} with {experts.gate_up.dtype}: give equals")
     x, ids, weights = _dense(x), ids.contiguous(), weights.float().contiguous()
     out = x.new_empty((len(x), down.outs))
     job = _Experts(
         x=x.data_ptr(), x_stride=x.stride(0), gate_up=gate_up, down=down, gate_up_bias=_address(biases[0]),
         down_bias=_address(biases[1]), shares=weights.data_ptr(), out=out.data_ptr(), tokens=len(x),
-        chosen=ids.shape[1], activation=ACTIVATIONS[activation], type=gate_up.kind,
+        chosen=ids.shape[1], activation=ACTIVATIONS[activation], type=gate_up.type,
     )  # fmt: skip
     library.experts(ctypes.addressof(job), ids)
     return out

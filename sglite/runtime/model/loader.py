@@ -99,7 +99,7 @@ def load_model(
     if headless and source is not None and not config.tie_word_embeddings:
         config = replace(config, has_head="lm_head.weight" in source.tensors)
     found = None if source is None else {name: info.shape for name, info in source.tensors.items()}
-    codings = Codings(quantization, kept_codings(source, backend))
+    codings = Codings(quantization, kept_codings(source, backend), backend.guarantees.coded_experts)
     needed = weight_bytes(config, torch_dtype, backend, found, codings)
     _check_memory(folder, config, torch_dtype, needed, backend, found, codings)
     weights = WeightTable(torch_dtype, backend.device, found, codings)

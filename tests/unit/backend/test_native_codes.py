@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native_kernels import NATIVE, backend_of
+from native_kernels import CODED, backend_of
 
 from sglite.runtime.backend.base import BackendError
 from sglite.runtime.backend.cpu import CPUBackend
@@ -33,7 +33,7 @@ CODINGS = {
 SHAPES = {(16, 384): (1, 25, 200), (144, 192): ROWS, (1040, 192): (1, 9)}
 
 
-@pytest.fixture(scope="module", params=NATIVE)
+@pytest.fixture(scope="module", params=CODED)
 def native(request: pytest.FixtureRequest) -> CPUBackend:
     """Every instruction set."""
     return backend_of(request.param)

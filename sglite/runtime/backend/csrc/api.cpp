@@ -38,6 +38,8 @@ const Kernels* avx512_vnni() {
         Kernels made = sg_avx512;
         made.inputs = sg_byte_products.inputs;
         made.codes = sg_byte_products.codes;
+        made.experts_up = sg_byte_products.experts_up;
+        made.experts_down = sg_byte_products.experts_down;
         made.code_bytes = sg_byte_products.code_bytes;
         return made;
     }();

@@ -58,6 +58,9 @@ struct Engine {
 
 private:
     Inputs prepare(const Product& job);
+    // The same for experts: their x, or what is between their products.
+    const Inputs* prepare(const Experts& job, const void* x, int64_t stride, int64_t rows, const Matrices& weights,
+                          Inputs& made);
     void multiply_codes(Product& job);
     // Cuts a product into pieces and arranges its x where that is wanted.
     void lay_out(Product& job);

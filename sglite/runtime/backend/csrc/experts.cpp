@@ -47,7 +47,9 @@ void Engine::choose(Route job) {
 void Engine::mix(Experts job, const int64_t* ids) {
     const int64_t numbers = job.down.ins + job.down.outs, size = size_of(job.type);
     const int64_t at_once = most<int64_t>(1, kRoomNumbers / (numbers * job.chosen));
-    job.scratch_size = parts(kExpertRows * (job.gate_up.ins * size + 2 * kExpertBlocks * kBlock * 4), 64) * 64;
+    const int64_t tables = job.gate_up.kind < 2 ? 0 : 2 * (job.gate_up.ins / job.gate_up.group) * 4;
+    const int64_t row = parts(job.gate_up.ins * most(size, kernels.code_bytes), 64) * 64 + 64 + tables;
+    job.scratch_size = parts(kExpertRows * (row + 2 * kExpertBlocks * kBlock * 4) + 4 * 64, 64) * 64;
     job.scratch = grown(experts.scratch, job.scratch_size * threads.count());
     const int64_t all = job.tokens;
     const auto* x = static_cast<const char*>(job.x);
@@ -64,13 +66,27 @@ void Engine::mix(Experts job, const int64_t* ids) {
         job.pieces = experts.pieces.data(), job.num_pieces = static_cast<int64_t>(experts.pieces.size());
         job.hidden = grown(experts.hidden, pairs * job.down.ins * size);
         job.results = grown(experts.results, pairs * job.down.outs * size);
-        cut(job, job.down.ins / kBlock, 2 * kBlock * job.gate_up.ins * size, threads.count());
+        Inputs made;
+        job.inputs = prepare(job, job.x, job.x_stride, job.tokens, job.gate_up, made);
+        cut(job, job.down.ins / kBlock, bytes_of(2 * kBlock * job.gate_up.ins, job.gate_up.kind), threads.count());
         threads.run(kernels.experts_up, &job, job.num_pieces * job.columns);
-        cut(job, job.down.outs / kBlock, kBlock * job.down.ins * size, threads.count());
+        job.inputs = prepare(job, job.hidden, job.down.ins, pairs, job.down, made);
+        cut(job, job.down.outs / kBlock, bytes_of(kBlock * job.down.ins, job.down.kind), threads.count());
         threads.run(kernels.experts_down, &job, job.num_pieces * job.columns);
         job.row_step = rows_at_once(job.tokens, job.chosen * job.down.outs, threads.count());
         threads.run(kernels.experts_mix, &job, parts(job.tokens, job.row_step));
     }
+}
+
+const Inputs* Engine::prepare(const Experts& job, const void* x, int64_t stride, int64_t rows, const Matrices& weights,
+                              Inputs& made) {
+    if (weights.kind < 2) return nullptr;
+    Product product{};
+    product.x = x, product.x_stride = stride, product.rows = rows;
+    product.weight = weights.one(0);
+    product.out_type = job.type;
+    made = prepare(product);
+    return &made;
 }
 
 void Engine::multiply_each(Each job) {

@@ -1,6 +1,8 @@
 // Experts: products of the tokens that have chosen one with its weights, and products with a matrix for every head.
 #pragma once
 
+#include "codes.hpp"
+#include "mixers.hpp"
 #include "product.hpp"
 #include "rowwise.hpp"
 
@@ -11,35 +13,79 @@ SG_INLINE const T* item_of(const void* stack, int64_t item, int64_t size) {
     return stack ? (const T*)stack + item * size : nullptr;
 }
 
-// The rows of x that a piece multiplies, one behind the other; where there is one it stays where it is.
+// Rows that are multiplied with an expert, and what is made of them before where it has codes.
 template <class T>
-SG_INLINE const T* rows_of(const sglite::Experts& e, const sglite::ExpertPiece& piece, T* room, int64_t* stride) {
-    const int64_t size = e.gate_up.ins;
-    const auto row = [&](int64_t i) { return (const T*)e.x + e.order[piece.first + i] / e.chosen * e.x_stride; };
-    *stride = size;
-    if (piece.pairs == 1) return row(0);
-    for (int64_t i = 0; i < piece.pairs; i++) memcpy(room + i * size, row(i), size * sizeof(T));
-    return room;
+struct ExpertRows {
+    const T* x;
+    int64_t stride;
+    sglite::Inputs inputs;
+};
+
+// Rows `token(i)` of a table with `size` bytes each, which are `stride` bytes apart, one behind the other; where there
+// is one row it stays where it is. `room` is moved behind them.
+template <class Token>
+SG_INLINE char* brought(const void* table, int64_t stride, int64_t size, int64_t count, Token token, char** room) {
+    if (count == 1) return (char*)table + token(0) * stride;
+    char* to = *room;
+    for (int64_t i = 0; i < count; i++) memcpy(to + i * size, (const char*)table + token(i) * stride, size);
+    *room = to + (count * size + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
+    return to;
+}
+
+// The rows of x that a piece multiplies.
+template <class T>
+SG_INLINE ExpertRows<T> rows_of(const sglite::Experts& e, const sglite::ExpertPiece& piece, char* room) {
+    const int64_t ins = e.gate_up.ins, count = piece.pairs;
+    const auto token = [&](int64_t i) { return (int64_t)e.order[piece.first + i] / e.chosen; };
+    ExpertRows<T> rows = {nullptr, ins, {}};
+    if (e.gate_up.kind != 2)
+        rows.x = (const T*)brought(e.x, e.x_stride * sizeof(T), ins * sizeof(T), count, token, &room);
+    if (e.gate_up.kind < 2) return rows;
+    sglite::Inputs& in = rows.inputs = *e.inputs;
+    const int64_t table = ins / in.group * 4;
+    if (e.gate_up.kind == 2) {
+        in.codes = brought(in.codes, in.stride, in.stride, count, token, &room);
+        in.scales = (float*)brought(in.scales, table, table, count, token, &room);
+    }
+    if (e.gate_up.kind == 2 || e.gate_up.zeros) in.sums = brought(in.sums, table, table, count, token, &room);
+    return rows;
+}
+
+// Rows from `row` on times some blocks of an expert.
+template <class T>
+SG_INLINE void expert_panel(const sglite::Weight& weight, const ExpertRows<T>& from, int64_t row, int64_t rows,
+                            int64_t first, int64_t blocks, const Written& to) {
+    if (weight.kind < 2) {
+        const int64_t block = kLanes * weight.ins;
+        panel<T>(rows, from.x + row * from.stride, from.stride, (const T*)weight.data + first * block, block, blocks,
+                 weight.ins, to);
+        return;
+    }
+    sglite::Product job{};
+    job.x = from.x, job.x_stride = from.stride, job.weight = weight, job.inputs = &from.inputs;
+    if (weight.kind == 2)
+        whole_product(job, first, blocks, row, rows, to);
+    else
+        nibble_product<T>(job, first, blocks, row, rows, to);
 }
 
 template <class T>
 static void expert_up(const sglite::Experts& e, int64_t number, char* scratch) {
     const sglite::ExpertPiece& piece = e.pieces[number / e.columns];
-    const int64_t ins = e.gate_up.ins, inner = e.down.ins, blocks = inner / kLanes, block = kLanes * ins;
+    const int64_t inner = e.down.ins, blocks = inner / kLanes;
     const int64_t first = number % e.columns * e.block_step, end = least(blocks, first + e.block_step);
     constexpr int64_t kWidth = sglite::kExpertBlocks * kLanes;
     float* gates = (float*)scratch;
     float* ups = gates + sglite::kExpertRows * kWidth;
-    int64_t stride;
-    const T* x = rows_of<T>(e, piece, (T*)(ups + sglite::kExpertRows * kWidth), &stride);
-    const T* weights = item_of<T>(e.gate_up.data, piece.expert, 2 * inner * ins);
+    const ExpertRows<T> x = rows_of<T>(e, piece, (char*)(ups + sglite::kExpertRows * kWidth));
+    const sglite::Weight weight = e.gate_up.one(piece.expert);
     const T* bias = item_of<T>(e.gate_up_bias, piece.expert, 2 * inner);
     for (int64_t b = first; b < end; b += sglite::kExpertBlocks) {
         const int64_t count = least(sglite::kExpertBlocks, end - b);
-        panel<T>(piece.pairs, x, stride, weights + b * block, block, count, ins,
-                 {gates, kWidth, bias ? bias + b * kLanes : nullptr, 0, e.type});
-        panel<T>(piece.pairs, x, stride, weights + (blocks + b) * block, block, count, ins,
-                 {ups, kWidth, bias ? bias + inner + b * kLanes : nullptr, 0, e.type});
+        expert_panel<T>(weight, x, 0, piece.pairs, b, count,
+                        {gates, kWidth, bias ? bias + b * kLanes : nullptr, 0, e.type});
+        expert_panel<T>(weight, x, 0, piece.pairs, blocks + b, count,
+                        {ups, kWidth, bias ? bias + inner + b * kLanes : nullptr, 0, e.type});
         for (int64_t r = 0; r < piece.pairs; r++) {
             T* out = (T*)e.hidden + (piece.first + r) * inner + b * kLanes;
             for (int64_t i = 0; i < count * kLanes; i += kLanes)
@@ -52,14 +98,13 @@ static void expert_up(const sglite::Experts& e, int64_t number, char* scratch) {
 template <class T>
 static void expert_down(const sglite::Experts& e, int64_t number) {
     const sglite::ExpertPiece& piece = e.pieces[number / e.columns];
-    const int64_t ins = e.down.ins, outs = e.down.outs, block = kLanes * ins;
-    const int64_t first = number % e.columns * e.block_step;
+    const int64_t outs = e.down.outs, first = number % e.columns * e.block_step;
     const T* bias = item_of<T>(e.down_bias, piece.expert, outs);
-    panel<T>(piece.pairs, (const T*)e.hidden + piece.first * ins, ins,
-             item_of<T>(e.down.data, piece.expert, outs * ins) + first * block, block,
-             least(e.block_step, outs / kLanes - first), ins,
-             {(T*)e.results + piece.first * outs + first * kLanes, outs, bias ? bias + first * kLanes : nullptr, e.type,
-              e.type});
+    const ExpertRows<T> x = {(const T*)e.hidden, e.down.ins, e.inputs ? *e.inputs : sglite::Inputs{}};
+    expert_panel<T>(e.down.one(piece.expert), x, piece.first, piece.pairs, first,
+                    least(e.block_step, outs / kLanes - first),
+                    {(T*)e.results + piece.first * outs + first * kLanes, outs, bias ? bias + first * kLanes : nullptr,
+                     e.type, e.type});
 }
 
 template <class T>

@@ -208,6 +208,8 @@ struct Kernels {
 struct ByteProducts {
     void (*inputs)(void* job, int64_t piece, int thread);
     void (*codes)(void* job, int64_t piece, int thread);
+    void (*experts_up)(void* job, int64_t piece, int thread);
+    void (*experts_down)(void* job, int64_t piece, int thread);
     int64_t code_bytes;
 };
 

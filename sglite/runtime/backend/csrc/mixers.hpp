@@ -3,7 +3,7 @@
 // Python fills these structs in as native_mixers.py lays them out: a field here is a field there.
 #pragma once
 
-#include <stdint.h>
+#include "kernels.hpp"
 
 namespace sglite {
 
@@ -11,7 +11,18 @@ namespace sglite {
 struct Matrices {
     const void* data;
     int64_t count, outs, ins;
-    int32_t kind;
+    // As of a Weight; experts may have codes.
+    int32_t kind, type;
+    const float *scales, *zeros;
+    int64_t group;
+
+    // Number `item` of them.
+    Weight one(int64_t item) const {
+        const int64_t bytes = kind < 2 ? outs * ins * (kind ? 2 : 4) : outs * ins / (kind - 1);
+        const int64_t table = kind < 2 ? 0 : item * outs * (ins / group);
+        return {static_cast<const char*>(data) + item * bytes, outs, ins, kind, type,
+                scales ? scales + table : nullptr, zeros ? zeros + table : nullptr, group};
+    }
 };
 
 // Matrix i with number i of every row: out [rows, i, outs] = x [rows, i, ins] times the matrix transposed.
@@ -66,6 +77,7 @@ struct Experts {
     char* scratch;           // of the first thread; `scratch_size` bytes each
     int64_t scratch_size;
     int64_t columns, block_step, row_step;  // stretches of blocks a piece is cut into; blocks of one; rows of `mix`
+    const Inputs* inputs;                   // of codes: what is made of x, or of `hidden`
 };
 
 // What one piece of latent attention computes: heads of some queries of one row.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sglite.runtime.backend.base import Backend
-from sglite.runtime.backend.experts import ExpertWeights, Routing
+from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
 from sglite.runtime.model.config import ModelConfig, MoEConfig
 from sglite.runtime.model.layers.linear import Linear
 from sglite.runtime.model.layers.mlp import GatedMLP
@@ -104,21 +104,24 @@ def bind_experts(
     """
     gate, up, out = parts
     count, size = moe.num_experts, moe.intermediate_size
-    gate_up, down = weights.empty(count, 2 * size, hidden), weights.empty(count, hidden, size)
     if weights.found(f"{name}.gate_up_proj") is None:
-        for expert in range(count):
-            rows = {f"{name}.{expert}.{gate}.weight": size, f"{name}.{expert}.{up}.weight": size}
-            weights.bind_rows(rows, gate_up[expert])
-            weights.bind(f"{name}.{expert}.{out}.weight", down[expert])
-    else:
-        for key, whole in ((f"{name}.gate_up_proj", gate_up), (f"{name}.down_proj", down)):
-            weights.bind(key, whole, _transposed(weights.found(key), whole))
-    return ExpertWeights(weights.matrices(gate_up), weights.matrices(down))
+        single = [f"{name}.{expert}." for expert in range(count)]
+        ups = [{f"{each}{gate}.weight": size, f"{each}{up}.weight": size} for each in single]
+        downs = [{f"{each}{out}.weight": hidden} for each in single]
+        return ExpertWeights(weights.experts(ups, hidden), weights.experts(downs, size))
+    return ExpertWeights(
+        _fused(weights, f"{name}.gate_up_proj", (count, 2 * size, hidden)),
+        _fused(weights, f"{name}.down_proj", (count, hidden, size)),
+    )
 
 
-def _transposed(found: tuple[int, ...] | None, whole: Tensor) -> Conversion | None:
+def _fused(weights: WeightTable, name: str, shape: tuple[int, int, int]) -> Matrices:
+    return weights.fused_experts(name, *shape, _transposed(weights.found(name), shape))
+
+
+def _transposed(found: tuple[int, ...] | None, ours: tuple[int, int, int]) -> Conversion | None:
     """``None`` where the checkpoint's matrices are as ours; a square one is taken for ours."""
-    count, out, inner = whole.shape
+    count, out, inner = ours
     if found != (count, inner, out) or inner == out:
         return None
     return Conversion((count, inner, out), lambda stored: stored.transpose(1, 2))

@@ -72,7 +72,7 @@ class WeightTable:
         self._conversions: dict[str, Conversion] = {}
         self._expert_tokens: list[Tensor] = []
         self._num_bytes = 0
-        self._matrices: dict[str, Matrix] = {}
+        self._matrices: dict[str, Matrix | Matrices] = {}
         self._several: list[Matrices] = []
 
     @property
@@ -136,7 +136,7 @@ class WeightTable:
         if isinstance(tensor, Codes):
             self._coded[name].take(tensor)
         elif codes is not None:
-            codes.encode(tensor)
+            codes.encode(tensor if conversion is None else conversion.convert(tensor))
         else:
             self._parts[name].copy_(tensor if conversion is None else conversion.convert(tensor))
 
@@ -183,13 +183,53 @@ class WeightTable:
         self, name: str, *shape: int, dtype: torch.dtype | None = None, source: Conversion | None = None
     ) -> Matrix:
         """As ``tensor``, [out, in], for the backend's products alone."""
-        self._matrices[name] = Matrix(self.tensor(name, *shape, dtype=dtype, source=source))
-        return self._matrices[name]
+        matrix = Matrix(self.tensor(name, *shape, dtype=dtype, source=source))
+        self._matrices[name] = matrix
+        return matrix
 
     def matrices(self, whole: Tensor) -> Matrices:
         """``whole`` [n, out, in], a tensor of this table or part of one, for the backend's products alone."""
         self._several.append(Matrices(whole))
         return self._several[-1]
+
+    def experts(self, rows: Sequence[Mapping[str, int]], inputs: int) -> Matrices:
+        """Matrices of one shape, each as of ``matrix``, filled from names of its own; all in the same codes or none."""
+        (outputs,) = {sum(each.values()) for each in rows}
+        names = [name for each in rows for name in each]
+        coding = self._codings.of(names, outputs, inputs, "expert")
+        if coding is None:
+            whole = self.empty(len(rows), outputs, inputs)
+            for item, each in enumerate(rows):
+                self.bind_rows(each, whole[item])
+            return self.matrices(whole)
+        several, codes = self._coded_experts(names, coding, len(rows), outputs, inputs)
+        for item, each in enumerate(rows):
+            self._bind_codes(each, codes.rows(item * outputs, outputs))
+        return several
+
+    def fused_experts(
+        self, name: str, count: int, outputs: int, inputs: int, source: Conversion | None = None
+    ) -> Matrices:
+        """Matrices that one tensor of the checkpoint fills."""
+        coding = self._codings.of([name], outputs, inputs, "expert")
+        if coding is None:
+            return self.matrices(self.tensor(name, count, outputs, inputs, source=source))
+        several, codes = self._coded_experts([name], coding, count, outputs, inputs)
+        shape = (count, outputs, inputs) if source is None else source.shape
+        self._conversions[name] = Conversion(
+            shape, lambda stored: (stored if source is None else source.convert(stored)).reshape(-1, inputs)
+        )
+        self._bind_codes({name: count * outputs}, codes)
+        return several
+
+    def _coded_experts(
+        self, names: Iterable[str], coding: Coding, count: int, outputs: int, inputs: int
+    ) -> tuple[Matrices, Codes]:
+        codes = empty(coding, count * outputs, inputs, dtype=self.dtype, allocate=self._arena.empty)
+        self._num_bytes += codes.nbytes
+        several = Matrices(codes.values.view(count, outputs, -1), codes=codes)
+        self._matrices.update(dict.fromkeys(names, several))
+        return several, codes
 
     def _plain_matrix(self, rows: Mapping[str, int], inputs: int) -> Matrix:
         whole = self._arena.empty(sum(rows.values()), inputs, dtype=self.dtype)
@@ -200,12 +240,16 @@ class WeightTable:
     def _coded_matrix(self, rows: Mapping[str, int], inputs: int, coding: Coding) -> Matrix:
         codes = empty(coding, sum(rows.values()), inputs, dtype=self.dtype, allocate=self._arena.empty)
         self._num_bytes += codes.nbytes
+        self._bind_codes(rows, codes)
+        return Matrix(codes.values, codes=codes)
+
+    def _bind_codes(self, rows: Mapping[str, int], codes: Codes) -> None:
+        """As ``bind_rows``, with the rows of ``codes``."""
         first = 0
         for name, count in rows.items():
             self._coded[name] = codes.rows(first, count)
             self.bind(name, self._coded[name].values)
             first += count
-        return Matrix(codes.values, codes=codes)
 
     def place(self, backend: Backend) -> None:
         """Show the memory of the matrices to ``backend`` before they are filled."""
