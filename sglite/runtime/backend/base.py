@@ -28,6 +28,7 @@ from torch import Tensor
 from sglite.runtime.backend.draws import Draws, Sampled
 from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
 from sglite.runtime.backend.weights import Activation, DenseStack, Matrix, QKVNorms
+from sglite.runtime.backend.workload import Workload
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import CopyPages, CopyState, GroupSpec
 
@@ -152,6 +153,10 @@ class Backend(Protocol):
     def peak_memory(self, run: Callable[[], None]) -> int:
         """Bytes of the device that ``run`` takes at its worst moment beyond what is taken already; 0, without running
         it, where nobody counts."""
+
+    def settle(self, workload: Workload) -> None:
+        """Choose kernels for a model, once it is loaded and before there is a pool for it. BackendError: those that the
+        caller insists on cannot serve it."""
 
     def allocate_pool(
         self,

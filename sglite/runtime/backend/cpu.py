@@ -27,6 +27,7 @@ from sglite.runtime.backend.draws import Draws, Sampled
 from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
 from sglite.runtime.backend.mask import CPUMasks
 from sglite.runtime.backend.weights import Activation, DenseStack, Matrix, QKVNorms
+from sglite.runtime.backend.workload import Workload
 from sglite.runtime.cache.pool import KVPool, make_pool
 from sglite.runtime.protocol import CopyPages, CopyState, GroupSpec
 
@@ -65,6 +66,9 @@ class CPUBackend:
 
     def peak_memory(self, run: Callable[[], None]) -> int:
         return 0
+
+    def settle(self, workload: Workload) -> None:
+        """There is nothing to choose from."""
 
     def allocate_pool(
         self,

@@ -1,4 +1,4 @@
-"""The backend of an NVIDIA GPU: sglite's own Triton kernels, and torch's products.
+"""The backend of an NVIDIA GPU: sglite's own Triton kernels, FlashInfer's for attention, and torch's products.
 
 What there is no kernel for is computed by ``cpu.py``'s plain torch, which runs on any device. Nothing here waits for
 the device but what ``fetch`` returns, ``peak_memory`` and ``capture``. Under ``TRITON_INTERPRET=1`` the kernels run on
@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import AttentionMetadata, BackendError, BatchLayout, Guarantees
+from sglite.runtime.backend.attention_choice import AttentionChoice, elapsed_on
+from sglite.runtime.backend.base import AttentionMetadata, BackendError, BatchLayout, FixedBatch, Guarantees
 from sglite.runtime.backend.cpu import CPUBackend
-from sglite.runtime.backend.cuda_plan import FixedBatch, Planner, own
+from sglite.runtime.backend.cuda_plan import Planner, own
 from sglite.runtime.backend.draws import Draws, Sampled
 from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
 from sglite.runtime.backend.kernels import (
@@ -33,6 +34,7 @@ from sglite.runtime.backend.kernels import experts as mixture
 from sglite.runtime.backend.kernels.copies import Copies
 from sglite.runtime.backend.kernels.device import INTERPRETED
 from sglite.runtime.backend.weights import Activation, Matrix, QKVNorms
+from sglite.runtime.backend.workload import Workload
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import CopyPages, CopyState, GroupSpec
 
@@ -42,8 +44,6 @@ OLDEST = (8, 0)
 
 def cuda_backend(attention: str = "auto", *, deterministic: bool = False) -> CUDABackend:
     """The backend of the current GPU. BackendError: there is none, it is too old, or its kernels are not there."""
-    if attention == "flashinfer":
-        raise BackendError("attention_backend='flashinfer' is not served yet; use triton, or leave it out")
     if not INTERPRETED:
         if not torch.cuda.is_available():
             raise BackendError(
@@ -55,31 +55,37 @@ def cuda_backend(attention: str = "auto", *, deterministic: bool = False) -> CUD
                 f"device='cuda': {torch.cuda.get_device_name()} has compute capability {found[0]}.{found[1]}; "
                 f"{OLDEST[0]}.{OLDEST[1]} or newer is needed"
             )
-    return CUDABackend(deterministic=deterministic)
+    return CUDABackend(attention, deterministic=deterministic)
 
 
 class CUDABackend(CPUBackend):
     """``Backend`` on a GPU.
 
-    ``deterministic``: attention adds up a row's slots in an order that does not depend on the batch.
+    ``attention``: who attends, see ``AttentionChoice``. ``deterministic``: attention adds up a row's slots in an order
+    that does not depend on the batch.
     """
 
     name = "cuda"
 
-    def __init__(self, *, deterministic: bool = False) -> None:
+    def __init__(self, attention: str = "auto", *, deterministic: bool = False) -> None:
         super().__init__()
         self.device = torch.device("cpu") if INTERPRETED else torch.device("cuda", torch.cuda.current_device())
         self.guarantees = Guarantees(
             batch_invariant=False, dtypes=(torch.float32, torch.bfloat16), codings=(8, 4), asynchronous=True
         )
         self._planner = Planner(self.device, deterministic=deterministic)
+        self._choice = AttentionChoice(attention, deterministic=deterministic)
         self._copied: tuple[KVPool, Copies] | None = None
         self._graph_memory = None if INTERPRETED else torch.cuda.graph_pool_handle()
 
     def describe(self) -> str:
+        kernels = f"attention: {self._choice.said}"
         if INTERPRETED:
-            return "Triton kernels in its interpreter, for tests: thousands of times slower than on a GPU"
-        return f"{torch.cuda.get_device_name(self.device)}, Triton kernels"
+            return f"Triton kernels in its interpreter, for tests: thousands of times slower than on a GPU; {kernels}"
+        return f"{torch.cuda.get_device_name(self.device)}, Triton kernels; {kernels}"
+
+    def settle(self, workload: Workload) -> None:
+        self._choice.settle(self, workload, elapsed_on(self.device))
 
     # --- memory -----------------------------------------------------------------------------------------------
 
@@ -137,12 +143,13 @@ class CUDABackend(CPUBackend):
     # --- batches ----------------------------------------------------------------------------------------------
 
     def plan(self, layout: BatchLayout) -> AttentionMetadata:
-        return self._planner.plan(layout)
+        return self._choice.step(self._planner.plan(layout))
 
     def fixed_batch(self, rows: int, pool: KVPool, max_pages: int) -> FixedBatch | None:
         states = [group.name for group in pool.groups if group.kind == "state"]
-        frames, shared = pool.num_frames > 0, rows > 1
-        return self._planner.fixed(rows, max_pages, pool.page_size, groups=states, frames=frames, shared=shared)
+        frames, shared = pool.num_frames > 0, rows > 1 and self._choice.shares
+        batch = self._planner.fixed(rows, max_pages, pool.page_size, groups=states, frames=frames, shared=shared)
+        return self._choice.fixed(batch)
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         if INTERPRETED:
@@ -204,7 +211,12 @@ class CUDABackend(CPUBackend):
         window: int | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        return attention.attend(q, pool, layer, own(meta), scale=scale, window=window, sinks=sinks)
+        planned = own(meta)
+        if planned.other is not None:
+            if sinks is not None:
+                raise BackendError("attention with sinks: flashinfer has none; use attention_backend='triton'")
+            return planned.other.attend(q, pool, layer, scale=scale, window=window)
+        return attention.attend(q, pool, layer, planned, scale=scale, window=window, sinks=sinks)
 
     def mla_attention(
         self,

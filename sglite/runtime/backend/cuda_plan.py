@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from sglite.runtime.backend import cuda_tiles
 from sglite.runtime.backend.base import AttentionMetadata, BackendError, BatchLayout
 from sglite.runtime.backend.cuda_buffer import Arrays, Places, Stage
 from sglite.runtime.backend.cuda_tiles import FIELDS, HEIGHTS, Rows
+from sglite.runtime.cache.pool import KVPool
 
 PART = 128
 """Slots that a part of a row has at least when it is cut."""
@@ -71,6 +72,14 @@ class Trees:
     """[T] int32"""
 
 
+class Attending(Protocol):
+    """Kernels of somebody else's that know a batch."""
+
+    def attend(self, q: Tensor, pool: KVPool, layer: int, *, scale: float, window: int | None) -> Tensor:
+        """See ``Backend.attention``."""
+        ...
+
+
 @dataclass(frozen=True)
 class CUDAMetadata(AttentionMetadata):
     """A batch as the kernels run it: R rows, T tokens. Its integers are, in a graph, the most there can be."""
@@ -100,6 +109,8 @@ class CUDAMetadata(AttentionMetadata):
     """Of all queries, one launch each."""
     state_slots: Mapping[str, Tensor]
     """[R] int32 by group; -1: padding, or a row that computes nothing. Ask ``state_rows`` for them."""
+    rows: Rows
+    """The same on the host. Of a graph's batch: ``FixedBatch.rows``."""
     shared: SharedTiles | None = None
     trees: Trees | None = None
     framed: CUDAMetadata | None = None
@@ -107,6 +118,8 @@ class CUDAMetadata(AttentionMetadata):
     slots_read: int = 0
     """Slots whose keys a layer without a window reads, every tile once, for each of its KV heads. Of a graph's batch:
     ``FixedBatch.slots_read``."""
+    other: Attending | None = None
+    """What attends in place of sglite's own kernels."""
     _stateless: Mapping[str, str] = field(default_factory=dict)
     """Why a group's recurrent layers cannot compute the batch; under the empty name: why none can."""
 
@@ -210,13 +223,15 @@ class Planner:
             page_starts=sent["page_starts"],
             tiles=tuple(self._tiles(sent[name], h, longest) for h in HEIGHTS if (name := f"tiles {h}") in sent),
             state_slots={group: sent[f"state {group}"] for group in batch.groups},
+            rows=batch.rows,
             trees=Trees(sent["drafts"], sent["ancestors"], sent["depths"]) if "drafts" in sent else None,
             slots_read=batch.slots_read,
             _stateless=batch.stateless,
         )
         framed = shared = None
-        if "frame_mapping" in sent:
-            framed = replace(planned, slot_mapping=sent["frame_mapping"], page_starts=sent["frame_starts"])
+        if batch.framed is not None:
+            mapping, starts = sent["frame_mapping"], sent["frame_starts"]
+            framed = replace(planned, slot_mapping=mapping, page_starts=starts, rows=batch.framed)
         if "shared" in sent:
             tiles = Tiles(sent["shared"], HEIGHTS[-1], self._parts(len(sent["shared"]), longest, 1))
             shared = SharedTiles(tiles, sent["members"])
@@ -242,6 +257,7 @@ class FixedBatch:
         self.slots_read = 0
         """``CUDAMetadata.slots_read`` of the rows that were filled in last."""
         self._stage, self._arrays, self._places, self._room = stage, arrays, places, room
+        self._rows: tuple[Rows, Rows | None]
         self.fill(_nothing(meta))
 
     @property
@@ -249,12 +265,17 @@ class FixedBatch:
         """For rows that share nothing worth it, and for rows that do, where there is room for what they share."""
         return (self.meta,) if self.meta.shared is None else (replace(self.meta, shared=None), self.meta)
 
+    def rows(self, frames: bool) -> Rows:
+        """Those that were filled in last, in pages or in frames."""
+        pages, framed = self._rows
+        return framed if frames and framed is not None else pages
+
     def fill(self, layout: BatchLayout) -> int:
         """Write a step's rows in place, in the order of the current stream; returns which of ``metas`` is theirs.
         BackendError: they do not fit."""
         batch = _batch(layout, share=self.meta.shared is not None)
         self._check(layout, batch)
-        self.slots_read = batch.slots_read
+        self.slots_read, self._rows = batch.slots_read, (batch.rows, batch.framed)
         arrays = batch.arrays
         padded = {n: _padded(n, arrays.get(n), room) for n, room in self._arrays.items() if n != "pages"}
         self._stage.send({**padded, "pages": arrays["pages"]}, self._places, self._room)
@@ -283,6 +304,7 @@ class _Batch:
     arrays: dict[str, Numbers]
     groups: tuple[str, ...]
     stateless: dict[str, str]
+    framed: Rows | None = None
     slots_read: int = 0
 
     def share(self, tiles: Numbers, members: Numbers) -> None:
@@ -296,6 +318,7 @@ def _batch(layout: BatchLayout, *, share: bool) -> _Batch:
     counts = rows.counts
     slots, stateless = _state_slots(layout, counts)
     pages, starts = [rows.pages], rows.page_starts[:-1]
+    framed: Rows | None = None
     arrays: dict[str, Numbers] = {"slot_mapping": np.asarray(layout.slot_mapping, np.int64)}
     if layout.frame_tables is not None:
         framed = cuda_tiles.rows_of(replace(layout, page_tables=layout.frame_tables))
@@ -308,7 +331,7 @@ def _batch(layout: BatchLayout, *, share: bool) -> _Batch:
     arrays |= {f"state {group}": of for group, of in slots.items()}
     if trees := cuda_tiles.branches(rows, layout.parents):
         arrays |= {"drafts": trees.drafts, "ancestors": trees.ancestors, "depths": trees.depths}
-    batch = _Batch(rows, arrays, tuple(slots), stateless)
+    batch = _Batch(rows, arrays, tuple(slots), stateless, framed)
     if share and 1 in cut and (shared := cuda_tiles.share(rows, cut[1])):
         batch.share(shared.tiles, shared.members)
         batch.slots_read = int((shared.tiles[:, 3].astype(np.int64) + 1).sum())

@@ -13,6 +13,7 @@ import torch
 from sglite.runtime.backend.base import Backend, BackendError
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.select import backend_for
+from sglite.runtime.backend.workload import Workload
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.config import ConfigError, EngineArgs, EngineConfig, Facts
 from sglite.runtime.executor.base import ThreadExecutor
@@ -34,6 +35,8 @@ from sglite.runtime.sizing import running_of, step_tokens_of
 logger = logging.getLogger(__name__)
 _ELSEWHERE = {"cpu": ("cuda_graph_max_bs",), "cuda": ("cpu_kernels", "num_threads")}
 """Arguments that a device has no use for."""
+MANY = 8192
+"""Rows, or tokens of a step, where the caller does not say: no fewer than there are."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def build(args: EngineArgs, folder: Path) -> Built:
         quantization=args.quantization if args.quantization in WHILE_LOADING else None,
     )
     groups = in_cache_dtype(loaded.groups, args.kv_cache_dtype)
+    _settle(args, loaded, backend, groups)
     precision = _precision(args, None if quantization is None else summary(quantization), loaded, backend)
     facts = _facts(args, loaded, backend, groups, precision)
     config = resolve(args, facts)
@@ -92,6 +96,25 @@ def _name_what_is_in_vain(args: EngineArgs, backend: Backend) -> None:
     for name in _ELSEWHERE.get(backend.name, ()):
         if getattr(args, name) != getattr(EngineArgs, name):
             logger.warning("%s=%r has no effect on %s", name, getattr(args, name), backend.name)
+
+
+def _settle(args: EngineArgs, loaded: LoadedModel, backend: Backend, groups: Sequence[GroupSpec]) -> None:
+    """Have the backend choose its kernels. ConfigError: those that are asked for cannot serve the model."""
+    context = min(loaded.max_context, args.context_length or loaded.max_context)
+    workload = Workload(
+        groups=tuple(groups),
+        num_heads=loaded.config.num_heads,
+        dtype=loaded.dtype,
+        page_size=args.page_size,
+        rows=args.max_running_requests or MANY,
+        tokens=args.chunked_prefill_size or args.max_prefill_tokens or MANY,
+        context=context,
+        sinks=any(name.endswith(".sinks") for name in loaded.weights.parts),
+    )
+    try:
+        backend.settle(workload)
+    except BackendError as error:
+        raise ConfigError(str(error)) from None
 
 
 def computes_with() -> tuple[str, bool]:
