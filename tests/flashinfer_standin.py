@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -215,11 +216,15 @@ def stand_in(version: str = VERSION, dtypes: tuple[torch.dtype, ...] = (torch.bf
     module.__dict__["__version__"] = version
     for wrapper in WRAPPERS:
         module.__dict__[wrapper.__name__] = type(wrapper.__name__, (wrapper,), {"log": log, "dtypes": dtypes})
-    with (
-        mock.patch.dict("sys.modules", {"flashinfer": module}),
-        mock.patch("sglite.runtime.backend.flashinfer.WORKSPACE", 2**16),
-    ):
-        yield log
+    before = sys.modules.get("flashinfer")
+    sys.modules["flashinfer"] = module
+    try:
+        with mock.patch("sglite.runtime.backend.flashinfer.WORKSPACE", 2**16):
+            yield log
+    finally:
+        sys.modules.pop("flashinfer")
+        if before is not None:
+            sys.modules["flashinfer"] = before
 
 
 def refused_calls(folder: Path, log: Log) -> list[str]:

@@ -88,11 +88,16 @@ class Served:
 
 
 class AttentionChoice:
-    """Who attends. ``asked``: ``triton``, ``flashinfer`` or ``auto``; until ``settle`` has been called, Triton."""
+    """Who attends. ``asked``: ``triton``, ``flashinfer`` or ``auto``; until ``settle`` has been called, Triton.
+
+    BackendError: FlashInfer is asked for and not there, or attention is to be ``deterministic``.
+    """
 
     def __init__(self, asked: str = "auto", *, deterministic: bool = False) -> None:
         self._asked, self._deterministic = asked, deterministic
         self._flash: FlashInfer | None = None
+        if asked == "flashinfer" and (reason := self._missing()) is not None:
+            raise _refused(reason)
         self._served = Served()
         self.said = "triton"
         """The choice, for people."""
@@ -116,20 +121,26 @@ class AttentionChoice:
         """See ``Backend.settle``; ``backend`` asks this choice who attends."""
         if self._asked == "triton":
             return
-        reason = "its sums depend on the batch" if self._deterministic else flashinfer.refusal(workload)
+        reason = self._missing() or flashinfer.refusal(workload)
         if reason is None:
             try:
                 self._start(backend, workload, timed)
             except Exception as error:  # its kernels are compiled here: nvcc, ninja, files, whatever may fail
                 self._flash = None
-                logger.debug("flashinfer did not start", exc_info=True)
                 reason = f"it did not start: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                logger.warning("attention_backend=%r: flashinfer: %s", self._asked, reason)
+                logger.debug("flashinfer did not start", exc_info=True)
         if reason is None:
             logger.info("attention: %s", self.said)
         elif self._asked == "flashinfer":
-            raise BackendError(f"attention_backend='flashinfer': {reason}; use triton, or leave it out")
+            raise _refused(reason)
         else:
             self.said = f"triton; not flashinfer, since {reason}"
+
+    def _missing(self) -> str | None:
+        if self._deterministic:
+            return "its sums depend on the batch (enable_deterministic_inference=True)"
+        return flashinfer.missing()
 
     def _start(self, backend: Backend, workload: Workload, timed: Timed) -> None:
         logger.info("attention: flashinfer compiles its kernels when it is started for the first time, for minutes")
@@ -145,6 +156,10 @@ class AttentionChoice:
         self._served = Served(won["decoding"], won["prompts"], alone=False)
         self._flash = flash if any(won.values()) else None
         self.said = ", ".join(f"{kind} {verdict}" for kind, verdict in verdicts.items())
+
+
+def _refused(reason: str) -> BackendError:
+    return BackendError(f"attention_backend='flashinfer': {reason}; use triton, or leave it out")
 
 
 def compare(triton: Steps, flashinfer: Steps, timed: Timed) -> dict[Kind, Verdict]:

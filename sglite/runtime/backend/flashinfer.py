@@ -48,14 +48,19 @@ WORKSPACE = 384 * 2**20
 Numbers = npt.NDArray[Any]
 
 
-def refusal(workload: Workload) -> str | None:
-    """Why FlashInfer cannot attend in a model's layers, as a clause; ``None``: it can."""
+def missing() -> str | None:
+    """Why there is no FlashInfer to be called, as a clause; ``None``: there is."""
     if importlib.util.find_spec(PACKAGE) is None:
         return "it is not installed: pip install 'sglite[cuda]'"
     said = str(importlib.import_module(PACKAGE).__version__)
     if not VERSIONS[0] <= tuple(map(int, re.findall(r"\d+", said)[:3])) < VERSIONS[1]:
         known = [".".join(map(str, version)) for version in VERSIONS]
         return f"version {said} is installed, and its calls are known from {known[0]} to before {known[1]}"
+    return None
+
+
+def refusal(workload: Workload) -> str | None:
+    """Why FlashInfer cannot attend in a model's layers, as a clause; ``None``: it can."""
     if workload.dtype not in DTYPES:
         return f"it computes in {_names(DTYPES)}, the model in {_names([workload.dtype])} (dtype='bfloat16' casts it)"
     if workload.sinks:
@@ -170,7 +175,7 @@ class Wrapper:
 
 
 class FlashInfer:
-    """The package on one device, and what it needs there. Ask ``refusal`` first."""
+    """The package on one device, and what it needs there. Ask ``missing`` and ``refusal`` first."""
 
     def __init__(self, device: torch.device) -> None:
         self._package = importlib.import_module(PACKAGE)
