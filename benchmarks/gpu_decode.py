@@ -11,18 +11,22 @@ the bandwidth of a copy inside the device that is measured right before.
 Idle is the share of the time between the first and the last kernel of a run in which no kernel runs, by the profiler.
 Constrained requests follow a regular expression of single letters, so that no token is forced: what is compared with
 free ones is the cost of masks. The peer is transformers' continuous batching, timed in the same way.
+
+Without ``--attention-backend`` sglite's own attention kernels are measured, and FlashInfer's too where it is installed;
+what is turned off is so with the first of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +62,8 @@ class Sample:
     step_ms: float
     floor_ms: float
     idle: float | None = None
+    attention: str = ""
+    """Whose kernels attended."""
 
     @property
     def share(self) -> float:
@@ -182,29 +188,45 @@ def measure(shape: str, batches: Sequence[int], given: argparse.Namespace) -> It
         for batch in batches:
             ids = prompts(batch, given.context, 0, config["vocab_size"])
             floor = 1000 * floor_bytes(config, batch, given.context + given.steps // 2) / bandwidth()
-            with engine_of(folder, batch) as engine:
-                yield Sample(shape, batch, "free", step_ms(engine, ids, given.steps, given.rounds), floor)
-                yield Sample(shape, batch, "profiled", 1.0, floor, idle_share(engine, ids, given.steps))
-                sampled = step_ms(engine, ids, given.steps, given.rounds, temperature=0.8, top_p=0.9, seed=1)
-                yield Sample(shape, batch, "top-p", sampled, floor)
-                masked = step_ms(engine, ids, given.steps, given.rounds, regex=LETTERS)
-                yield Sample(shape, batch, "constrained", masked, floor)
-                if batch > 1:
+            for kernels in given.attention_backend:
+                with engine_of(folder, batch, attention_backend=kernels) as engine:
                     forked = prompts(batch, given.context, given.context - 64, config["vocab_size"])
-                    yield Sample(
-                        shape, batch, "shared prefix", step_ms(engine, forked, given.steps, given.rounds), floor
-                    )
+                    for sample in measure_engine(engine, ids, forked, Sample(shape, batch, "", 1.0, floor), given):
+                        yield replace(sample, attention=kernels)
             if given.quick:
                 continue
             if given.peer:
                 yield Sample(shape, batch, "transformers", peer_step_ms(folder, ids, given.steps, given.rounds), floor)
+            kernels = given.attention_backend[0]
             for what, options in (
                 ("overlap off", {"disable_overlap_schedule": True}),
                 ("graphs off", {"disable_cuda_graph": True}),
                 ("deterministic", {"enable_deterministic_inference": True}),
             ):
-                with engine_of(folder, batch, **options) as engine:
-                    yield Sample(shape, batch, what, step_ms(engine, ids, given.steps, given.rounds), floor)
+                if what == "deterministic" and kernels == "flashinfer":
+                    continue  # which refuses it
+                with engine_of(folder, batch, attention_backend=kernels, **options) as engine:
+                    took = step_ms(engine, ids, given.steps, given.rounds)
+                    yield Sample(shape, batch, what, took, floor, attention=kernels)
+
+
+def measure_engine(
+    engine: Engine, ids: Sequence[list[int]], forked: Sequence[list[int]], base: Sample, given: argparse.Namespace
+) -> Iterator[Sample]:
+    """What one engine is asked; ``forked``: requests that share most of their prompts."""
+    steps, rounds = given.steps, given.rounds
+    yield replace(base, what="free", step_ms=step_ms(engine, ids, steps, rounds))
+    yield replace(base, what="profiled", idle=idle_share(engine, ids, steps))
+    sampled = step_ms(engine, ids, steps, rounds, temperature=0.8, top_p=0.9, seed=1)
+    yield replace(base, what="top-p", step_ms=sampled)
+    yield replace(base, what="constrained", step_ms=step_ms(engine, ids, steps, rounds, regex=LETTERS))
+    if base.batch > 1:
+        yield replace(base, what="shared prefix", step_ms=step_ms(engine, forked, steps, rounds))
+
+
+def attention_backends() -> list[str]:
+    """Those that are there."""
+    return ["triton", *(["flashinfer"] if importlib.util.find_spec("flashinfer") is not None else [])]
 
 
 def main() -> None:
@@ -215,12 +237,19 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--attention-backend",
+        type=lambda names: names.split(","),
+        default=attention_backends(),
+        help="triton, flashinfer or auto, or several with commas between them; default: all that are installed",
+    )
     parser.add_argument("--quick", action="store_true", help="leave out engines with something turned off")
     parser.add_argument("--peer", action="store_true", help="time transformers too")
     parser.add_argument("--out", type=Path, help="a file for the samples, as JSON")
     given = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copies {bandwidth() / 1e12:.2f} TB/s\n")
-    print("| shape | batch | | ms a step | floor, ms | share of the roofline | idle |\n|---|---|---|---|---|---|---|")
+    print("| shape | batch | | attention | ms a step | floor, ms | share of the roofline | idle |")
+    print("|---|---|---|---|---|---|---|---|")
     found: list[Sample] = []
     for shape in given.shapes.split(","):
         for sample in measure(shape, [int(batch) for batch in given.batches.split(",")], given):
@@ -229,7 +258,7 @@ def main() -> None:
                 said = f"{sample.step_ms:.3f} | {sample.floor_ms:.3f} | {sample.share:.2f} | "
             else:
                 said = f" | {sample.floor_ms:.3f} | | {100 * sample.idle:.1f} %"
-            print(f"| {sample.shape} | {sample.batch} | {sample.what} | {said} |", flush=True)
+            print(f"| {sample.shape} | {sample.batch} | {sample.what} | {sample.attention} | {said} |", flush=True)
             if given.out is not None:
                 given.out.write_text(json.dumps([asdict(one) for one in found]))
 

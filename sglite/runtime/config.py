@@ -51,7 +51,8 @@ class EngineArgs:
     cpu_kernels: Literal["auto", "torch", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "avx512_amx"] = "auto"
     """What computes: native kernels for an instruction set, or plain ``torch``; ``auto``: the fastest here."""
     attention_backend: Literal["auto", "triton", "flashinfer"] = "auto"
-    """Whose attention kernels a GPU runs; ``auto`` and ``triton``: sglite's own. ``flashinfer`` is not served yet."""
+    """Whose attention kernels a GPU runs: sglite's own in ``triton``, or ``flashinfer``'s; ``auto``: the quicker ones,
+    by a measurement at the start, where FlashInfer is installed and serves the model."""
     disable_cuda_graph: bool = False
     """Launch every kernel of a step by itself."""
     cuda_graph_max_bs: int | None = None

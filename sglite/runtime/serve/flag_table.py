@@ -61,10 +61,7 @@ HELP: dict[str, tuple[str, str]] = {
     "pp_size": ("device", "pipeline parallelism: 1 so far"),
     "ep_size": ("device", "expert parallelism: 1 so far"),
     "cpu_kernels": ("device", "what computes on the CPU; torch: without native kernels, several times slower"),
-    "attention_backend": (
-        "device",
-        "whose attention kernels a GPU runs: triton; flashinfer is not served yet",
-    ),
+    "attention_backend": ("device", "whose attention kernels a GPU runs: triton, flashinfer; auto: the quicker ones"),
     "disable_cuda_graph": ("device", "launch every kernel of a GPU's step by itself"),
     "cuda_graph_max_bs": ("device", "rows of the largest decoding step that is captured; default: all that may run"),
     "enable_deterministic_inference": ("device", "attention on a GPU adds up in an order that no batch changes"),
