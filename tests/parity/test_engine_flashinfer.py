@@ -1,8 +1,9 @@
-"""Engines whose attention is FlashInfer's: the stand-in for it, which computes in float32 too here, in Triton's
-interpreter. What comes of it is what transformers says."""
+"""Engines whose attention is FlashInfer's: of the stand-in for it, which computes in float32 too here, in Triton's
+interpreter. What comes of it is what transformers says. On a GPU where FlashInfer is installed, its scores are ours."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -18,14 +19,17 @@ from tiny_models import make_checkpoint, make_tokenizer
 
 from sglite import Engine
 from sglite.runtime.backend import flashinfer
+from sglite.runtime.backend.kernels.device import INTERPRETED
 from sglite.runtime.config import ConfigError
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.timeout(600)
+IMITATED = pytest.mark.skipif(not INTERPRETED, reason="a graph captures no plain torch that looks at its numbers")
+INSTALLED = importlib.util.find_spec("flashinfer") is not None
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     monkeypatch.setattr(flashinfer, "DTYPES", (torch.bfloat16, torch.float32))
     with stand_in(dtypes=(torch.bfloat16, torch.float32)) as found:
@@ -56,6 +60,7 @@ def engine_of(folder: Path, **arguments: Any) -> Engine:
     return tiny_engine(folder, **{**options, "max_running_requests": 4, **arguments})
 
 
+@IMITATED
 def test_greedy_tokens_are_those_of_transformers(dense: Path, log: Log) -> None:
     """In chunks, in company that does not fill a graph's rows, and warm."""
     params = {**GREEDY, "max_new_tokens": 3}
@@ -69,6 +74,7 @@ def test_greedy_tokens_are_those_of_transformers(dense: Path, log: Log) -> None:
     assert len(log.made) == wrappers == 2 + 2, "one for each kind of step, and one for each graph"
 
 
+@IMITATED
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "shape"),
@@ -105,13 +111,36 @@ def test_engines_of_every_shape_give_the_same(request: Any, log: Log, kind: str,
     ],
     ids=str,
 )
-def test_engines_that_cannot_be_served_do_not_start(dense: Path, arguments: dict[str, Any], message: str) -> None:
+@IMITATED
+def test_engines_that_cannot_be_served_do_not_start(
+    dense: Path, log: Log, arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         engine_of(dense, **arguments)
 
 
-def test_models_with_sinks_do_not_start(tmp_path: Path) -> None:
+@IMITATED
+def test_models_with_sinks_do_not_start(tmp_path: Path, log: Log) -> None:
     family = FAMILIES["gpt_oss"]
     random_model(Family(family.model_type, {**family.config, **SIZES})).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="attention_backend='flashinfer': the model's softmax has sinks"):
         engine_of(make_tokenizer(tmp_path))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED or not INSTALLED, reason="FlashInfer and a GPU are not there")
+@pytest.mark.parametrize("kind", ["dense", "windows"])
+def test_scores_of_the_package_are_those_of_our_kernels(request: Any, kind: str) -> None:
+    """In bfloat16, of prompts and of what is decoded behind them."""
+    folder = request.getfixturevalue(kind)
+    whole = {"return_logprob": True, "logprob_start_len": 0}
+    scores = []
+    for kernels in ("flashinfer", "triton"):
+        with engine_of(folder, attention_backend=kernels, dtype="bfloat16", max_running_requests=8) as engine:
+            results = engine.generate(input_ids=PROMPTS, sampling_params={**GREEDY, "max_new_tokens": 1}, **whole)
+            longer = [[*prompt, 7, 8, 9] for prompt in PROMPTS]
+            results += engine.generate(input_ids=longer, sampling_params={**GREEDY, "max_new_tokens": 1}, **whole)
+            rows = [row for result in results for row in result["meta_info"]["input_token_logprobs"][1:]]
+            scores.append(torch.tensor([row[0] for row in rows]))
+            rest(engine)
+    assert (scores[0] - scores[1]).abs().mean() < 0.05

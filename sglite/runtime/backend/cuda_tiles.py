@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from sglite.runtime.backend.base import BatchLayout
 from sglite.runtime.backend.cpu_plan import check_rows
+from sglite.runtime.backend.tables import joined
 
 Ints = npt.NDArray[np.int64]
 
@@ -43,7 +44,7 @@ class Rows:
     page_starts: Ints
     page_size: int
 
-    @property
+    @cached_property
     def counts(self) -> Ints:
         """[R] tokens that a row computes."""
         return np.diff(self.query_starts)
@@ -83,9 +84,7 @@ def rows_of(layout: BatchLayout) -> Rows:
         needed = np.minimum(needed, held)  # rows that compute nothing may lack pages
     page_starts = np.zeros(len(starts) + 1, dtype=np.int64)
     np.cumsum(needed, out=page_starts[1:])
-    used = chain.from_iterable(table[:count] for table, count in zip(tables, needed.tolist(), strict=True))
-    pages = np.fromiter(used, dtype=np.int32, count=int(page_starts[-1]))
-    return Rows(query_starts, starts, ends, pages, page_starts, layout.page_size)
+    return Rows(query_starts, starts, ends, joined(tables, needed.tolist()), page_starts, layout.page_size)
 
 
 def cut(rows: Rows) -> dict[int, npt.NDArray[np.int32]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 
 from sglite.runtime.backend import cpu_plan
 from sglite.runtime.backend.base import AttentionMetadata, BackendError, BatchLayout
 from sglite.runtime.backend.native_library import Library, Longs, Pages
+from sglite.runtime.backend.tables import joined
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,7 @@ def _plan(layout: BatchLayout, library: Library, framed: NativeMetadata | None) 
         cpu_plan.check_rows(layout)
     table_from = np.zeros(len(starts) + 1, dtype=np.int64)
     np.cumsum(needed, out=table_from[1:])
-    used = chain.from_iterable(table[:count] for table, count in zip(layout.page_tables, needed.tolist(), strict=True))
-    tables = np.fromiter(used, dtype=np.int32, count=int(table_from[-1]))
+    tables = joined(layout.page_tables, needed.tolist())
     return NativeMetadata(
         num_tokens=len(layout.slot_mapping),
         library=library,

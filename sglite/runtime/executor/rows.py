@@ -5,6 +5,7 @@ A row mostly computes one token; that case is written out, for it is what a step
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sglite.runtime.backend.base import BatchLayout
+from sglite.runtime.backend.tables import TYPECODE
 from sglite.runtime.protocol import UNKNOWN_TOKEN, NewRow, RowStep, SchedulerOutput
 from sglite.runtime.sample.penalties import TokenCounts
 from sglite.runtime.spec.base import draft_depths
@@ -23,7 +25,7 @@ class RowState:
 
     new: NewRow
     counts: TokenCounts | None
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array(TYPECODE))
     last_token: int = UNKNOWN_TOKEN
     """What it sampled last; ``-1 - slot``: the device has it."""
 
@@ -81,7 +83,7 @@ class Rows:
         for row in step.rows:
             pages = self._states[row.slot].pages
             if row.pages or row.pages_from < len(pages):
-                pages[row.pages_from :] = row.pages
+                pages[row.pages_from :] = array(TYPECODE, row.pages)
         for slot, tokens in step.appended.items():
             counts = self._states[slot].counts
             if counts is not None:

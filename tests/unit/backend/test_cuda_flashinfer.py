@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sglite.runtime.backend.base import AttentionMetadata, BatchLayout
 from sglite.runtime.backend.cuda_plan import Planner, own
-from sglite.runtime.backend.flashinfer import FlashInfer, Pages
+from sglite.runtime.backend.flashinfer import FlashInfer, Kind, Pages, Wrapper
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
 
@@ -111,6 +111,45 @@ def test_layers_of_a_kind_share_a_plan(flash: FlashInfer) -> None:
             assert len(log.plans) == expected and len(log.runs) == 2 * expected
         assert len(log.made) == 4
         assert {kind for kind, _ in log.plans} == {"decode", "ragged"}
+
+
+def test_a_plan_waits_for_the_copy_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashInfer writes both to the same pinned memory, and starts a copy of it."""
+    said: list[str] = []
+
+    class Made:
+        def plan(self, *arrays: Tensor, **options: object) -> None:
+            said.append(f"plan {arrays[0]}")
+
+    class Event:
+        def record(self, stream: object) -> None:
+            said.append(f"copied on {stream}")
+
+        def synchronize(self) -> None:
+            said.append("wait")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"{device}'s")
+    wrapper = Wrapper(Made(), torch.device("cuda", 0))
+    kind = Kind(4, 2, 64, torch.bfloat16, 16, False, 0.1, None)
+    for number in ("one", "two", "three"):
+        wrapper.plan(number, number, kind=kind)  # type: ignore[arg-type]
+        assert wrapper.planned_for == number
+    one, two, three = ([f"plan {number}", "copied on cuda:0's"] for number in ("one", "two", "three"))
+    assert said == [*one, "wait", *two, "wait", *three]
+
+
+def test_a_plan_that_fails_leaves_none() -> None:
+    class Made:
+        def plan(self, *arrays: Tensor, **options: object) -> None:
+            if len(arrays) == 5:
+                raise ValueError("no")
+
+    wrapper, kind = Wrapper(Made(), torch.device("cpu")), Kind(4, 2, 64, torch.bfloat16, 16, False, 0.1, None)
+    wrapper.plan("batch", kind=kind)
+    with pytest.raises(ValueError, match="no"):
+        wrapper.plan("other", torch.zeros(1), kind=kind)
+    assert wrapper.planned_for is None
 
 
 def framed(layout: BatchLayout, window: int) -> BatchLayout:
