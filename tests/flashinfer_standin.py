@@ -66,7 +66,7 @@ class _Wrapper:
         assert indices.dtype == torch.int32 and indices.device == self.device, "indices of the host: a copy would wait"
         held = indptr.diff()
         assert len(indptr) == len(last) + 1 and indptr[0] == 0 and (held >= 0).all() and len(indices) == indptr[-1]
-        assert ((last >= 1) & (last <= page_size) | (held == 0) & (last == 0)).all()
+        assert torch.where(held == 0, last == 0, (last >= 1) & (last <= page_size)).all()
         if self.graph:
             assert len(last) == self.rows, "the number of rows is fixed in a graph"
             assert len(indices) <= len(self.buffers["indices"])

@@ -139,6 +139,8 @@ def test_what_is_asked_for_attends_everything(log: Log) -> None:
     with pytest.raises(BackendError, match="'flashinfer': draft trees that branch are not served; send chains"):
         backend.plan(TREE)
     pool = backend.allocate_pool([group()], num_pages=9, page_size=16)
+    batch = backend.fixed_batch(4, pool, 600)
+    assert batch is not None and len(batch.metas) == 1 and batch.fill(SHARED) == 0
     with pytest.raises(BackendError, match="sinks: flashinfer has none"):
         backend.attention(torch.zeros(2, 2, 64), pool, 0, backend.plan(DECODING), scale=1.0, sinks=torch.zeros(2))
 
