@@ -17,7 +17,7 @@ import msgspec
 import torch
 
 from sglite.runtime.backend import flashinfer
-from sglite.runtime.backend.base import Backend, BackendError, BatchLayout
+from sglite.runtime.backend.base import AttentionMetadata, Backend, BackendError, BatchLayout
 from sglite.runtime.backend.base import FixedBatch as AnyFixedBatch
 from sglite.runtime.backend.cuda_plan import CUDAMetadata, FixedBatch
 from sglite.runtime.backend.flashinfer import FlashInfer
@@ -99,7 +99,7 @@ class AttentionChoice:
         if asked == "flashinfer" and (reason := self._missing()) is not None:
             raise _refused(reason)
         self._served = Served()
-        self.said = "triton"
+        self.said = asked
         """The choice, for people."""
 
     @property
@@ -127,7 +127,7 @@ class AttentionChoice:
                 self._start(backend, workload, timed)
             except Exception as error:  # its kernels are compiled here: nvcc, ninja, files, whatever may fail
                 self._flash = None
-                reason = f"it did not start: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                reason = f"it did not start: {flashinfer.told(error)}"
                 logger.warning("attention_backend=%r: flashinfer: %s", self._asked, reason)
                 logger.debug("flashinfer did not start", exc_info=True)
         if reason is None:
@@ -193,7 +193,7 @@ def elapsed_on(device: torch.device) -> Timed:
             run()
         ended.record(torch.cuda.current_stream(device))
         ended.synchronize()
-        return began.elapsed_time(ended) / 1000 / REPEATS
+        return float(began.elapsed_time(ended)) / 1000 / REPEATS
 
     return timed
 
@@ -214,7 +214,7 @@ def _pools(backend: Backend, workload: Workload) -> list[KVPool]:
 def _steps(backend: Backend, workload: Workload, pools: Sequence[KVPool]) -> Steps:
     """What the backend does for attention, as it is set now: every part has run once and runs again when called."""
     layers = [group.num_layers for group in workload.groups if group.kind == "paged"]
-    runs = {"decoding": _decoding_run, "prompts": _chunk_run}
+    runs: dict[Kind, Callable[[Backend, Workload, KVPool], Run]] = {"decoding": _decoding_run, "prompts": _chunk_run}
     return {
         kind: [Part(count, run(backend, workload, pool)) for count, pool in zip(layers, pools, strict=True)]
         for kind, run in runs.items()
@@ -239,7 +239,7 @@ def _chunk_run(backend: Backend, workload: Workload, pool: KVPool) -> Run:
     return run
 
 
-def _attention(backend: Backend, workload: Workload, pool: KVPool, meta: object, tokens: int) -> Run:
+def _attention(backend: Backend, workload: Workload, pool: KVPool, meta: AttentionMetadata, tokens: int) -> Run:
     group = pool.groups[0]
     q = torch.randn(tokens, workload.num_heads, group.head_dim, device=backend.device, dtype=workload.dtype)
 

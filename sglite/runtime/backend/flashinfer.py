@@ -52,7 +52,10 @@ def missing() -> str | None:
     """Why there is no FlashInfer to be called, as a clause; ``None``: there is."""
     if importlib.util.find_spec(PACKAGE) is None:
         return "it is not installed: pip install 'sglite[cuda]'"
-    said = str(importlib.import_module(PACKAGE).__version__)
+    try:
+        said = str(importlib.import_module(PACKAGE).__version__)
+    except Exception as error:  # other packages of its that do not fit, libraries that are not there
+        return f"it cannot be imported: {told(error)}"
     if not VERSIONS[0] <= tuple(map(int, re.findall(r"\d+", said)[:3])) < VERSIONS[1]:
         known = [".".join(map(str, version)) for version in VERSIONS]
         return f"version {said} is installed, and its calls are known from {known[0]} to before {known[1]}"
@@ -79,6 +82,11 @@ def _misfit(group: GroupSpec, workload: Workload) -> str | None:
         sizes = ", ".join(map(str, HEAD_SIZES))
         return f"heads have {group.head_dim} numbers of keys and {group.v_head_dim} of values; it takes {sizes} of both"
     return None
+
+
+def told(error: Exception) -> str:
+    """In one line."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:

@@ -220,6 +220,19 @@ def test_what_is_not_installed_is_missed_by_name(monkeypatch: pytest.MonkeyPatch
     assert attends(backend) == [False] * 4 and "since it is not installed" in backend.describe()
 
 
+def test_a_package_that_cannot_be_imported_is_told_of(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    def fails(name: str) -> None:
+        raise ImportError(f"{name} needs libcudart.so.13\nwhich is not there")
+
+    monkeypatch.setattr(importlib, "import_module", fails)
+    message = "it cannot be imported: ImportError: flashinfer needs libcudart.so.13"
+    with pytest.raises(BackendError, match=f"'flashinfer': {message}; use triton"):
+        CUDABackend("flashinfer")
+    backend = CUDABackend("auto")
+    backend.settle(workload())
+    assert attends(backend) == [False] * 4 and backend.describe().endswith(message)
+
+
 def test_kernels_that_do_not_start_are_told_of(monkeypatch: pytest.MonkeyPatch, log: Log, caplog: Any) -> None:
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("ninja: not found\nand a hundred lines")
