@@ -219,7 +219,7 @@ def stand_in(version: str = VERSION, dtypes: tuple[torch.dtype, ...] = (torch.bf
     before = sys.modules.get("flashinfer")
     sys.modules["flashinfer"] = module
     try:
-        with mock.patch("sglite.runtime.backend.flashinfer.WORKSPACE", 2**16):
+        with mock.patch.multiple("sglite.runtime.backend.flashinfer", WORKSPACE=2**16, DEVICES=("cuda", "cpu")):
             yield log
     finally:
         sys.modules.pop("flashinfer")

@@ -88,13 +88,14 @@ class Served:
 
 
 class AttentionChoice:
-    """Who attends. ``asked``: ``triton``, ``flashinfer`` or ``auto``; until ``settle`` has been called, Triton.
+    """Who attends on a device. ``asked``: ``triton``, ``flashinfer`` or ``auto``; until ``settle`` has been called,
+    Triton.
 
     BackendError: FlashInfer is asked for and not there, or attention is to be ``deterministic``.
     """
 
-    def __init__(self, asked: str = "auto", *, deterministic: bool = False) -> None:
-        self._asked, self._deterministic = asked, deterministic
+    def __init__(self, asked: str, device: torch.device, *, deterministic: bool = False) -> None:
+        self._asked, self._device, self._deterministic = asked, device, deterministic
         self._flash: FlashInfer | None = None
         if asked == "flashinfer" and (reason := self._missing()) is not None:
             raise _refused(reason)
@@ -140,11 +141,11 @@ class AttentionChoice:
     def _missing(self) -> str | None:
         if self._deterministic:
             return "its sums depend on the batch (enable_deterministic_inference=True)"
-        return flashinfer.missing()
+        return flashinfer.missing(self._device)
 
     def _start(self, backend: Backend, workload: Workload, timed: Timed) -> None:
         logger.info("attention: flashinfer compiles its kernels when it is started for the first time, for minutes")
-        self._flash = flash = FlashInfer(backend.device)
+        self._flash = flash = FlashInfer(self._device)
         pools = _pools(backend, workload)
         theirs = _steps(backend, workload, pools)
         if self._asked == "flashinfer":

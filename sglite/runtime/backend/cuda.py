@@ -74,7 +74,7 @@ class CUDABackend(CPUBackend):
             batch_invariant=False, dtypes=(torch.float32, torch.bfloat16), codings=(8, 4), asynchronous=True
         )
         self._planner = Planner(self.device, deterministic=deterministic)
-        self._choice = AttentionChoice(attention, deterministic=deterministic)
+        self._choice = AttentionChoice(attention, self.device, deterministic=deterministic)
         self._copied: tuple[KVPool, Copies] | None = None
         self._graph_memory = None if INTERPRETED else torch.cuda.graph_pool_handle()
 

@@ -38,6 +38,7 @@ from sglite.runtime.protocol import GroupSpec
 PACKAGE = "flashinfer"
 VERSIONS = (0, 6, 13), (0, 8)
 """The first whose calls are known, and the first whose are not."""
+DEVICES = ("cuda",)
 HEAD_SIZES = (64, 128, 256)
 DTYPES = (torch.bfloat16,)
 SMALL_GROUPS = (1, 2, 3)
@@ -48,8 +49,10 @@ WORKSPACE = 384 * 2**20
 Numbers = npt.NDArray[Any]
 
 
-def missing() -> str | None:
-    """Why there is no FlashInfer to be called, as a clause; ``None``: there is."""
+def missing(device: torch.device) -> str | None:
+    """Why there is no FlashInfer to be called for a device, as a clause; ``None``: there is."""
+    if device.type not in DEVICES:
+        return "it runs on a GPU, not in Triton's interpreter"
     if importlib.util.find_spec(PACKAGE) is None:
         return "it is not installed: pip install 'sglite[cuda]'"
     try:

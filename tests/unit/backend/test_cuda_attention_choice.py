@@ -12,7 +12,7 @@ from cuda_batches import Row, layout_of
 from cuda_device import DEVICE
 from flashinfer_standin import Log, stand_in
 
-from sglite.runtime.backend import attention_choice, cuda
+from sglite.runtime.backend import attention_choice, cuda, flashinfer
 from sglite.runtime.backend.attention_choice import Part, compare, elapsed_on
 from sglite.runtime.backend.base import BackendError
 from sglite.runtime.backend.cuda import CUDABackend
@@ -208,7 +208,17 @@ def test_versions_that_are_not_known_are_refused(version: str) -> None:
         CUDABackend("flashinfer").settle(workload())
 
 
+def test_the_package_is_not_called_for_the_interpreter(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    monkeypatch.setattr(flashinfer, "DEVICES", ("cuda",))
+    with pytest.raises(BackendError, match="'flashinfer': it runs on a GPU, not in Triton's interpreter; use triton"):
+        backend_for("cuda", attention="flashinfer")
+    backend = CUDABackend("auto")
+    backend.settle(workload())
+    assert log.made == [] and "not in Triton's interpreter" in backend.describe()
+
+
 def test_what_is_not_installed_is_missed_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flashinfer, "DEVICES", ("cpu",))
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flashinfer" else found(name))
     with pytest.raises(
