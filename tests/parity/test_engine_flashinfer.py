@@ -64,13 +64,14 @@ def engine_of(folder: Path, **arguments: Any) -> Engine:
 def test_greedy_tokens_are_those_of_transformers(dense: Path, log: Log) -> None:
     """In chunks, in company that does not fill a graph's rows, and warm."""
     params = {**GREEDY, "max_new_tokens": 4}
-    with engine_of(dense, max_prefill_tokens=40) as engine:
+    with engine_of(dense, max_prefill_tokens=24) as engine:
         assert engine.config.graph_sizes == (1, 2, 4) and "attention: flashinfer" in engine.config.kernels
         wrappers, plans = len(log.made), len(log.plans)
-        for prompts in (PROMPTS[:3], PROMPTS[:1]):
+        for prompts in ([prompt[-9:] for prompt in PROMPTS[:3]], [PROMPTS[0][-9:]]):
             check(engine.generate(input_ids=prompts, sampling_params=params), oracle(dense), prompts, 4)
         rest(engine)
-    assert {(plan["graph"], plan["rows"]) for _, plan in log.plans[plans:]} >= {(True, 4), (True, 1), (False, 1)}
+    planned = {(plan["graph"], plan["rows"]) for _, plan in log.plans[plans:]}
+    assert {(True, 4), (True, 1)} < planned and any(not graph for graph, _ in planned)
     assert len(log.made) == wrappers == 2 + 3, "one for each kind of step, and one for each graph"
 
 
