@@ -20,6 +20,7 @@ from sglite.runtime.executor.base import ThreadExecutor
 from sglite.runtime.executor.freed import keep_freed_memory
 from sglite.runtime.executor.graphs import DecodeGraphs
 from sglite.runtime.executor.pipeline import PipelinedExecutor
+from sglite.runtime.executor.prepared import PreparedExecutor
 from sglite.runtime.executor.profile import step_bytes
 from sglite.runtime.executor.worker import ModelWorker
 from sglite.runtime.gguf import is_gguf
@@ -162,7 +163,7 @@ def _executor(loaded: LoadedModel, backend: Backend, pool: KVPool, config: Engin
     weights = ModelWeights(loaded.weights, loaded.config, backend)
     if not backend.guarantees.asynchronous:
         keep_freed_memory()
-        return ThreadExecutor(ModelWorker(loaded.model, backend, pool), weights)
+        return PreparedExecutor(ModelWorker(loaded.model, backend, pool, device_slots=config.max_running), weights)
     pages = -(-config.context_length // config.page_size)
     graphs = DecodeGraphs(loaded.model, backend, pool, config.graph_sizes, min(pages, config.num_pages))
     worker = ModelWorker(loaded.model, backend, pool, device_slots=config.max_running, graphs=graphs)

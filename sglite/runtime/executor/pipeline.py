@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from sglite.runtime.executor.base import Job, Masks, ThreadExecutor, WeightStore
-from sglite.runtime.executor.worker import Running
+from sglite.runtime.executor.stages import Running
 from sglite.runtime.protocol import SchedulerOutput, StepOutput
 
 

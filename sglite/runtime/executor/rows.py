@@ -72,6 +72,11 @@ class Rows:
         """The state of a slot that is taken."""
         return self._states[slot]
 
+    @property
+    def counting(self) -> bool:
+        """Some row counts its tokens."""
+        return any(state.counts is not None for state in self._states.values())
+
     def update(self, step: SchedulerOutput) -> None:
         """Take in what has changed since the last step."""
         for slot in step.released:

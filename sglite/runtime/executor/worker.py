@@ -7,10 +7,9 @@ planned before anybody knows that token) and what penalties need. Everything els
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.executor.base import Masks
 from sglite.runtime.executor.graphs import DecodeGraphs
 from sglite.runtime.executor.rows import Rows, RowState
+from sglite.runtime.executor.stages import Prepared, Running
 from sglite.runtime.protocol import (
     PooledState,
     PoolTask,
@@ -44,7 +44,11 @@ _NO_DRAFTS = (0,)
 class Model(Protocol):
     """What the worker needs of a model."""
 
-    def forward(self, input_ids: Tensor, positions: Tensor, context: ForwardContext) -> Tensor:
+    def angles(self, positions: Tensor) -> Any:
+        """What ``forward`` needs of [T] positions."""
+        ...
+
+    def forward(self, input_ids: Tensor, positions: Tensor, context: ForwardContext, angles: Any) -> Tensor:
         """[T] ids and positions to [T, hidden]."""
         ...
 
@@ -61,32 +65,14 @@ class Model(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Running:
-    """A step whose forward pass has been launched."""
-
-    step: SchedulerOutput
-    first: list[int]
-    """[R + 1] the index of each row's first token in the batch, and their number."""
-    hidden: Tensor
-    """[T, hidden] after the final norm."""
-    states: list[RowState]
-    """Of the rows that are sampled, task by task: their slots may be others' when the results come."""
-    pools: Callable[[], list[Tensor]] | None = None
-    scores: list[Callable[[], ScoredTokens]] = field(default_factory=list)
-    samples: Callable[[], list[SampledToken]] = list
-
-    @property
-    def needs_the_past(self) -> bool:
-        """Nothing can be sampled before the results of the steps before are known on the host."""
-        return any(state.counts is not None for state in self.states)
-
-
 class ModelWorker:
     """Runs steps of a model on a backend.
 
-    A step has three parts, so that one may be launched while another is under way: ``begin`` launches the forward
-    pass, ``choose`` the sampling, ``finish`` waits for the results, on whatever thread. ``execute`` is all three.
+    A step has parts, so that one may be made ready or launched while another is under way: ``prepare`` makes a batch of
+    it, ``launch`` the forward pass, ``choose`` the sampling, ``finish`` waits for the results. ``begin`` is the first
+    two, ``execute`` all of them. The first and the last may be done on another thread than those between, each in the
+    order of the steps; where tokens are counted (``counts``) nothing of a step may begin before the one before it has
+    been finished.
 
     Args:
         model: the network.
@@ -124,12 +110,35 @@ class ModelWorker:
     @torch.inference_mode()
     def begin(self, step: SchedulerOutput) -> Running:
         """Take in what the step says of rows and pages, and launch the forward pass."""
-        self._prepare(step)
-        hidden, first = self._forward(step)
-        running = Running(step, first, hidden, [self._rows[task.slot] for task in step.samples])
+        return self.launch(self.prepare(step))
+
+    def counts(self, step: SchedulerOutput) -> bool:
+        """Whether tokens are counted, of any row, for penalties. All steps before it have been prepared."""
+        return self._rows.counting or any(new.sampling.has_penalties for new in step.new_rows)
+
+    @torch.inference_mode()
+    def prepare(self, step: SchedulerOutput) -> Prepared:
+        """Take in what the step says of rows, and make a batch of it."""
+        self._rows.update(step)
+        layout, token_ids, first = self._rows.batch(step.rows)
+        states = [[self._rows[task.slot] for task in tasks] for tasks in (step.samples, step.scores)]
+        stage, unknown = self._backend.stage, self._last is not None and bool(token_ids) and min(token_ids) < 0
+        slots = stage([-1 - token for token in token_ids]) if unknown and max(token_ids) < 0 else None
+        ids, positions = stage(token_ids), stage(layout.positions)
+        run = None
+        if token_ids and (self._graphs is None or not self._graphs.covers(layout)):
+            run = (ForwardContext(self._backend, self._backend.plan(layout), self._pool), self._model.angles(positions))
+        return Prepared(step, first, *states, layout, ids, slots, unknown, positions, run)
+
+    @torch.inference_mode()
+    def launch(self, prepared: Prepared) -> Running:
+        """Copy pages and launch the forward pass."""
+        step, first = prepared.step, prepared.first
+        self._copy(step)
+        running = Running(step, first, self._forward(prepared), prepared.states, prepared.scored)
         if step.pools:
             picked = [first[task.row] + task.position - step.rows[task.row].start for task in step.pools]
-            running.pools = self._backend.fetch(self._model.pooled(hidden[self._backend.stage(picked)]).float())
+            running.pools = self._backend.fetch(self._model.pooled(running.hidden[self._backend.stage(picked)]).float())
         return running
 
     @torch.inference_mode()
@@ -141,7 +150,8 @@ class ModelWorker:
         elif step.samples or step.scores:
             logits, picked = self._logits(running)
             for place, task in enumerate(step.scores):
-                running.scores.append(self._score(task, logits[self._backend.stage(picked[place])]))
+                rows = logits[self._backend.stage(picked[place])]
+                running.scores.append(self._score(task, running.scored[place], rows))
             if step.samples:
                 self._sample(running, logits, picked[len(step.scores) :], masks())
         self._backend.copy_states(self._pool, step.checkpoints)
@@ -157,32 +167,29 @@ class ModelWorker:
         output.samples = running.samples()
         return output
 
-    def _prepare(self, step: SchedulerOutput) -> None:
-        """Bring the row states up to date and copy pages."""
-        self._rows.update(step)
+    def _copy(self, step: SchedulerOutput) -> None:
+        """Copy what the step says before it computes."""
         self._backend.copy_pages(self._pool, step.copies)
         if self._pool.num_frames:
             self._backend.copy_pages(self._pool, step.frame_copies, frames=True)
         self._backend.copy_states(self._pool, step.state_copies)
 
-    def _forward(self, step: SchedulerOutput) -> tuple[Tensor, list[int]]:
-        """Run the model; hidden states [T, hidden] after the final norm, and the index of each row's first token."""
-        layout, token_ids, first = self._rows.batch(step.rows)
-        if not token_ids:
-            return torch.empty(0), first
-        ids = self._input_ids(token_ids)
-        positions = self._backend.stage(layout.positions)
-        if self._graphs is not None and self._graphs.covers(layout):
-            return self._graphs.forward(layout, ids, positions), first
-        context = ForwardContext(self._backend, self._backend.plan(layout), self._pool)
-        return self._model.forward(ids, positions, context), first
+    def _forward(self, prepared: Prepared) -> Tensor:
+        """Run the model; hidden states [T, hidden] after the final norm."""
+        if prepared.run is not None:
+            context, angles = prepared.run
+            return self._model.forward(self._input_ids(prepared), prepared.positions, context, angles)
+        if self._graphs is None or not len(prepared.positions):
+            return torch.empty(0)
+        return self._graphs.forward(prepared.layout, self._input_ids(prepared), prepared.positions)
 
-    def _input_ids(self, token_ids: list[int]) -> Tensor:
+    def _input_ids(self, prepared: Prepared) -> Tensor:
         """Ids [T] on the device, those that only the device knows among them."""
-        ids = self._backend.stage(token_ids)
-        if self._last is None or min(token_ids) >= 0:
-            return ids
-        return torch.where(ids < 0, self._last[(-1 - ids).clamp(min=0)], ids)
+        if self._last is None or not prepared.unknown:
+            return prepared.ids
+        if prepared.slots is not None:
+            return self._last.index_select(0, prepared.slots)
+        return torch.where(prepared.ids < 0, self._last[(-1 - prepared.ids).clamp(min=0)], prepared.ids)
 
     def _keep(self, tasks: Sequence[SampleTask], ids: Tensor) -> None:
         """The tasks' rows sampled ``ids`` last. A row that could not be sampled may be in the next step already, which
@@ -225,9 +232,9 @@ class ModelWorker:
         logits = self._model.logits(hidden[self._backend.stage(picked)])
         return logits, [[place[index] for index in task] for task in tasks]
 
-    def _score(self, task: ScoreTask, logits: Tensor) -> Callable[[], ScoredTokens]:
+    def _score(self, task: ScoreTask, state: RowState, logits: Tensor) -> Callable[[], ScoredTokens]:
         """Logprobs of known tokens, by their rows of the logits."""
-        options = self._rows[task.slot].new.logprobs
+        options = state.new.logprobs
         assert options is not None
 
         def score() -> ScoredTokens:

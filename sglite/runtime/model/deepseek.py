@@ -63,8 +63,7 @@ class DeepseekV3ForCausalLM(DeepseekV2ForCausalLM):
         ``hidden`` [T, hidden]: what ``forward`` gave at the tokens before those, or ``draft`` of the layer before.
         Stores what the layer keeps in the slots of ``context``. Only differences between ``positions`` [T] matter.
         """
-        angles = [rotary.angles(positions, self.dtype) for rotary in self.rotary]
-        return self.draft_layers[depth](self.embed(input_ids), hidden, angles, context)
+        return self.draft_layers[depth](self.embed(input_ids), hidden, self.angles(positions), context)
 
 
 class DeepseekV32ForCausalLM(DeepseekV3ForCausalLM):

@@ -13,7 +13,7 @@ import torch
 from sglite.runtime.executor.base import Masks
 from sglite.runtime.executor.pipeline import PipelinedExecutor
 from sglite.runtime.executor.rows import RowState
-from sglite.runtime.executor.worker import Running
+from sglite.runtime.executor.stages import Running
 from sglite.runtime.protocol import NewRow, SampleTask, SchedulerOutput, StepOutput
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.sample.penalties import TokenCounts

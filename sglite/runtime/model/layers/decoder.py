@@ -174,13 +174,25 @@ class CausalLM(ABC):
         return cache_groups(self.config, self.dtype)
 
     @torch.inference_mode()
-    def forward(self, input_ids: Tensor, positions: Tensor, context: ForwardContext) -> Tensor:
+    def angles(self, positions: Tensor) -> list[RotaryAngles]:
+        """What ``forward`` needs of ``positions`` [T], by rotary embedding."""
+        return [rotary.angles(positions, self.dtype) for rotary in self.rotary]
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        context: ForwardContext,
+        angles: Sequence[RotaryAngles] | None = None,
+    ) -> Tensor:
         """Hidden states [T, hidden] after the final norm, of ``input_ids`` [T] at ``positions`` [T].
 
-        Stores what the layers keep of the batch in ``context.pool`` as a side effect.
+        ``angles``: of the positions, where they are known already. Stores what the layers keep of the batch in
+        ``context.pool`` as a side effect.
         """
         x = self.embed(input_ids)
-        angles = [rotary.angles(positions, self.dtype) for rotary in self.rotary]
+        angles = self.angles(positions) if angles is None else angles
         for step in self._steps:
             x = step(x, angles, context)
         return self.norm(x, self.backend)
