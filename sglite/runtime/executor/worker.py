@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from sglite.runtime.backend.base import Backend, ForwardContext
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.executor.base import Masks
+from sglite.runtime.executor.choice import Choice, choice_of, drafts
 from sglite.runtime.executor.graphs import DecodeGraphs
 from sglite.runtime.executor.rows import Rows, RowState
 from sglite.runtime.executor.stages import Prepared, Running
@@ -33,12 +34,10 @@ from sglite.runtime.protocol import (
     StepOutput,
 )
 from sglite.runtime.sample.logprobs import LogitsNotFinite, not_finite
-from sglite.runtime.sample.sampler import Sampler, SampleResult, SampleRow, at_once
-from sglite.runtime.spec.base import accept_path, draft_depths
+from sglite.runtime.sample.sampler import Sampler, SampleResult, at_once
+from sglite.runtime.spec.base import accept_path
 
 _NOT_FINITE = "the hidden state is not finite: the model gave NaN or infinity; check its weights and dtype"
-_NO_DRAFTS = (0,)
-"""Depths of what is sampled without any."""
 
 
 class Model(Protocol):
@@ -121,40 +120,47 @@ class ModelWorker:
         """Take in what the step says of rows, and make a batch of it."""
         self._rows.update(step)
         layout, token_ids, first = self._rows.batch(step.rows)
-        states = [[self._rows[task.slot] for task in tasks] for tasks in (step.samples, step.scores)]
         stage, unknown = self._backend.stage, self._last is not None and bool(token_ids) and min(token_ids) < 0
-        slots = stage([-1 - token for token in token_ids]) if unknown and max(token_ids) < 0 else None
-        ids, positions = stage(token_ids), stage(layout.positions)
-        run = None
+        positions, run = stage(layout.positions), None
         if token_ids and (self._graphs is None or not self._graphs.covers(layout)):
             run = (ForwardContext(self._backend, self._backend.plan(layout), self._pool), self._model.angles(positions))
-        return Prepared(step, first, *states, layout, ids, slots, unknown, positions, run)
+        pooled = [first[task.row] + task.position - step.rows[task.row].start for task in step.pools]
+        return Prepared(
+            step=step,
+            layout=layout,
+            ids=stage(token_ids),
+            slots=stage([-1 - token for token in token_ids]) if unknown and max(token_ids) < 0 else None,
+            unknown=unknown,
+            positions=positions,
+            run=run,
+            pooled=stage(pooled) if pooled else None,
+            choice=choice_of(step, first, self._rows.__getitem__, stage),
+        )
 
     @torch.inference_mode()
     def launch(self, prepared: Prepared) -> Running:
         """Copy pages and launch the forward pass."""
-        step, first = prepared.step, prepared.first
-        self._copy(step)
-        running = Running(step, first, self._forward(prepared), prepared.states, prepared.scored)
-        if step.pools:
-            picked = [first[task.row] + task.position - step.rows[task.row].start for task in step.pools]
-            running.pools = self._backend.fetch(self._model.pooled(running.hidden[self._backend.stage(picked)]).float())
+        self._copy(prepared.step)
+        running = Running(prepared.step, prepared.choice, self._forward(prepared))
+        if prepared.pooled is not None:
+            running.pools = self._backend.fetch(self._model.pooled(running.hidden[prepared.pooled]).float())
         return running
 
     @torch.inference_mode()
     def choose(self, running: Running, masks: Callable[[], Masks | None]) -> None:
         """Launch what becomes of the hidden states. ``masks``: see ``Worker``."""
-        step = running.step
-        if self._is_greedy(running):
-            self._greedy(running)
-        elif step.samples or step.scores:
-            logits, picked = self._logits(running)
-            for place, task in enumerate(step.scores):
-                rows = logits[self._backend.stage(picked[place])]
-                running.scores.append(self._score(task, running.scored[place], rows))
-            if step.samples:
-                self._sample(running, logits, picked[len(step.scores) :], masks())
-        self._backend.copy_states(self._pool, step.checkpoints)
+        choice = running.choice
+        if choice is not None:
+            hidden = running.hidden if choice.wanted is None else running.hidden[choice.wanted]
+            if choice.greedy:
+                self._greedy(running, choice, hidden)
+            else:
+                logits = self._model.logits(hidden)
+                for task, (state, own) in zip(running.step.scores, choice.scored, strict=True):
+                    running.scores.append(self._score(task, state, logits[own]))
+                if choice.rows:
+                    self._sample(running, choice, logits, masks())
+        self._backend.copy_states(self._pool, running.step.checkpoints)
 
     @torch.inference_mode()
     def finish(self, running: Running) -> StepOutput:
@@ -191,46 +197,21 @@ class ModelWorker:
             return self._last.index_select(0, prepared.slots)
         return torch.where(prepared.ids < 0, self._last[(-1 - prepared.ids).clamp(min=0)], prepared.ids)
 
-    def _keep(self, tasks: Sequence[SampleTask], ids: Tensor) -> None:
+    def _keep(self, choice: Choice, ids: Tensor) -> None:
         """The tasks' rows sampled ``ids`` last. A row that could not be sampled may be in the next step already, which
         looks its token up: it must be one."""
         if self._last is not None:
-            self._last.index_copy_(0, self._backend.stage([task.slot for task in tasks]), ids.clamp(min=0))
+            self._last.index_copy_(0, choice.slots, ids.clamp(min=0))
 
-    def _is_greedy(self, running: Running) -> bool:
-        """Whether nothing but the most likely token of each row is wanted: then nobody looks at the logits."""
-        step = running.step
-        pairs = zip(step.samples, running.states, strict=True)
-        return bool(step.samples) and not step.scores and all(_is_plain(*pair, step) for pair in pairs)
-
-    def _greedy(self, running: Running) -> None:
+    def _greedy(self, running: Running, choice: Choice, hidden: Tensor) -> None:
         """The most likely token of each task's row."""
-        step, hidden = running.step, running.hidden
-        picked = [index for task in step.samples for index in _hidden(task, step.rows, running.first, 1)]
-        if picked != [*range(len(hidden))]:
-            hidden = hidden[self._backend.stage(picked)]
         ids, tops = self._model.greedy(hidden)
-        self._keep(step.samples, ids)
+        self._keep(choice, ids)
+        pairs = [*zip(running.step.samples, choice.states, strict=True)]
         if self._last is None:
-            running.samples = partial(_most_likely, running, lambda: [ids, tops], True)
+            running.samples = partial(_most_likely, pairs, lambda: [ids, tops], True)
         else:
-            running.samples = partial(_most_likely, running, self._backend.fetch(ids, tops), False)
-
-    def _logits(self, running: Running) -> tuple[Tensor, list[list[int]]]:
-        """Logits [n, vocab] that scores and samples need, each position once; and, for each score and then each
-        sample, which rows of them are its own."""
-        step, hidden, first = running.step, running.hidden, running.first
-        tasks = [_hidden(task, step.rows, first, len(task.targets)) for task in step.scores]
-        tasks += [_hidden(task, step.rows, first, 1 + len(_drafts(task, step.rows))) for task in step.samples]
-        wanted = dict.fromkeys(chain.from_iterable(tasks))
-        if not wanted:
-            return torch.empty(0), tasks
-        picked = [*wanted]
-        if picked == [*range(len(hidden))]:
-            return self._model.logits(hidden), tasks
-        place = dict(zip(picked, range(len(picked)), strict=True))
-        logits = self._model.logits(hidden[self._backend.stage(picked)])
-        return logits, [[place[index] for index in task] for task in tasks]
+            running.samples = partial(_most_likely, pairs, self._backend.fetch(ids, tops), False)
 
     def _score(self, task: ScoreTask, state: RowState, logits: Tensor) -> Callable[[], ScoredTokens]:
         """Logprobs of known tokens, by their rows of the logits."""
@@ -246,45 +227,29 @@ class ModelWorker:
 
         return score
 
-    def _sample(self, running: Running, logits: Tensor, picked: list[list[int]], masks: Masks | None) -> None:
-        """One token a task, or with drafts the accepted path: every node of the tree is sampled at once.
-
-        ``picked``: the rows of the logits that belong to each task.
-        """
-        step = running.step
-        rows: list[SampleRow] = []
-        constrained: list[int] = []
-        for task, state in zip(step.samples, running.states, strict=True):
-            drafts = _drafts(task, step.rows)
-            for depth in [0, *draft_depths(drafts)] if drafts else _NO_DRAFTS:
-                if task.constrained:
-                    constrained.append(len(rows))
-                rows.append(_sample_row(task, state, depth))
-        flat = [*chain.from_iterable(picked)]
-        if flat != [*range(len(logits))]:
-            logits = logits[self._backend.stage(flat)]
-        pending = self._sampler.start(logits, rows, _full_mask(len(rows), constrained, masks))
+    def _sample(self, running: Running, choice: Choice, logits: Tensor, masks: Masks | None) -> None:
+        """One token a task, or with drafts the accepted path: every node of the tree is sampled at once."""
+        step, rows = running.step, choice.rows
+        if choice.sampled is not None:
+            logits = logits[choice.sampled]
+        mask = _full_mask(len(rows), choice.constrained, masks)
+        pending = self._sampler.start(logits, rows, mask, choice.draws)
         if len(rows) == len(step.samples):
-            self._keep(step.samples, pending.ids)
-            running.samples = lambda: _sampled(running, pending.results(), self._last is None)
+            self._keep(choice, pending.ids)
+            running.samples = lambda: _sampled(step, choice, pending.results(), self._last is None)
             return
-        samples = _sampled(running, pending.results(), self._last is None)
-        self._keep(
-            step.samples, self._backend.stage([sample.token_ids[-1] if sample.token_ids else 0 for sample in samples])
-        )
+        samples = _sampled(step, choice, pending.results(), self._last is None)
+        self._keep(choice, self._backend.stage([sample.token_ids[-1] if sample.token_ids else 0 for sample in samples]))
         running.samples = lambda: samples
 
 
-def _is_plain(task: SampleTask, state: RowState, step: SchedulerOutput) -> bool:
-    free = not task.constrained and not state.bans(task.num_output) and not _drafts(task, step.rows)
-    return free and state.is_plain
-
-
-def _most_likely(running: Running, fetched: Callable[[], list[Tensor]], note: bool) -> list[SampledToken]:
+def _most_likely(
+    pairs: Sequence[tuple[SampleTask, RowState]], fetched: Callable[[], list[Tensor]], note: bool
+) -> list[SampledToken]:
     """The tokens that greedy rows took; ``note`` them in the rows' states."""
     ids, tops = fetched()
     samples = []
-    for task, state, token, top in zip(running.step.samples, running.states, ids.tolist(), tops.tolist(), strict=True):
+    for (task, state), token, top in zip(pairs, ids.tolist(), tops.tolist(), strict=True):
         error = not_finite(top)
         if note and error is None:
             state.last_token = token
@@ -292,15 +257,14 @@ def _most_likely(running: Running, fetched: Callable[[], list[Tensor]], note: bo
     return samples
 
 
-def _sampled(running: Running, results: list[SampleResult], note: bool) -> list[SampledToken]:
+def _sampled(step: SchedulerOutput, choice: Choice, results: list[SampleResult], note: bool) -> list[SampledToken]:
     """Take the results of all tasks; ``note`` the last tokens in the rows' states."""
-    step = running.step
     if len(results) == len(step.samples):
         taken = [[result] for result in results]
     else:
         every = iter(results)
         taken = [_accepted(task, step.rows, every) for task in step.samples]
-    pairs = zip(step.samples, running.states, taken, strict=True)
+    pairs = zip(step.samples, choice.states, taken, strict=True)
     return [_note(task, state, accepted, note) for task, state, accepted in pairs]
 
 
@@ -330,38 +294,12 @@ def _pooled(tasks: Sequence[PoolTask], hidden: Tensor) -> list[PooledState]:
     ]
 
 
-def _hidden(task: SampleTask | ScoreTask, rows: list[RowStep], first: list[int], count: int) -> list[int]:
-    """The hidden states of a task: ``count`` from its position on."""
-    start = first[task.row] + task.position - rows[task.row].start
-    return [start] if count == 1 else [*range(start, start + count)]
-
-
-def _sample_row(task: SampleTask, state: RowState, depth: int) -> SampleRow:
-    new = state.new
-    return SampleRow(
-        params=new.sampling,
-        seed=new.seed,
-        position=task.position + depth,
-        attempt=task.attempt,
-        num_output=task.num_output + depth,
-        banned_until_min=new.banned_until_min,
-        counts=state.counts,
-        logprobs=new.logprobs,
-    )
-
-
-def _drafts(task: SampleTask, rows: list[RowStep]) -> Sequence[int]:
-    """Parents of the drafts that a task verifies: those of its own row."""
-    row = rows[task.row]
-    return row.parents if row.parents is not None and row.slot == task.slot else ()
-
-
 def _accepted(task: SampleTask, rows: list[RowStep], results: Iterator[SampleResult]) -> list[SampleResult]:
     """Of a task's results, which it takes, those on the accepted path."""
-    parents = _drafts(task, rows)
+    parents = drafts(task, rows)
     tree = [*islice(results, 1 + len(parents))]
-    drafts = rows[task.row].token_ids[len(rows[task.row].token_ids) - len(parents) :]
-    return [tree[node] for node in accept_path(drafts, parents, [result.token_id for result in tree])]
+    guesses = rows[task.row].token_ids[len(rows[task.row].token_ids) - len(parents) :]
+    return [tree[node] for node in accept_path(guesses, parents, [result.token_id for result in tree])]
 
 
 def _full_mask(count: int, constrained: list[int], masks: Masks | None) -> Tensor | None:

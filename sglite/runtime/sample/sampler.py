@@ -100,11 +100,14 @@ class Sampler:
         """``start`` and its results."""
         return self.start(logits, rows, mask).results()
 
-    def start(self, logits: Tensor, rows: Sequence[SampleRow], mask: Tensor | None = None) -> Pending:
+    def start(
+        self, logits: Tensor, rows: Sequence[SampleRow], mask: Tensor | None = None, draws: Draws | None = None
+    ) -> Pending:
         """Ask for one token per row of ``logits`` [n, V], any float dtype; V may exceed the tokenizer's vocabulary.
 
         ``mask`` [n, words] int32 on the host: bit ``t % 32`` of word ``t // 32`` is set where token t is allowed;
-        rows without a constraint are all ones; ``words * 32 >= V``. Greedy rows take the lowest id among equals.
+        rows without a constraint are all ones; ``words * 32 >= V``. ``draws``: of the rows, where they are known
+        already. Greedy rows take the lowest id among equals.
         Raises ``ValueError`` or ``IndexError`` only for arguments that contradict each other.
         """
         _check(logits, rows, mask)
@@ -114,7 +117,7 @@ class Sampler:
         work, peaks = logits.to(torch.float32), None
         if needs_adjusting(rows):
             work, peaks = adjust(logits, rows), logits.amax(dim=1)
-        found = self._sample(work, draws_of(rows), one_mask(rows, mask, logits.shape[1]))
+        found = self._sample(work, draws or draws_of(rows), one_mask(rows, mask, logits.shape[1]))
         fetched = self._fetch(found.ids, found.peaks if peaks is None else peaks, found.left)
         return Pending(found.ids, fetched, logits, rows, mask)
 

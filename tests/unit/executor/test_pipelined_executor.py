@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sglite.runtime.executor.base import Masks
+from sglite.runtime.executor.choice import Choice
 from sglite.runtime.executor.pipeline import PipelinedExecutor
 from sglite.runtime.executor.rows import RowState
 from sglite.runtime.executor.stages import Running
@@ -36,7 +37,9 @@ class Recorder:
             raise ValueError("no memory")
         new = NewRow(slot=0, request_id="r", sampling=SamplingParams(), seed=0)
         counts = TokenCounts([1], []) if step.step_id == PENALISED else None
-        return Running(step, [0], torch.empty(0), [RowState(new, counts)])
+        none = torch.empty(0, dtype=torch.int64)
+        choice = Choice([RowState(new, counts)], True, None, none, [], None, [], None, [])
+        return Running(step, choice, torch.empty(0))
 
     def choose(self, running: Running, masks: Callable[[], Masks | None]) -> None:
         step = running.step.step_id
