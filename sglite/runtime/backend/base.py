@@ -80,6 +80,9 @@ class BatchLayout:
     """``slot_mapping`` in the groups that are kept in frames; ``None``: there are none."""
     frame_tables: Sequence[Sequence[int]] | None = None
     """``page_tables`` in those groups: frames by slot index, -1 where there is none, which no query sees."""
+    wanted: Sequence[int] | None = None
+    """Tokens whose hidden states somebody looks at, ascending; behind the last layers the others' may be anything.
+    ``None``: all."""
 
     def __post_init__(self) -> None:
         rows, tokens = len(self.starts), len(self.positions)

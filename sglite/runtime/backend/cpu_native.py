@@ -247,7 +247,8 @@ class NativeBackend(CPUBackend):
         out = x.clone(memory_format=torch.contiguous_format)
         framed = planned.framed
         batches = (planned.handle, planned.slots), None if framed is None else (framed.handle, framed.slots)
-        self._library.dense_layers(layers, out, cos, sin, batches)
+        last = None if planned.last is None or not stack.is_last else (planned.last.meta.handle, planned.last.tokens)
+        self._library.dense_layers(layers, out, cos, sin, batches, last)
         return out
 
     def gated(self, x: Tensor, activation: Activation) -> Tensor:

@@ -43,7 +43,7 @@ _SIGNATURES = {
     ),
     "sg_rotate": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 10, *[_LONG] * 5, _FLOAT, _INT, _INT]),
     "sg_dense_room": (_LONG, [_POINTER, *[_LONG] * 3, _INT]),
-    "sg_dense_layers": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 8, *[_LONG] * 3, _INT]),
+    "sg_dense_layers": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 10, *[_LONG] * 4, _INT]),
     "sg_sample": (None, [_POINTER, _POINTER, _LONG, _POINTER, _LONG, *[_POINTER] * 8, _LONG, _LONG]),
     "sg_route": (None, [_POINTER, _POINTER]),
     "sg_experts": (None, [_POINTER, _POINTER, _POINTER]),
@@ -208,16 +208,26 @@ class Library:
         )  # fmt: skip
 
     def dense_layers(
-        self, layers: ctypes.Array[PackedLayer], x: Tensor, cos: Tensor, sin: Tensor, batches: Sequence[Batch | None]
+        self,
+        layers: ctypes.Array[PackedLayer],
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        batches: Sequence[Batch | None],
+        last: Batch | None = None,
     ) -> None:
-        """``Backend.dense_layers``: ``x`` becomes the result. ``batches``: as layers in pages see it, and in frames."""
+        """``Backend.dense_layers``: ``x`` becomes the result. ``batches``: as layers in pages see it, and in frames.
+
+        ``last``: the plan and the tokens, ascending, of which alone the result is wanted.
+        """
         (tokens, hidden), kind, count = x.shape, TYPES[x.dtype], len(layers)
         room = torch.empty(self._lib.sg_dense_room(layers, count, tokens, hidden, kind), dtype=torch.uint8)
         plans = [None if batch is None else batch[0] for batch in batches]
         slots = [None if batch is None else batch[1].ctypes.data for batch in batches]
         self._lib.sg_dense_layers(
             self._handle, layers, count, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), *plans, *slots, room.data_ptr(),
-            tokens, hidden, 2 * cos.shape[-1], kind,
+            *((None, None, 0) if last is None else (last[0], last[1].ctypes.data, len(last[1]))), tokens, hidden,
+            2 * cos.shape[-1], kind,
         )  # fmt: skip
 
     def route(self, job: int) -> None:

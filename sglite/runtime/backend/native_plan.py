@@ -15,6 +15,15 @@ from sglite.runtime.backend.tables import joined
 
 
 @dataclass(frozen=True)
+class LastTokens:
+    """The rows of a batch whose last tokens alone are wanted, as a batch of those."""
+
+    tokens: Longs
+    """[W] which of the T tokens, ascending."""
+    meta: NativeMetadata
+
+
+@dataclass(frozen=True)
 class NativeMetadata(AttentionMetadata):
     """A batch as the kernels run it."""
 
@@ -29,6 +38,8 @@ class NativeMetadata(AttentionMetadata):
     positions: Sequence[int]
     framed: NativeMetadata | None = None
     """The same batch in the groups that are kept in frames."""
+    last: LastTokens | None = None
+    """Where few tokens are wanted, each the last of its row."""
     _states: dict[str, Longs] = field(default_factory=dict)
 
     def within(self, framed: bool) -> NativeMetadata:
@@ -82,7 +93,8 @@ class NativeMetadata(AttentionMetadata):
 def plan(layout: BatchLayout, library: Library) -> NativeMetadata:
     """See ``Backend.plan``."""
     if layout.frame_tables is None or layout.frame_mapping is None:
-        return _plan(layout, library, None)
+        planned = _plan(layout, library, None)
+        return planned if layout.wanted is None else replace(planned, last=_last_tokens(planned, layout.wanted))
     framed = _plan(replace(layout, page_tables=layout.frame_tables, slot_mapping=layout.frame_mapping), library, None)
     return _plan(layout, library, framed)
 
@@ -108,6 +120,21 @@ def _plan(layout: BatchLayout, library: Library, framed: NativeMetadata | None) 
         positions=tuple(layout.positions),
         framed=framed,
     )
+
+
+def _last_tokens(planned: NativeMetadata, wanted: Sequence[int]) -> LastTokens | None:
+    tokens, pages = np.asarray(wanted, dtype=np.int64), planned.pages
+    rows = np.searchsorted(pages.query_from, tokens, side="right") - 1
+    if planned.branches or (pages.query_from[rows + 1] - 1 != tokens).any():
+        return None
+    counts = np.diff(pages.table_from)[rows]
+    table_from, nothing = np.zeros(len(rows) + 1, dtype=np.int64), np.empty(0, dtype=np.int32)
+    np.cumsum(counts, out=table_from[1:])
+    tables = [pages.tables[pages.table_from[row] : pages.table_from[row + 1]] for row in rows.tolist()]
+    starts = pages.starts[rows] + np.diff(pages.query_from)[rows] - 1
+    own = Pages(np.concatenate([nothing, *tables]), table_from, np.arange(len(rows) + 1), starts, pages.page_size)
+    meta = NativeMetadata(len(rows), planned.library, own, planned.slots[tokens], False, None, None, ())
+    return LastTokens(tokens, meta)
 
 
 def _branches(parents: Sequence[int] | None) -> bool:

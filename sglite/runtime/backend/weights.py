@@ -79,5 +79,7 @@ class DenseStack:
     """Layers that follow each other."""
 
     layers: tuple[DenseLayer, ...]
+    is_last: bool = False
+    """No layer follows them: of the result only what ``BatchLayout.wanted`` names matters."""
     arrangement: object | None = None
     """What a backend keeps about them."""

@@ -123,9 +123,9 @@ class Job:
             self.mask_wait_ms = 1000 * (time.perf_counter() - started)
         return self.masks
 
-    def end(self, output: StepOutput, started: float) -> None:
-        """Its result; it computed since ``started``."""
-        output.compute_ms = 1000 * (time.perf_counter() - started)
+    def end(self, output: StepOutput, started: float, ended: float | None = None) -> None:
+        """Its result; it computed from ``started`` to ``ended``, or until now."""
+        output.compute_ms = 1000 * ((time.perf_counter() if ended is None else ended) - started)
         output.mask_wait_ms = self.mask_wait_ms
         self.output = output
         self.done.set()

@@ -30,8 +30,10 @@ class Choice:
     """Of the rows that are sampled, task by task: their slots may be others' when the results come."""
     greedy: bool
     """Nothing but the most likely token of each row is wanted: then nobody looks at the logits."""
-    wanted: Tensor | None
+    picked: list[int]
     """[n] hidden states that logits are made of, each once."""
+    wanted: Tensor | None
+    """[n] the same on the device."""
     slots: Tensor
     """[samples] the tasks' slots."""
     scored: list[tuple[RowState, Tensor]]
@@ -64,7 +66,7 @@ def choice_of(
     wanted = None if picked == [*range(first[-1])] else stage(picked)
     slots = stage([task.slot for task in step.samples])
     if greedy:
-        return Choice(own, True, wanted, slots, [], None, [], None, [])
+        return Choice(own, True, picked, wanted, slots, [], None, [], None, [])
     place = {index: number for number, index in enumerate(picked)}
     places = [[place[index] for index in task] for task in tasks]
     rows, constrained = _sample_rows(step, own)
@@ -72,6 +74,7 @@ def choice_of(
     return Choice(
         states=own,
         greedy=False,
+        picked=picked,
         wanted=wanted,
         slots=slots,
         scored=[(states(task.slot), stage(mine)) for task, mine in zip(step.scores, places, strict=False)],

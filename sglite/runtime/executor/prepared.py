@@ -1,8 +1,11 @@
 """The executor of a device that computes while it is called: a step is made ready while the one before it runs, and
 results are taken where they are wanted, so that as little as possible lies between two forward passes.
 
-    caller     prepare 2          finish 1  prepare 3          finish 2
-    worker     [------ 1 ------][s][------ 2 ------][s][------ 3 ...
+    caller     prepare 2             finish 1  prepare 3         finish 2
+    worker     [------ 1 ------][s]-[------ 2 ------][s]-[------ 3 ...
+
+The caller hears of a result when the next forward pass is under way, if there is one to begin: two threads that run
+Python at the same time keep each other waiting, and what waits then is the device.
 
 Where tokens are counted, for penalties, a step is sampled from what the steps before it gave: then all of it is done on
 the worker's thread, one step after the other. ``submit``, ``supply_masks``, ``collect`` and what concerns the weights
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from sglite.runtime.executor.base import Job, Masks, ThreadExecutor, WeightStore
@@ -35,8 +39,8 @@ class PreparingWorker(Protocol):
         """Make a batch of the step."""
         ...
 
-    def launch(self, prepared: Prepared) -> Running:
-        """The forward pass."""
+    def launch(self, prepared: Prepared, begun: Callable[[], None] | None = None) -> Running:
+        """The forward pass; ``begun`` is called when it takes its time."""
         ...
 
     def choose(self, running: Running, masks: Callable[[], Masks | None]) -> None:
@@ -67,6 +71,7 @@ class PreparedExecutor(ThreadExecutor):
     def __init__(self, worker: PreparingWorker, weights: WeightStore | None = None) -> None:
         self._parts = worker
         self._last = PreparedJob(SchedulerOutput(step_id=-1))
+        self._untold: Callable[[], None] | None = None
         super().__init__(worker, weights)
 
     def submit(self, step: SchedulerOutput) -> None:
@@ -88,6 +93,10 @@ class PreparedExecutor(ThreadExecutor):
         finished.compute_ms, finished.mask_wait_ms = output.compute_ms, output.mask_wait_ms
         return finished
 
+    def _run(self) -> None:
+        super()._run()
+        self._tell()
+
     def _prepare(self, job: PreparedJob) -> None:
         try:
             job.prepared = self._parts.prepare(job.step)
@@ -103,13 +112,14 @@ class PreparedExecutor(ThreadExecutor):
     def _execute(self, job: Job) -> None:
         assert isinstance(job, PreparedJob)
         started, output = time.perf_counter(), StepOutput(step_id=job.step.step_id)
-        if job.is_behind:
-            self._prepare(job)
         try:
+            if job.is_behind:
+                self._prepare(job)
             if job.failed is not None:
                 raise job.failed
             assert job.prepared is not None
-            running = self._parts.launch(job.prepared)
+            running = self._parts.launch(job.prepared, self._tell)
+            self._tell()
             self._parts.choose(running, job.wait_for_masks)
         except Exception as error:
             output = _failed(job.step, error)
@@ -118,8 +128,21 @@ class PreparedExecutor(ThreadExecutor):
                 output = self._finished(running)
             else:
                 job.running = running
+        self._tell()
         job.prepared, job.is_behind = None, False
-        job.end(output, started)
+        self._untold = partial(job.end, output, started, time.perf_counter())
+        if self._queue.empty():
+            self._tell()
+
+    def _alone(self, call: Callable[[], None]) -> None:
+        self._tell()
+        call()
+
+    def _tell(self) -> None:
+        """Let the result of the last step be heard of."""
+        untold, self._untold = self._untold, None
+        if untold is not None:
+            untold()
 
 
 def _failed(step: SchedulerOutput, error: Exception) -> StepOutput:

@@ -7,6 +7,7 @@ planned before anybody knows that token) and what penalties need. Everything els
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.base import Backend, ForwardContext
+from sglite.runtime.backend.base import Backend, BatchLayout, ForwardContext
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.executor.base import Masks
 from sglite.runtime.executor.choice import Choice, choice_of, drafts
@@ -47,8 +48,15 @@ class Model(Protocol):
         """What ``forward`` needs of [T] positions."""
         ...
 
-    def forward(self, input_ids: Tensor, positions: Tensor, context: ForwardContext, angles: Any) -> Tensor:
-        """[T] ids and positions to [T, hidden]."""
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        context: ForwardContext,
+        angles: Any,
+        begun: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """[T] ids and positions to [T, hidden]. ``begun`` is called before what takes long."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -121,10 +129,12 @@ class ModelWorker:
         self._rows.update(step)
         layout, token_ids, first = self._rows.batch(step.rows)
         stage, unknown = self._backend.stage, self._last is not None and bool(token_ids) and min(token_ids) < 0
+        choice = choice_of(step, first, self._rows.__getitem__, stage)
+        pooled = [first[task.row] + task.position - step.rows[task.row].start for task in step.pools]
+        layout = _wanting(layout, pooled if choice is None else [*pooled, *choice.picked])
         positions, run = stage(layout.positions), None
         if token_ids and (self._graphs is None or not self._graphs.covers(layout)):
             run = (ForwardContext(self._backend, self._backend.plan(layout), self._pool), self._model.angles(positions))
-        pooled = [first[task.row] + task.position - step.rows[task.row].start for task in step.pools]
         return Prepared(
             step=step,
             layout=layout,
@@ -134,14 +144,14 @@ class ModelWorker:
             positions=positions,
             run=run,
             pooled=stage(pooled) if pooled else None,
-            choice=choice_of(step, first, self._rows.__getitem__, stage),
+            choice=choice,
         )
 
     @torch.inference_mode()
-    def launch(self, prepared: Prepared) -> Running:
-        """Copy pages and launch the forward pass."""
+    def launch(self, prepared: Prepared, begun: Callable[[], None] | None = None) -> Running:
+        """Copy pages and launch the forward pass; ``begun`` is called when that takes its time, where it does."""
         self._copy(prepared.step)
-        running = Running(prepared.step, prepared.choice, self._forward(prepared))
+        running = Running(prepared.step, prepared.choice, self._forward(prepared, begun))
         if prepared.pooled is not None:
             running.pools = self._backend.fetch(self._model.pooled(running.hidden[prepared.pooled]).float())
         return running
@@ -180,11 +190,11 @@ class ModelWorker:
             self._backend.copy_pages(self._pool, step.frame_copies, frames=True)
         self._backend.copy_states(self._pool, step.state_copies)
 
-    def _forward(self, prepared: Prepared) -> Tensor:
+    def _forward(self, prepared: Prepared, begun: Callable[[], None] | None) -> Tensor:
         """Run the model; hidden states [T, hidden] after the final norm."""
         if prepared.run is not None:
             context, angles = prepared.run
-            return self._model.forward(self._input_ids(prepared), prepared.positions, context, angles)
+            return self._model.forward(self._input_ids(prepared), prepared.positions, context, angles, begun)
         if self._graphs is None or not len(prepared.positions):
             return torch.empty(0)
         return self._graphs.forward(prepared.layout, self._input_ids(prepared), prepared.positions)
@@ -241,6 +251,11 @@ class ModelWorker:
         samples = _sampled(step, choice, pending.results(), self._last is None)
         self._keep(choice, self._backend.stage([sample.token_ids[-1] if sample.token_ids else 0 for sample in samples]))
         running.samples = lambda: samples
+
+
+def _wanting(layout: BatchLayout, tokens: Sequence[int]) -> BatchLayout:
+    """The layout with what of it is looked at, where that is much less than all."""
+    return layout if 2 * len(tokens) > len(layout.positions) else replace(layout, wanted=sorted({*tokens}))
 
 
 def _most_likely(

@@ -38,7 +38,7 @@ class Recorder:
         new = NewRow(slot=0, request_id="r", sampling=SamplingParams(), seed=0)
         counts = TokenCounts([1], []) if step.step_id == PENALISED else None
         none = torch.empty(0, dtype=torch.int64)
-        choice = Choice([RowState(new, counts)], True, None, none, [], None, [], None, [])
+        choice = Choice([RowState(new, counts)], True, [], None, none, [], None, [], None, [])
         return Running(step, choice, torch.empty(0))
 
     def choose(self, running: Running, masks: Callable[[], Masks | None]) -> None:

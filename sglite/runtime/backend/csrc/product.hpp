@@ -20,8 +20,10 @@
 namespace {
 
 constexpr int64_t kVectorBytes = 64;
-constexpr int64_t kAhead = 1024;  // bytes of a weight that are fetched before they are needed
-constexpr int kFarRows = 8;       // rows up to which memory sets the pace: fetched no nearer than the second cache
+// Bytes of a weight that are fetched before they are needed: with few rows memory sets the pace, with more there is time.
+constexpr int64_t kAhead = 1024, kFarAhead = 4096;
+constexpr int kAheadRows = 4;  // up to which it is few
+constexpr int kFarRows = 8;    // up to which they are fetched no nearer than the second cache
 
 // The floats of one register, and the registers that make 16 of them. Sums are kept in these: of wider vectors the
 // compiler keeps arrays in memory.
@@ -137,9 +139,10 @@ struct Group {
 template <class T, int R, int B, class X>
 SG_INLINE void multiply(wf acc[R][B][kParts], const X& x, const T* w, int64_t block, int64_t steps) {
     constexpr int kNear = R <= kFarRows ? 2 : 3;
+    constexpr int64_t kNext = R <= kAheadRows ? kAhead : kFarAhead;
     // Where a block ends, what comes next in memory is the next block, and that is read already.
-    const int64_t beyond = kAhead + (B - 1) * block * (int64_t)sizeof(T);
-    int64_t end = most(0, steps - kAhead / kVectorBytes), ahead = kAhead;
+    const int64_t beyond = kNext + (B - 1) * block * (int64_t)sizeof(T);
+    int64_t end = most(0, steps - kNext / kVectorBytes), ahead = kNext;
     for (int64_t i = 0; i < steps; end = steps, ahead = beyond) {
         for (; i < end; i++) {
             wf terms[B][kParts][Step<T>::kTerms];
@@ -190,6 +193,15 @@ SG_INLINE void write_block(vf sums, const Written& to, int64_t row, int64_t bloc
         store_floats((float*)to.out + at, sums);
 }
 
+// The lines that a tile's results go to, which are far away where there are many.
+template <int R, int B>
+SG_INLINE void fetch_result(const Written& to) {
+    const int64_t size = to.out_type ? 2 : 4;
+    for (int r = 0; r < R; r++)
+        for (int64_t at = 0; at < B * kLanes * size; at += kVectorBytes)
+            __builtin_prefetch((const char*)to.out + r * to.stride * size + at, 1, 3);
+}
+
 template <int R, int B>
 SG_INLINE void write(const vf acc[R][B], const Written& to) {
     for (int b = 0; b < B; b++)
@@ -202,6 +214,7 @@ static __attribute__((noinline)) void tile(X x, const T* w, int64_t block, int64
     for (int r = 0; r < R; r++)
         for (int b = 0; b < B; b++)
             for (int p = 0; p < kParts; p++) acc[r][b][p] = wf{};
+    fetch_result<R, B>(to);
     multiply<T, R, B>(acc, x, w, block, ins / Step<T>::kInputs);
     vf sums[R][B];
     for (int r = 0; r < R; r++)

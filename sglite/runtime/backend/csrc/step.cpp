@@ -1,5 +1,7 @@
 #include "step.hpp"
 
+#include <cstring>
+
 namespace sglite {
 namespace {
 
@@ -25,7 +27,7 @@ struct Room {
 // The rows of one step.
 struct Rows {
     Engine& engine;
-    const DenseStep& step;
+    DenseStep step;
     char *normed, *added, *qkv, *q, *seen, *wide, *gated;
 
     Rows(Engine& given, const DenseStep& of, const Room& room) : engine(given), step(of) {
@@ -58,10 +60,13 @@ struct Rows {
         engine.multiply({x, weight.ins, weight, bias, out, step.tokens, step.type, 0, 0});
     }
 
-    void attend(const DenseLayer& layer) {
+    void rotate(const DenseLayer& layer) {
         engine.rotate({qkv, layer.qkv.outs, layer.q_norm, layer.k_norm, step.cos, step.sin, q, layer.k, layer.v,
                        layer.k_scales, layer.v_scales, step.slots[layer.framed], step.tokens, layer.heads,
                        layer.kv_heads, layer.dim, step.turned, layer.head_eps, step.type, 0});
+    }
+
+    void attend(const DenseLayer& layer) {
         Attention job{};
         job.q = q, job.q_token = layer.heads * layer.dim, job.q_head = layer.dim;
         job.k = layer.k, job.v = layer.v, job.k_scales = layer.k_scales, job.v_scales = layer.v_scales;
@@ -69,6 +74,27 @@ struct Rows {
         job.heads = layer.heads, job.kv_heads = layer.kv_heads, job.dim = layer.dim, job.v_dim = layer.dim;
         job.window = layer.window, job.scale = layer.scale, job.type = step.type;
         engine.attend(job, *step.plans[layer.framed]);
+    }
+
+    // What follows is computed of the wanted tokens alone; keys and values of all are stored.
+    void leave_wanted(const DenseLayer& layer) {
+        const int64_t hidden = step.hidden * size_of(step.type), heads = layer.heads * layer.dim * size_of(step.type);
+        for (int64_t i = 0; i < step.num_wanted; i++) {
+            move(static_cast<char*>(step.x), i, step.wanted[i], hidden);
+            move(q, i, step.wanted[i], heads);
+        }
+        step.tokens = step.num_wanted;
+        step.plans[layer.framed] = step.last;
+    }
+
+    // Their results to where they belong.
+    void put_back() {
+        for (int64_t i = step.num_wanted - 1; i >= 0; i--)
+            move(static_cast<char*>(step.x), step.wanted[i], i, step.hidden * size_of(step.type));
+    }
+
+    static void move(char* rows, int64_t to, int64_t from, int64_t bytes) {
+        if (to != from) std::memcpy(rows + to * bytes, rows + from * bytes, bytes);
     }
 };
 
@@ -84,6 +110,8 @@ void dense_layers(Engine& engine, const DenseLayer* layers, int64_t count, const
         const DenseLayer& layer = layers[i];
         rows.norm(layer.attention_norm, layer.attention_eps, layer.norm_type, i == 0);
         rows.multiply(rows.normed, layer.qkv, layer.qkv_bias, rows.qkv);
+        rows.rotate(layer);
+        if (step.last && i == count - 1) rows.leave_wanted(layer);
         rows.attend(layer);
         rows.multiply(rows.seen, layer.out, layer.out_bias, rows.added);
         rows.norm(layer.mlp_norm, layer.mlp_eps, layer.norm_type, false);
@@ -93,6 +121,7 @@ void dense_layers(Engine& engine, const DenseLayer* layers, int64_t count, const
         rows.multiply(rows.gated, layer.down, layer.down_bias, rows.added);
     }
     rows.add();
+    if (step.last) rows.put_back();
 }
 
 }  // namespace sglite

@@ -27,6 +27,9 @@ struct DenseStep {
     Plan* plans[2];
     const int64_t* slots[2];
     char* room;  // `dense_room` bytes
+    Plan* last;             // of the tokens whose results alone are wanted, a row each; or null: all are
+    const int64_t* wanted;  // which they are, ascending
+    int64_t num_wanted;
     int64_t tokens, hidden, turned;
     int32_t type;
 };

@@ -6,7 +6,7 @@ A family says how its layers are built; the flow of a step is the same for all.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import ClassVar, Protocol
 
@@ -64,8 +64,8 @@ class DecoderLayer:
 class DenseLayers:
     """Layers that follow each other, of which the backend knows all parts: one call for all of them."""
 
-    def __init__(self, layers: Sequence[DenseLayer]) -> None:
-        self.stack = DenseStack(tuple(layers))
+    def __init__(self, layers: Sequence[DenseLayer], is_last: bool) -> None:
+        self.stack = DenseStack(tuple(layers), is_last)
 
     def __call__(self, x: Tensor, angles: Sequence[RotaryAngles], context: ForwardContext) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
@@ -103,7 +103,7 @@ def _grouped(layers: Sequence[Layer]) -> list[Layer]:
     for dense, some in groupby(layers, key=lambda layer: _dense(layer) is not None):
         members = list(some)
         described = [found for layer in members if (found := _dense(layer)) is not None]
-        grouped.extend([DenseLayers(described)] if dense else members)
+        grouped.extend([DenseLayers(described, members[-1] is layers[-1])] if dense else members)
     return grouped
 
 
@@ -185,14 +185,17 @@ class CausalLM(ABC):
         positions: Tensor,
         context: ForwardContext,
         angles: Sequence[RotaryAngles] | None = None,
+        begun: Callable[[], None] | None = None,
     ) -> Tensor:
         """Hidden states [T, hidden] after the final norm, of ``input_ids`` [T] at ``positions`` [T].
 
-        ``angles``: of the positions, where they are known already. Stores what the layers keep of the batch in
-        ``context.pool`` as a side effect.
+        ``angles``: of the positions, where they are known already. ``begun`` is called when nothing lies before the
+        layers any more. Stores what the layers keep of the batch in ``context.pool`` as a side effect.
         """
         x = self.embed(input_ids)
         angles = self.angles(positions) if angles is None else angles
+        if begun is not None:
+            begun()
         for step in self._steps:
             x = step(x, angles, context)
         return self.norm(x, self.backend)
