@@ -130,6 +130,7 @@ class ForwardContext:
     backend: Backend
     meta: AttentionMetadata
     pool: KVPool
+    begun: Callable[[], None] | None = None  # called when what takes long begins, perhaps several times
 
 
 class Backend(Protocol):
@@ -322,9 +323,17 @@ class Backend(Protocol):
         """``x + added``, both [T, hidden], and ``rms_norm`` of it."""
 
     def dense_layers(
-        self, x: Tensor, stack: DenseStack, cos: Tensor, sin: Tensor, pool: KVPool, meta: AttentionMetadata
+        self,
+        x: Tensor,
+        stack: DenseStack,
+        cos: Tensor,
+        sin: Tensor,
+        pool: KVPool,
+        meta: AttentionMetadata,
+        begun: Callable[[], None] | None = None,
     ) -> Tensor:
-        """What the layers make of ``x`` [T, hidden], one after another; every part as the call of its name says."""
+        """What the layers make of ``x`` [T, hidden], one after another; every part as the call of its name says.
+        ``begun`` is called when only they are left."""
 
     def gated_norm(self, x: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
         """``rms_norm`` of ``x`` [T, n, size] times silu of ``gate``, of the same shape; in float32, as ``weight`` is.

@@ -249,8 +249,17 @@ class CPUBackend:
         return total, self.rms_norm(total, weight, eps)
 
     def dense_layers(
-        self, x: Tensor, stack: DenseStack, cos: Tensor, sin: Tensor, pool: KVPool, meta: AttentionMetadata
+        self,
+        x: Tensor,
+        stack: DenseStack,
+        cos: Tensor,
+        sin: Tensor,
+        pool: KVPool,
+        meta: AttentionMetadata,
+        begun: Callable[[], None] | None = None,
     ) -> Tensor:
+        if begun is not None:
+            begun()
         for a in stack.layers:
             qkv = self.matmul(self.rms_norm(x, *a.attention_norm), *a.qkv)
             q = self.rotate_and_store(qkv, a.norms, cos, sin, pool, a.layer, meta, num_heads=a.heads)

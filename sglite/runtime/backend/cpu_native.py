@@ -7,7 +7,7 @@ goes there. Weights are rearranged in place once they are loaded (``pack``), so 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -239,16 +239,23 @@ class NativeBackend(CPUBackend):
         return q
 
     def dense_layers(
-        self, x: Tensor, stack: DenseStack, cos: Tensor, sin: Tensor, pool: KVPool, meta: AttentionMetadata
+        self,
+        x: Tensor,
+        stack: DenseStack,
+        cos: Tensor,
+        sin: Tensor,
+        pool: KVPool,
+        meta: AttentionMetadata,
+        begun: Callable[[], None] | None = None,
     ) -> Tensor:
         planned, layers = _own(meta), packed_stack(stack, pool, x.dtype)
         if layers is None or planned.branches or cos.dtype != x.dtype or cos.shape[-1] % BLOCK:
-            return super().dense_layers(x, stack, cos, sin, pool, meta)
+            return super().dense_layers(x, stack, cos, sin, pool, meta, begun)
         out = x.clone(memory_format=torch.contiguous_format)
         framed = planned.framed
         batches = (planned.handle, planned.slots), None if framed is None else (framed.handle, framed.slots)
         last = None if planned.last is None or not stack.is_last else (planned.last.meta.handle, planned.last.tokens)
-        self._library.dense_layers(layers, out, cos, sin, batches, last)
+        self._library.dense_layers(layers, out, cos, sin, batches, last, begun)
         return out
 
     def gated(self, x: Tensor, activation: Activation) -> Tensor:

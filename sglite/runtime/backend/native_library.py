@@ -7,7 +7,7 @@ float32 or bfloat16, their last dimension dense, sizes as ``csrc/kernels.hpp`` s
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -215,20 +215,25 @@ class Library:
         sin: Tensor,
         batches: Sequence[Batch | None],
         last: Batch | None = None,
+        begun: Callable[[], None] | None = None,
     ) -> None:
         """``Backend.dense_layers``: ``x`` becomes the result. ``batches``: as layers in pages see it, and in frames.
 
-        ``last``: the plan and the tokens, ascending, of which alone the result is wanted.
+        ``last``: the plan and the tokens, ascending, of which alone the result is wanted. ``begun`` is called last of
+        all that needs the interpreter: whom it wakes does not keep the kernels waiting.
         """
         (tokens, hidden), kind, count = x.shape, TYPES[x.dtype], len(layers)
         room = torch.empty(self._lib.sg_dense_room(layers, count, tokens, hidden, kind), dtype=torch.uint8)
         plans = [None if batch is None else batch[0] for batch in batches]
         slots = [None if batch is None else batch[1].ctypes.data for batch in batches]
-        self._lib.sg_dense_layers(
+        given = (
             self._handle, layers, count, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), *plans, *slots, room.data_ptr(),
             *((None, None, 0) if last is None else (last[0], last[1].ctypes.data, len(last[1]))), tokens, hidden,
             2 * cos.shape[-1], kind,
         )  # fmt: skip
+        if begun is not None:
+            begun()
+        self._lib.sg_dense_layers(*given)
 
     def route(self, job: int) -> None:
         """``Backend.route``; ``job``, here and below: the address of one of ``native_mixers``' structs."""

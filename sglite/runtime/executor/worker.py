@@ -48,15 +48,8 @@ class Model(Protocol):
         """What ``forward`` needs of [T] positions."""
         ...
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        positions: Tensor,
-        context: ForwardContext,
-        angles: Any,
-        begun: Callable[[], None] | None = None,
-    ) -> Tensor:
-        """[T] ids and positions to [T, hidden]. ``begun`` is called before what takes long."""
+    def forward(self, input_ids: Tensor, positions: Tensor, context: ForwardContext, angles: Any) -> Tensor:
+        """[T] ids and positions to [T, hidden]."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -194,7 +187,8 @@ class ModelWorker:
         """Run the model; hidden states [T, hidden] after the final norm."""
         if prepared.run is not None:
             context, angles = prepared.run
-            return self._model.forward(self._input_ids(prepared), prepared.positions, context, angles, begun)
+            context = context if begun is None else replace(context, begun=begun)
+            return self._model.forward(self._input_ids(prepared), prepared.positions, context, angles)
         if self._graphs is None or not len(prepared.positions):
             return torch.empty(0)
         return self._graphs.forward(prepared.layout, self._input_ids(prepared), prepared.positions)

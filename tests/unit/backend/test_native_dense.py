@@ -4,6 +4,7 @@ pool are replaced, and plain torch where there is no kernel for a part."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -176,6 +177,39 @@ def test_it_follows_weights_and_pools_that_are_replaced(native: CPUBackend) -> N
     again = both(native, stack, x, (None, None))
     assert_same(*again)
     assert not torch.equal(first, again[0][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wanted", [[8, 9, 11, 12], [8, 11], [12], []], ids=str)
+def test_behind_the_last_layer_only_what_is_wanted_is_computed(
+    native: CPUBackend, dtype: torch.dtype, wanted: list[int]
+) -> None:
+    """Of all tokens keys and values are stored."""
+    stack = stack_of(native, dtype)
+    x = torch.randn(sum(now for _, now in ROWS), HIDDEN).to(dtype)
+    pools, metas = [pool_of(native, dtype, (None, None)) for _ in range(3)], native.plan(batch(False))
+    some = native.plan(replace(batch(False), wanted=wanted))
+    whole = native.dense_layers(x, stack, *angles(dtype), pools[0], metas)
+    between = native.dense_layers(x, stack, *angles(dtype), pools[1], some)
+    assert torch.equal(whole, between)
+    read = native.slots_read
+    last = native.dense_layers(x, replace(stack, is_last=True), *angles(dtype), pools[2], some)
+    torch.testing.assert_close(last[wanted], whole[wanted], rtol=2e-2, atol=1e-5 if dtype == torch.float32 else 6e-2)
+    for pool in pools[1:]:
+        assert all(map(torch.equal, (*pool.k, *pool.v), (*pools[0].k, *pools[0].v)))
+    ends = [before + now for before, now in ROWS]
+    rows = [[8, 9, 11, 12].index(token) for token in wanted]
+    first_layer = sum(end * now for end, (_, now) in zip(ends, ROWS, strict=True))
+    assert native.slots_read - read <= first_layer + sum(ends[row] for row in rows)
+
+
+def test_tokens_that_are_not_the_last_of_their_rows_are_computed_with_all_others(native: CPUBackend) -> None:
+    stack = replace(stack_of(native, torch.float32), is_last=True)
+    x = torch.randn(sum(now for _, now in ROWS), HIDDEN)
+    pools = [pool_of(native, torch.float32, (None, None)) for _ in range(2)]
+    whole = native.dense_layers(x, stack, *angles(x.dtype), pools[0], native.plan(batch(False)))
+    meta = native.plan(replace(batch(False), wanted=[3, 12]))
+    assert torch.equal(native.dense_layers(x, stack, *angles(x.dtype), pools[1], meta), whole)
 
 
 def test_the_specification_takes_them_too() -> None:

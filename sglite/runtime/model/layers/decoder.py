@@ -6,7 +6,7 @@ A family says how its layers are built; the flow of a step is the same for all.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import ClassVar, Protocol
 
@@ -70,7 +70,7 @@ class DenseLayers:
     def __call__(self, x: Tensor, angles: Sequence[RotaryAngles], context: ForwardContext) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
         cos, sin = angles[0]
-        return context.backend.dense_layers(x, self.stack, cos, sin, context.pool, context.meta)
+        return context.backend.dense_layers(x, self.stack, cos, sin, context.pool, context.meta, context.begun)
 
 
 def _dense(layer: Layer) -> DenseLayer | None:
@@ -185,17 +185,16 @@ class CausalLM(ABC):
         positions: Tensor,
         context: ForwardContext,
         angles: Sequence[RotaryAngles] | None = None,
-        begun: Callable[[], None] | None = None,
     ) -> Tensor:
         """Hidden states [T, hidden] after the final norm, of ``input_ids`` [T] at ``positions`` [T].
 
-        ``angles``: of the positions, where they are known already. ``begun`` is called when nothing lies before the
-        layers any more. Stores what the layers keep of the batch in ``context.pool`` as a side effect.
+        ``angles``: of the positions, where they are known already. Stores what the layers keep of the batch in
+        ``context.pool`` as a side effect.
         """
         x = self.embed(input_ids)
         angles = self.angles(positions) if angles is None else angles
-        if begun is not None:
-            begun()
+        if context.begun is not None and type(self._steps[0]) is not DenseLayers:
+            context.begun()
         for step in self._steps:
             x = step(x, angles, context)
         return self.norm(x, self.backend)
