@@ -48,7 +48,7 @@ class Model(Protocol):
         """What ``forward`` needs of [T] positions."""
         ...
 
-    def forward(self, input_ids: Tensor, positions: Tensor, context: ForwardContext, angles: Any) -> Tensor:
+    def forward(self, input_ids: Tensor, positions: Tensor, context: ForwardContext, angles: Any = None) -> Tensor:
         """[T] ids and positions to [T, hidden]."""
         ...
 
