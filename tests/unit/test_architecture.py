@@ -221,7 +221,8 @@ def test_only_the_worker_and_who_builds_it_meet_model_and_backend() -> None:
         if inside(i.target, "sglite.runtime.model", "sglite.runtime.backend")
         and not inside(i.module, "sglite.runtime.model", "sglite.runtime.quant", "sglite.runtime.backend")
     }
-    executors = {f"sglite.runtime.executor.{part}" for part in ("worker", "rows", "build", "graphs", "profile")}
+    parts = ("worker", "stages", "choice", "rows", "build", "graphs", "profile")
+    executors = {f"sglite.runtime.executor.{part}" for part in parts}
     specified = {f"sglite.runtime.backend.{name}" for name in SPECIFICATION}
     meeting -= {i.module for i in IMPORTS if inside(i.module, "sglite.runtime.sample") and i.target in specified}
     assert meeting <= executors | {"sglite.runtime.engine.engine", "sglite.runtime.cache.pool"}
