@@ -71,9 +71,10 @@ class Generation:
         self._on_finished = on_finished
         self._by_id = {presenter.request_id: presenter for presenter in self._presenters}
         self._open = set(self._by_id)
-        lock = threading.RLock()
-        self._changed = threading.Condition(lock)
-        self._ended = threading.Condition(lock)
+        self._lock = threading.RLock()
+        self._changed: threading.Condition | None = None
+        """Of a change, and of the end: made for the first thread that waits. Most are waited for on an event loop."""
+        self._ended: threading.Condition | None = None
         self._version = 0
         self._wakers: list[Callable[[], None]] = []
         self._end_wakers: list[Callable[[], None]] = []
@@ -83,7 +84,7 @@ class Generation:
 
     def push(self, output: RequestOutput) -> None:
         """An output of the engine; called on its thread, or by whoever alone knows the request before it starts."""
-        with self._changed:
+        with self._lock:
             if self._observer is not None:
                 self._observer(output)
             self._take(output)
@@ -93,9 +94,11 @@ class Generation:
             wakers, self._wakers = self._wakers + self._subscribers, []
             if not self._open:
                 self._finish()
-                wakers, self._end_wakers = wakers + self._end_wakers, []
-                self._ended.notify_all()
-            self._changed.notify_all()
+                wakers, self._end_wakers, self._subscribers = wakers + self._end_wakers, [], []
+                if self._ended is not None:
+                    self._ended.notify_all()
+            if self._changed is not None:
+                self._changed.notify_all()
         for wake in wakers:
             wake()
 
@@ -126,15 +129,16 @@ class Generation:
 
     def subscribe(self, tell: Callable[[], None]) -> None:
         """Call ``tell``, from any thread, after every change from now on, and once now."""
-        with self._changed:
-            self._subscribers.append(tell)
+        with self._lock:
+            if self._open:
+                self._subscribers.append(tell)
         tell()
 
     def observe(self, observer: Callable[[RequestOutput], None]) -> None:
         """Hand every output to ``observer`` before anybody hears of it, from the thread that brings it; what has come
         so far at once, as one output a request. There is one observer; it must be quick and must not raise.
         """
-        with self._changed:
+        with self._lock:
             for presenter in self._presenters:
                 if presenter.output_ids or presenter.finish_reason is not None:
                     observer(presenter.so_far())
@@ -148,12 +152,12 @@ class Generation:
 
     def state(self) -> tuple[int, bool, Any]:
         """How often it has changed, whether it is over, and the event; raises what went wrong."""
-        with self._changed:
+        with self._lock:
             return self._version, not self._open, self._event()
 
     def progress(self) -> tuple[int, bool, list[Progress]]:
         """``state``, with what the event could be made of in place of it; one for each request."""
-        with self._changed:
+        with self._lock:
             return self._version, not self._open, self._progress()
 
     @property
@@ -182,12 +186,13 @@ class Generation:
         Raises what went wrong, or ``TimeoutError`` after ``timeout`` seconds (the requests go on).
         """
         waited = 0.0
-        with self._changed:
+        with self._lock:
+            ended = self._ended = self._ended or threading.Condition(self._lock)
             while self._open:
                 if timeout is not None and waited >= timeout:
                     raise TimeoutError(f"no result within {timeout} s; the request goes on, abort() ends it")
                 step = POLL_SECONDS if timeout is None else min(POLL_SECONDS, timeout - waited)
-                if not self._ended.wait(step):
+                if not ended.wait(step):
                     waited += step
             return self._event()
 
@@ -195,9 +200,10 @@ class Generation:
         """Events until the end; the last one is complete."""
         seen = 0
         while True:
-            with self._changed:
+            with self._lock:
+                changed = self._changed = self._changed or threading.Condition(self._lock)
                 while self._version == seen and self._open:
-                    self._changed.wait(POLL_SECONDS)
+                    changed.wait(POLL_SECONDS)
                 seen, over, event = self._version, not self._open, self._event()
             yield event
             if over:
@@ -206,7 +212,7 @@ class Generation:
     async def wait(self) -> Any:
         """``result`` for an event loop."""
         await self.ended()
-        with self._changed:
+        with self._lock:
             return self._event()
 
     async def ended(self) -> None:
@@ -221,7 +227,7 @@ class Generation:
             waiting = self._waiter(seen)
             if waiting is not None:
                 await waiting
-            with self._changed:
+            with self._lock:
                 seen, over, event = self._version, not self._open, self._event()
             yield event
             if over:
@@ -230,7 +236,7 @@ class Generation:
     def _waiter(self, seen: int | None) -> asyncio.Future[None] | None:
         """A future of the running loop for the next change after ``seen``, or for the end; ``None``: it has come."""
         loop = asyncio.get_running_loop()
-        with self._changed:
+        with self._lock:
             if not self._open or (seen is not None and self._version != seen):
                 return None
             future: asyncio.Future[None] = loop.create_future()

@@ -25,6 +25,7 @@ from typing import Any
 
 import msgspec
 
+from sglite.runtime import garbage
 from sglite.runtime.engine.assemble import assemble, text_folder
 from sglite.runtime.engine.client import EngineClient
 from sglite.runtime.engine.messages import (
@@ -109,6 +110,7 @@ class EngineServer:
             self._channel.send(NotLoaded(_one_line(error), users=False))
             return 1
         self._client = launched.client
+        garbage.settle()
         loaded = Loaded(
             config=launched.config,
             eos_ids=launched.eos_ids,

@@ -8,8 +8,8 @@ Times are those of one monotonic clock in seconds; ``wall`` relates them to the 
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -90,7 +90,7 @@ current_exchange: ContextVar[Exchange | None] = ContextVar("sglite_exchange", de
 
 def request_id(given: str | None) -> str:
     """``given`` where it is fit to be a header, a name in a log and part of a path; else a new one."""
-    return given if given is not None and _ID.fullmatch(given) else secrets.token_hex(16)
+    return given if given is not None and _ID.fullmatch(given) else os.urandom(16).hex()
 
 
 def trace_context(headers: Mapping[str, str]) -> dict[str, str]:

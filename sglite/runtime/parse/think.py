@@ -92,6 +92,12 @@ class _Turn(Machine):
         self._rest = rest
         self._ends = Marks(form.closing, *form.interrupts)
         self._breaks = ""  # line breaks that may stand before the closing mark
+        self._passing = False  # nothing but the rest comes any more
+
+    def feed(self, text: str) -> list[Event]:
+        if not self._passing and text and not self._opened and self._run is None and not self._base:
+            self._passing = text[0] != self._form.opening[0] and not text[0].isspace()
+        return self._rest.feed(text) if self._passing else super().feed(text)
 
     def finish(self) -> list[Event]:
         return [*super().finish(), *self._rest.finish()]

@@ -8,7 +8,7 @@ that answers. Keys are compared as bytes, in a time that does not depend on wher
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -38,19 +38,17 @@ class Keys:
             for method in (route.methods if "{" not in route.path else ())
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answers 401 and 403 itself."""
         if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         given = [] if self._keyless else list(_given(scope))
         is_admin = self._admin_key is not None and _any_is(given, self._admin_key)
         refused = self._refusal(self._access(scope["path"], scope.get("method", "GET")), given, is_admin)
         if refused is None:
             scope[_CAREFUL] = self._admin_key is None or is_admin
-            await self._app(scope, receive, send)
-        else:
-            await JSONResponse(refused.body(scope["path"]), refused.status, refused.headers())(scope, receive, send)
+            return self._app(scope, receive, send)
+        return JSONResponse(refused.body(scope["path"]), refused.status, refused.headers())(scope, receive, send)
 
     def _access(self, path: str, method: str) -> Access:
         """Of the route that the router finds: the first of that path and method, else the first of that path."""

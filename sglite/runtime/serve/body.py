@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from sglite.runtime.serve.errors import Refused
 
@@ -22,19 +22,20 @@ MAX_DEPTH = 200
 
 async def read_bytes(request: Request, limit: int) -> bytes:
     """The body; 413 as soon as more than ``limit`` bytes are announced or have come."""
-    announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and len(announced) < 19 and int(announced) > limit:
+    announced = next((value for name, value in request.scope["headers"] if name == b"content-length"), b"0")
+    if announced.isdigit() and len(announced) < 19 and int(announced) > limit:
         raise too_large(limit)
     parts: list[bytes] = []
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise too_large(limit)
-            parts.append(part)
-    except ClientDisconnect:
-        raise Refused(400, "the connection ended before the body was complete") from None
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "the connection ended before the body was complete")
+        part, more = message.get("body", b""), message.get("more_body", False)
+        size += len(part)
+        if size > limit:
+            raise too_large(limit)
+        parts.append(part)
     return b"".join(parts)
 
 

@@ -306,6 +306,11 @@ class Connection(asyncio.Protocol):
         if data and not self._transport.is_closing():
             self._transport.write(data)
 
+    @property
+    def is_full(self) -> bool:
+        """See ``cycle.Line``."""
+        return self._may_write is not None
+
     async def writable(self) -> None:
         """See ``cycle.Line``."""
         while self._may_write is not None:

@@ -33,6 +33,10 @@ class Line(Protocol):
     def write(self, data: bytes, now: bool = False) -> None:
         """Send ``data`` soon, together with what else comes by then; ``now``: at once."""
 
+    @property
+    def is_full(self) -> bool:
+        """The peer reads too slowly for more to be written."""
+
     async def writable(self) -> None:
         """Wait until the peer has read enough for more."""
 
@@ -137,7 +141,8 @@ class Cycle:
             self._line.write(b"HTTP/1.1 100 Continue\r\n\r\n", now=True)
         if not (self._gone or self.complete):
             self._line.read_on()
-            await self._news.wait()
+            if not self._news.is_set():
+                await self._news.wait()
             self._news.clear()
         if self._gone or self.complete:
             return {"type": "http.disconnect"}
@@ -155,7 +160,8 @@ class Cycle:
 
     async def send(self, message: Message) -> None:
         """See ASGI. Raises ``RuntimeError`` for messages that make no answer."""
-        await self._line.writable()
+        if self._line.is_full:
+            await self._line.writable()
         kind = message["type"]
         if self._gone:
             return

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sglite.runtime.serve.responses import EventStream
 from sglite.runtime.serve.serving import Handler, Route
 
 
@@ -43,8 +44,14 @@ class Direct:
             await self._rest(scope, receive, send)
             return
         request = Request(scope, receive, send)
+        response: Response | None = None
         try:
             response = await handler(request)
+            if isinstance(response, EventStream):  # shows what is wrong with it when it is to begin
+                await response(scope, receive, send)
+                return
         except Exception as error:
+            if isinstance(response, EventStream) and response.begun:
+                raise
             response = await self._answer(request, error)
         await response(scope, receive, send)

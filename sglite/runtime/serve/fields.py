@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
+from types import TracebackType
 from typing import Any
 
 from sglite.runtime.sample.params import InvalidParameter
@@ -135,14 +135,20 @@ def ignored_header(names: Collection[str]) -> dict[str, str]:
     return {IGNORED_HEADER: ", ".join(shown)} if shown else {}
 
 
-@contextmanager
-def spelled(names: Mapping[str, str]) -> Iterator[None]:
-    """Refusals of parameters, under the names that the client knows them by: native name -> its own."""
-    try:
-        yield
-    except InvalidParameter as error:
-        own = names.get(error.field, error.field)
-        raise Refused(400, str(error).replace(error.field, own), param=own) from None
+class spelled:
+    """``with spelled(names)``: refusals of parameters, under the names that the client knows them by: native name ->
+    its own."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, InvalidParameter):
+            own = self._names.get(error.field, error.field)
+            raise Refused(400, str(error).replace(error.field, own), param=own) from None
 
 
 def _shown(value: Any) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,23 +57,37 @@ class Started:
         """``outcomes``, as events."""
         return [outcome.event() for outcome in await self.outcomes()]
 
-    async def news(self) -> AsyncGenerator[tuple[int, Progress], None]:
+    def news(self) -> AsyncIterator[tuple[int, Progress]]:
         """(which output, its progress) as they happen, each state once; raises what went wrong."""
-        starts = [sum(self.widths[:i]) for i in range(len(self.widths))]
-        seen: dict[int, tuple[int, bool]] = {}
-        async for at, parts in Merged(self.generations, self.in_flight.bell):
-            for offset, part in enumerate(parts):
-                index = starts[at] + offset
-                state = (part.num_tokens, part.finish_reason is not None)
-                if seen.get(index) == state and self.widths[at] > 1:
-                    continue  # one of the others has changed
-                seen[index] = state
-                yield index, part
+        return _News(Merged(self.generations, self.in_flight.bell), self.widths)
 
     def end(self) -> None:
         """Nobody waits any more: what is left is aborted."""
         for rid in self.rids:
             self.in_flight.discard(rid)
+
+
+class _News(AsyncIterator[tuple[int, Progress]]):
+    """News of generations, as those of their outputs. ``widths``: how many each has."""
+
+    def __init__(self, merged: Merged, widths: Sequence[int]) -> None:
+        self._merged = merged
+        self._widths = widths
+        self._seen: dict[int, tuple[int, bool]] = {}
+        self._ready: deque[tuple[int, Progress]] = deque()
+
+    async def __anext__(self) -> tuple[int, Progress]:
+        while not self._ready:
+            at, parts = await self._merged.__anext__()
+            start = at if len(self._widths) == 1 else sum(self._widths[:at])
+            if self._widths[at] == 1:
+                return start, parts[0]
+            for index, part in enumerate(parts, start):
+                state = (part.num_tokens, part.finish_reason is not None)
+                if self._seen.get(index) != state:  # else one of the others has changed
+                    self._seen[index] = state
+                    self._ready.append((index, part))
+        return self._ready.popleft()
 
 
 async def start(engine: Engine, in_flight: InFlight, rows: Sequence[Row]) -> Started:

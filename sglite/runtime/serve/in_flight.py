@@ -3,7 +3,7 @@ name."""
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections import Counter
 
 from sglite.runtime.engine.generation import Generation
@@ -66,7 +66,7 @@ class InFlight:
         """A request id, the given one if it is free."""
         if given is not None and given in self._open:
             raise Refused(400, f"rid {given!r} belongs to a request that is still open; give another one", param="rid")
-        return given or secrets.token_hex(16)
+        return given or os.urandom(16).hex()
 
     def add(
         self,

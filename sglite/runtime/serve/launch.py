@@ -8,7 +8,6 @@ so that nobody waits in a queue that nobody serves. SIGTERM or SIGINT let what i
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -21,6 +20,7 @@ from types import FrameType
 
 import uvicorn
 
+from sglite.runtime import garbage
 from sglite.runtime.config import ConfigError, EngineArgs
 from sglite.runtime.engine.engine import Engine, EngineError
 from sglite.runtime.engine.spawned import Spawned
@@ -39,8 +39,6 @@ _BACKLOG = 2048
 _LAST_SECONDS = 2.0
 """How long answers may take to end once their generations have been ended."""
 _DRAIN_POLL_SECONDS = 0.02
-_GC_THRESHOLDS = 10_000, 20, 20
-"""A request makes some thousand objects and hardly a cycle."""
 _PARENT_POLL_SECONDS = 0.5
 
 
@@ -77,6 +75,7 @@ class _Server(uvicorn.Server):
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
             server_header=False,
+            proxy_headers=False,  # nobody asks where a request came from
             backlog=_BACKLOG,
         )
         super().__init__(config)
@@ -93,10 +92,7 @@ class _Server(uvicorn.Server):
         """See uvicorn."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        # What is there by now stays: no collection need look at it, which stops the loop for a tenth of a second.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
+        garbage.settle()
         if self.started and not self._signalled:
             print(self._banner(), flush=True)
 

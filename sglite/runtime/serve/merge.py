@@ -105,21 +105,18 @@ class Merged(AsyncIterator[tuple[int, list[Progress]]]):
                 return index, progress
             if not self._open:
                 raise StopAsyncIteration
-            await self._wait()
+            self._news = self._loop.create_future()
+            if not self._beginning:
+                self._due = self._loop.time() + PACE_SECONDS
+            try:
+                await self._news
+            finally:
+                self._news = None
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
 
     def _begin(self, index: int, progress: list[Progress]) -> None:
         self._beginning[index] += 1
         if self._beginning[index] > 1 or any(part.text for part in progress):
             del self._beginning[index]
-
-    async def _wait(self) -> None:
-        self._news = self._loop.create_future()
-        if not self._beginning:
-            self._due = self._loop.time() + PACE_SECONDS
-        try:
-            await self._news
-        finally:
-            self._news = None
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None

@@ -105,7 +105,7 @@ class Native:
                 ask.turn.ended()
 
         lines = _events(started, ask)
-        return await streamed(request, lines, end, keep_alive_s=self._serving.options.keep_alive_s)
+        return streamed(lines, end, keep_alive_s=self._serving.options.keep_alive_s)
 
     async def _results(self, request: Request, ask: _Ask) -> list[dict[str, Any]]:
         started = await self._start(ask)

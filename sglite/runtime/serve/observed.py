@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -87,7 +87,7 @@ class Observed:
     def _said(self, exchange: Exchange, send: Send) -> Send:
         """Puts the id on the answer."""
 
-        async def said(message: Message) -> None:
+        def said(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 headers = [*message.get("headers", ()), (b"x-request-id", exchange.id.encode())]
@@ -96,6 +96,6 @@ class Observed:
                         exchange.streamed = value.startswith(_STREAMS)
                         break
                 message = {**message, "headers": headers}
-            await send(message)
+            return send(message)
 
         return said

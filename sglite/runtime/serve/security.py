@@ -13,6 +13,7 @@ load nothing from elsewhere and be put in no frame, unless its route says more i
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Awaitable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -70,22 +71,19 @@ class Guard:
         self._loopback = is_loopback(self._host)
         self._origins = {_normal(origin) for origin in options.cors_origins}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answers 431 and 403 itself."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         path: str = scope["path"]
 
-        async def send_marked(message: Message) -> None:
-            await send(_marked(message, path) if message["type"] == "http.response.start" else message)
+        def send_marked(message: Message) -> Awaitable[None]:
+            return send(_marked(message, path) if message["type"] == "http.response.start" else message)
 
         refused = self._refusal(scope)
         if refused is None:
-            await self._app(scope, receive, send_marked)
-        else:
-            answer = JSONResponse(refused.body(path), refused.status)
-            await answer(scope, receive, send_marked)
+            return self._app(scope, receive, send_marked)
+        return JSONResponse(refused.body(path), refused.status)(scope, receive, send_marked)
 
     def _refusal(self, scope: Scope) -> Refused | None:
         size = len(scope.get("raw_path") or b"") + len(scope["query_string"])

@@ -9,7 +9,7 @@ those of the reference libraries.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,7 @@ class ChatTemplate:
         size = 0
         try:
             with self._sandbox.metered():
-                for part in template.generate(messages=messages, **values):
+                for part in _pieces(template, {"messages": messages, **values}):
                     size += len(part)
                     if size > MAX_TEXT:
                         raise TemplateError(f"the chat template renders more than {MAX_TEXT} characters; send less")
@@ -217,6 +217,17 @@ class ChatTemplate:
         except Exception as error:  # a template can raise whatever its expressions raise
             raise TemplateError(f"the chat template failed: {_reason(error)}") from None
         return "".join(parts)
+
+
+def _pieces(template: Template, values: dict[str, Any]) -> Iterator[str]:
+    """As `Template.generate`, but what it makes is gone afterwards without a collection: macros know the context that
+    they were made in, which knows them."""
+    context = template.new_context(values)
+    try:
+        yield from template.root_render_func(context)
+    finally:
+        context.vars.clear()
+        context.parent.clear()
 
 
 def _read_given(file: Path) -> str:

@@ -15,18 +15,17 @@ import string
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from jinja2 import Template, nodes, pass_context
+from jinja2 import Template, pass_context
 from jinja2.exceptions import SecurityError, TemplateError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
+from jinja2.ext import loopcontrols
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
+
+from sglite.runtime.text.template_nodes import CHARGE, CONCAT, STEP, TURNS, GenerationBlock, Instrument
 
 MAX_TEXT = 16 << 20  # characters in one value or in the whole output
 MAX_WORK = 64_000_000  # characters built, plus STEP for each loop turn and call
@@ -35,10 +34,6 @@ MAX_SECONDS = 5.0
 MAX_RANGE = 100_000
 MAX_WIDTH = 10_000  # padding, indentation
 MAX_INT_BITS = 4096
-STEP = 50
-
-# Internal filters have names that no template can write.
-_CHARGE, _TURNS, _CONCAT = "charge work", "count turns", "join texts"
 
 # fmt: off
 _FILTERS = (
@@ -99,6 +94,20 @@ class Meter:
         return size + items
 
 
+class _Metered:
+    """See `BoundedSandbox.metered`."""
+
+    def __init__(self, active: threading.local) -> None:
+        self._active = active
+
+    def __enter__(self) -> None:
+        self._outer = getattr(self._active, "meter", None)
+        self._active.meter = Meter()
+
+    def __exit__(self, *_: object) -> None:
+        self._active.meter = self._outer
+
+
 class BoundedSandbox(ImmutableSandboxedEnvironment):
     """The environment in which chat templates run. One rendering per thread at a time; templates may be shared."""
 
@@ -109,10 +118,10 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=[_GenerationBlock, loopcontrols],
+            extensions=[GenerationBlock, loopcontrols],
             finalize=self._finalize,
         )
-        internal = {_CHARGE: self._charge, _TURNS: self._turns, _CONCAT: self._concat}
+        internal = {CHARGE: self._charge, TURNS: self._turns, CONCAT: self._concat}
         filters: dict[str, Any] = self.filters
         known = {name: self._metered(name, filters[name]) for name in _FILTERS}
         self.filters = {**known, **internal, "tojson": self._tojson}
@@ -126,18 +135,12 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
     def load(self, source: str) -> Template:
         """Compile a template. Raises jinja2's `TemplateError`, or what the Python compiler raises."""
         with self.metered():
-            tree = _Instrument().visit(self.parse(source))
+            tree = Instrument().visit(self.parse(source))
             return Template.from_code(self, self.compile(tree), dict(self.globals))  # every rendering copies them
 
-    @contextmanager
-    def metered(self) -> Iterator[None]:
-        """Everything that runs inside, on this thread, shares one fresh `Meter`."""
-        outer = getattr(self._active, "meter", None)
-        self._active.meter = Meter()
-        try:
-            yield
-        finally:
-            self._active.meter = outer
+    def metered(self) -> _Metered:
+        """Everything that runs inside of it, on this thread, shares one fresh `Meter`."""
+        return _Metered(self._active)
 
     @property
     def meter(self) -> Meter:
@@ -313,39 +316,6 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-class _Instrument(NodeTransformer):
-    """Makes every loop turn, macro, block and `~` of a parsed template pass by the meter."""
-
-    def visit_For(self, node: nodes.For) -> nodes.For:
-        self._body(node)
-        node.iter = _filtered(node.iter, _TURNS)
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _filtered(nodes.List(node.nodes, lineno=node.lineno), _CONCAT)
-
-    def _body(self, node: Any) -> Any:
-        self.generic_visit(node)
-        text = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        price = nodes.Const(STEP + text, lineno=node.lineno)
-        node.body.insert(0, nodes.ExprStmt(_filtered(price, _CHARGE), lineno=node.lineno))
-        return node
-
-    visit_Macro = visit_CallBlock = visit_Block = _body
-
-
-class _GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}` marks assistant text for training; here it is just its content."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The statements inside."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
 class _Namespace(Namespace):
     """Jinja's `namespace()` without names that begin with an underscore."""
 
@@ -363,10 +333,6 @@ class _Namespace(Namespace):
 def _check_name(name: object) -> None:
     if str(name).startswith("_"):
         raise SecurityError(f"a namespace may not hold {name!r}; names with a leading underscore are reserved")
-
-
-def _filtered(node: Any, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
 def _check_bits(bits: int) -> None:

@@ -46,7 +46,7 @@ def run(lines: AsyncGenerator[bytes, None], client: Client | None = None, **opti
 
     async def go() -> list[bytes]:
         reader = client or Client()
-        response = await stream(reader.request, lines, lambda: ended.append(None), **options)
+        response = stream(lines, lambda: ended.append(None), **options)
         await response(reader.request.scope, reader.receive, reader.send)
         assert reader.status == 200
         return reader.parts
@@ -112,7 +112,7 @@ def test_a_reader_that_goes_away_ends_the_stream() -> None:
 
     async def go() -> int:
         client, ended = Client(stays_for=3), []
-        response = await stream(client.request, endless(), lambda: ended.append(None))
+        response = stream(endless(), lambda: ended.append(None))
         await asyncio.wait_for(response(client.request.scope, client.receive, client.send), 5)
         return len(ended)
 

@@ -37,7 +37,7 @@ class Messages:
         answer = _Answer(self._serving, ask, run)
         if ask.stream:
             alive = self._serving.options.keep_alive_s
-            response: Response = await streamed(request, answer.chunks(), run.end, WIRE, alive)
+            response: Response = streamed(answer.chunks(), run.end, WIRE, alive)
         else:
             try:
                 response = json_response(await unless_gone(request, answer.whole()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from sglite.runtime.engine.generation import RequestRefused
 from sglite.runtime.engine.presenter import Progress
@@ -34,13 +34,9 @@ class ChatRun:
         self._call = call
         self._turns = [TurnReader(planned, index) for index in range(planned.row.width)]
 
-    async def deltas(self) -> AsyncGenerator[ChatDelta, None]:
+    def deltas(self) -> AsyncIterator[ChatDelta]:
         """News as it happens, of every turn; the last of each has ``finish``. Raises what went wrong."""
-        try:
-            async for index, progress in self.started.news():
-                yield self._turns[index].read(progress)
-        except RequestRefused as error:
-            raise blamed(self._call, error) from None
+        return _Deltas(self._call, self.started.news(), self._turns)
 
     async def turns(self) -> list[ChatTurn]:
         """The whole turns, in order."""
@@ -57,6 +53,22 @@ class ChatRun:
     def end(self) -> None:
         """Nobody waits any more."""
         self.started.end()
+
+
+class _Deltas(AsyncIterator[ChatDelta]):
+    """News of a call's outputs, as those of its turns."""
+
+    def __init__(self, call: ChatCall, news: AsyncIterator[tuple[int, Progress]], turns: Sequence[TurnReader]) -> None:
+        self._call = call
+        self._news = news
+        self._turns = turns
+
+    async def __anext__(self) -> ChatDelta:
+        try:
+            index, progress = await self._news.__anext__()
+        except RequestRefused as error:
+            raise blamed(self._call, error) from None
+        return self._turns[index].read(progress)
 
 
 class TurnReader:

@@ -70,7 +70,7 @@ class Ollama:
         run = await ask.begin(self._serving)
         answer = Answer(self._serving, ask.name, chat, run)
         if ask.stream:
-            response = await streamed(request, answer.lines(), run.end, LINES)
+            response = streamed(answer.lines(), run.end, LINES)
         else:
             try:
                 response = json_response(await unless_gone(request, answer.whole()))

@@ -85,9 +85,7 @@ class Chat:
             run = await begin(self._serving, ask.call)
         answer = _Answer(self._serving, ask, run)
         if ask.stream:
-            response: Response = await streamed(
-                request, answer.chunks(), run.end, keep_alive_s=self._serving.options.keep_alive_s
-            )
+            response: Response = streamed(answer.chunks(), run.end, keep_alive_s=self._serving.options.keep_alive_s)
         else:
             try:
                 response = json_response(answer.whole(await unless_gone(request, run.turns())))

@@ -87,9 +87,7 @@ class Completions:
             started = await start(self._serving.engine, self._serving.in_flight, ask.rows)
         answer = _Answer(self._serving, ask, started)
         if ask.stream:
-            response: Response = await streamed(
-                request, answer.chunks(), started.end, keep_alive_s=self._serving.options.keep_alive_s
-            )
+            response: Response = streamed(answer.chunks(), started.end, keep_alive_s=self._serving.options.keep_alive_s)
         else:
             try:
                 response = json_response(answer.whole(await unless_gone(request, started.outcomes())))

@@ -66,7 +66,7 @@ class Responses:
             response = json_response(copy.copy(making.response))
         elif ask.stream:
             wire = Wire(SSE, making.failed, idle=b": keep-alive\n\n")
-            response = await stream(request, making.events(), run.end, wire, self._serving.options.keep_alive_s)
+            response = stream(making.events(), run.end, wire, self._serving.options.keep_alive_s)
         else:
             try:
                 response = json_response(await unless_gone(request, making.whole()))
