@@ -36,6 +36,9 @@ MAX_CHECKED_BYTES = 32 * 1024
 """Longer constraints are read where they are compiled: a caller's event loop must not stand still for them."""
 MAX_AFTER = 64
 """Tokens of the run that a constraint may begin after."""
+_PLAIN = frozenset({bool, int, float})
+_REMEMBERED = 256
+"""Sampling parameters, all of them such values, that are not read again."""
 MAX_NODE = 4096
 """Characters of a name in ``hints``: the path of a request in its program's graph."""
 
@@ -134,6 +137,8 @@ class Admission:
         self._tokenizer = tokenizer
         self._compiler = compiler
         self._generates = generates
+        self._lately: dict[tuple[object, ...], SamplingParams] = {}
+        """By what was given, and its types: 1 is no true."""
 
     def admit(
         self,
@@ -165,8 +170,7 @@ class Admission:
         ``hidden``, the last prompt token's state. Raises ``InvalidParameter`` or ``RequestRefused`` naming the field.
         """
         given = dict(sampling_params or {})
-        sampling, constraint = parse_sampling_params(given, constraint)
-        validate(sampling, self._vocab_size, self._eos_ids)
+        sampling, constraint = self._sampling(given, constraint)
         check_options(rid, priority, cache_salt, extra_key, timeout_s, queue_timeout_s)
         check_pool(pool, sampling, constraint is not None or return_logprob)
         if not self._generates and (sampling.max_new_tokens != 0 or return_logprob):
@@ -194,6 +198,22 @@ class Admission:
             timeout_s=timeout_s,
             queue_timeout_s=queue_timeout_s,
         )
+
+    def _sampling(
+        self, given: dict[str, Any], constraint: ConstraintSpec | None
+    ) -> tuple[SamplingParams, ConstraintSpec | None]:
+        """Sampling parameters, read and checked; most requests sample as one of the last did."""
+        plain = all(type(value) in _PLAIN for value in given.values())
+        key = (*given.items(), *map(type, given.values())) if plain and constraint is None else None
+        if key is not None and (known := self._lately.get(key)) is not None:
+            return known, None
+        sampling, constraint = parse_sampling_params(given, constraint)
+        validate(sampling, self._vocab_size, self._eos_ids)
+        if key is not None and constraint is None:
+            if len(self._lately) >= _REMEMBERED:
+                self._lately.clear()
+            self._lately[key] = sampling
+        return sampling, constraint
 
 
 def placed(program: ProgramRef | None, hints: Mapping[str, Any] | None) -> ProgramRef | None:

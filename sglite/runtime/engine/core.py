@@ -31,6 +31,7 @@ from sglite.runtime.engine.update import Updater
 from sglite.runtime.engine.weights import Weights
 from sglite.runtime.executor.base import Executor
 from sglite.runtime.protocol import Accounting, FinishReason, GenerateRequest, PauseMode, RequestOutput
+from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.spec.base import Proposer
 
 LATE_MS = 100.0
@@ -117,11 +118,11 @@ class EngineCore:
         reason, code = self._refusal(wire), "invalid_request"
         if reason is None and len(self.scheduler.waiting) >= self.config.max_waiting:
             reason, code = f"the queue is full ({self.config.max_waiting} requests); try again later", "queue_full"
-        if reason is None:
-            sampling = msgspec.structs.replace(wire.sampling, max_new_tokens=self._max_new_tokens(wire))
-            wire = msgspec.structs.replace(wire, sampling=sampling)
+        if reason is None and wire.sampling.max_new_tokens is None:
+            limit = self.capacity - len(wire.token_ids)
+            wire = msgspec.structs.replace(wire, sampling=msgspec.structs.replace(wire.sampling, max_new_tokens=limit))
         self._order += 1
-        seed = wire.sampling.seed if wire.sampling.seed is not None else self._draw_seed(self._order)
+        seed = wire.sampling.seed if wire.sampling.seed is not None else self._draw_seed(wire.sampling)
         program = None if wire.program is None else self.programs.enter(wire.program.program_id)
         request = Request(wire, self._order, self._clock(), seed, program)
         self.scheduler.queue.expect(request)
@@ -229,13 +230,11 @@ class EngineCore:
             return "shorten it: the model's context ends there"
         return f"raise max_total_tokens (now {self.config.num_pages * self.config.page_size})"
 
-    def _max_new_tokens(self, wire: GenerateRequest) -> int:
-        limit = wire.sampling.max_new_tokens
-        return self.capacity - len(wire.token_ids) if limit is None else limit
-
-    def _draw_seed(self, order: int) -> int:
-        """A seed for the ``order``-th request: the engine's own, so that a run can be repeated."""
-        return int(np.random.SeedSequence([self.config.seed, order]).generate_state(1, np.uint64)[0])
+    def _draw_seed(self, sampling: SamplingParams) -> int:
+        """A seed for the latest request: the engine's own, so that a run can be repeated."""
+        if sampling.is_greedy:  # nothing is drawn
+            return 0
+        return int(np.random.SeedSequence([self.config.seed, self._order]).generate_state(1, np.uint64)[0])
 
     def _prepare(self, request: Request) -> str | None:
         """Stops and constraint of a new request; returns why it cannot run, or ``None``."""

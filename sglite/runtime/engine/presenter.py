@@ -236,9 +236,9 @@ class Presenter:
 
     def _add_tokens(self, tokens: list[int], tokenizer: Tokenizer) -> None:
         """Where no text is looked for."""
-        skip, shown = self._sampling.skip_special_tokens, self._shown_special
-        for token in tokens:
-            self._bytes += tokenizer.join((token,), skip_special_tokens=skip and token not in shown, at_start=False)[0]
+        skip = self._sampling.skip_special_tokens
+        for piece in tokenizer.pieces(tokens, skip_special_tokens=skip, shown=self._shown_special):
+            self._bytes += piece
             self._ends.append(len(self._bytes))
         self.output_ids += tokens
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import itertools
 import logging
 import os
 import threading
@@ -266,14 +265,19 @@ class RemoteClient:
         """Hand on what the process has said; whether there may be more."""
         with self._reading:
             found = self._process.receive(wait)
-            for told, messages in itertools.groupby(found or (), type):
-                if told is Outputs:
-                    self._dispatch(gathered(output for message in messages for output in message.outputs))
-                elif told is Answer:
-                    for message in messages:
-                        self._answer(message)
-                elif told is Dying:
-                    self._said = next(messages).message
+            outputs: list[RequestOutput] = []
+            for message in found or ():
+                if type(message) is Outputs:
+                    outputs += message.outputs
+                    continue
+                self._dispatch(gathered(outputs))
+                outputs = []
+                if type(message) is Answer:
+                    self._answer(message)
+                elif type(message) is Dying:
+                    self._said = message.message
+            if outputs:
+                self._dispatch(gathered(outputs) if len(outputs) > 1 else outputs)
             return found is not None
 
     def read_on(self, loop: asyncio.AbstractEventLoop | None) -> None:

@@ -158,24 +158,23 @@ class Channel:
     def _whole(self) -> list[Any]:
         """Takes the messages that are complete out of what has come."""
         found: list[Any] = []
-        at, size, came = 0, _HEADER.size, self._came
-        while self._wrong is None and len(came) - at >= size:
-            try:
-                end = at + size + _length(came, at)
+        at, size, came, decode = 0, _HEADER.size, self._came, self._decoder.decode
+        try:
+            while len(came) - at >= size:
+                magic, version, length = _HEADER.unpack_from(came, at)
+                if magic != MAGIC or version != VERSION or length > MAX_FRAME:
+                    raise _no_frame(came, at)
+                end = at + size + length
                 if end > len(came):
                     break
-                found.append(self._message(came[at + size : end]))
+                found.append(decode(came[at + size : end]))
                 at = end
-            except WireError as error:
-                self._wrong = error
+        except WireError as error:
+            self._wrong = error
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+            self._wrong = WireError(f"a frame of {length} bytes holds no message: {error}")
         del came[:at]
         return found
-
-    def _message(self, body: bytearray) -> Any:
-        try:
-            return self._decoder.decode(body)
-        except (msgspec.DecodeError, RecursionError, ValueError) as error:
-            raise WireError(f"a frame of {len(body)} bytes holds no message: {error}") from None
 
     # --- the end ----------------------------------------------------------------------------------------------
 
@@ -194,14 +193,11 @@ class Channel:
         self._socket.close()
 
 
-def _length(came: bytearray, at: int) -> int:
-    """Bytes of the message that follows the header at ``at``. ``WireError`` for what begins no frame."""
+def _no_frame(came: bytearray, at: int) -> WireError:
+    """What is wrong with the header at ``at``."""
     magic, version, length = _HEADER.unpack_from(came, at)
     if magic != MAGIC:
-        raise WireError(f"{bytes(came[at : at + _HEADER.size])!r} does not begin a message of sglite's")
+        return WireError(f"{bytes(came[at : at + _HEADER.size])!r} does not begin a message of sglite's")
     if version != VERSION:
-        raise WireError(f"the peer speaks version {version} of the protocol, this process version {VERSION}")
-    if length > MAX_FRAME:
-        raise WireError(f"a message of {length} bytes was announced, {MAX_FRAME} is the most")
-    found: int = length
-    return found
+        return WireError(f"the peer speaks version {version} of the protocol, this process version {VERSION}")
+    return WireError(f"a message of {length} bytes was announced, {MAX_FRAME} is the most")

@@ -68,18 +68,18 @@ class PipelinedExecutor(ThreadExecutor):
         try:
             running = self._staged.begin(job.step)
             if running.needs_the_past and past is not None:
-                past.done.wait()
+                past.wait()
             self._staged.choose(running, job.wait_for_masks)
         except Exception as error:
             if past is not None:
-                past.done.wait()  # results come in the order of the steps
+                past.wait()  # results come in the order of the steps
             job.end(StepOutput(step_id=job.step.step_id, error=f"{type(error).__name__}: {error}"), started)
         else:
             self._launched.put((job, running, started))
 
     def _alone(self, call: Callable[[], None]) -> None:
         if self._last is not None:
-            self._last.done.wait()
+            self._last.wait()
         call()
 
     def _wait(self) -> None:

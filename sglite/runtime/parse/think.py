@@ -8,6 +8,7 @@ is open closes nothing. A thought that is never closed is all thought. The line 
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Any, ClassVar
 
 from sglite.runtime.parse import grammar
@@ -43,6 +44,11 @@ class Think(ReasoningFormat):
     marks: ClassVar[tuple[str, ...]] = (opening, closing)
     interrupts: ClassVar[tuple[str, ...]] = ()
     """Marks of calls that end a thought too: a model that thinks between calls may leave the closing mark out."""
+
+    @cached_property
+    def ends(self) -> Marks:
+        """What a thought may end with."""
+        return Marks(self.closing, *self.interrupts)
 
     def opened_by(self, prompt: str) -> bool:
         return prompt.rstrip().endswith(self.opening)
@@ -90,7 +96,7 @@ class _Turn(Machine):
         self._form = form
         self._opened = opened
         self._rest = rest
-        self._ends = Marks(form.closing, *form.interrupts)
+        self._ends = form.ends
         self._breaks = ""  # line breaks that may stand before the closing mark
         self._passing = False  # nothing but the rest comes any more
 

@@ -78,7 +78,9 @@ class Cycle:
         scope[WATCH] = self._watched
         self._default_headers = default_headers
         self._expects = expects
-        self._news = asyncio.Event()
+        self._news = False
+        """Something has come since it was asked for."""
+        self._asking: asyncio.Future[None] | None = None
         self._body = bytearray()
         self._whole = False
         self._gone = False
@@ -95,21 +97,26 @@ class Cycle:
         if self.complete:
             return False
         self._body += part
-        self._news.set()
+        self._tell()
         return len(self._body) > HIGH_WATER
 
     def came_whole(self) -> None:
         """The body is complete."""
         self._whole = True
-        self._news.set()
+        self._tell()
 
     def lost(self) -> None:
         """The client has gone."""
         self._gone = not self.complete
-        self._news.set()
+        self._tell()
         for watcher in self._watchers if self._gone else ():
             if not watcher.done():
                 watcher.set_result(None)
+
+    def _tell(self) -> None:
+        self._news = True
+        if self._asking is not None and not self._asking.done():
+            self._asking.set_result(None)
 
     async def run(self, app: ASGIApp) -> None:
         """The application's answer; one that fails is told so if that can be said, and cut off if not."""
@@ -141,9 +148,13 @@ class Cycle:
             self._line.write(b"HTTP/1.1 100 Continue\r\n\r\n", now=True)
         if not (self._gone or self.complete):
             self._line.read_on()
-            if not self._news.is_set():
-                await self._news.wait()
-            self._news.clear()
+            if not self._news:
+                self._asking = asyncio.get_running_loop().create_future()
+                try:
+                    await self._asking
+                finally:
+                    self._asking = None
+            self._news = False
         if self._gone or self.complete:
             return {"type": "http.disconnect"}
         body, self._body = bytes(self._body), bytearray()
@@ -209,5 +220,5 @@ class Cycle:
         self._line.write(body, now=not more)
         if not more:
             self.complete = True
-            self._news.set()
+            self._tell()
             self._line.answered()

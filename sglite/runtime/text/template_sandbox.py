@@ -21,7 +21,7 @@ from typing import Any
 from jinja2 import Template, pass_context
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import loopcontrols
-from jinja2.runtime import Context, Undefined
+from jinja2.runtime import Context, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -151,6 +151,10 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Count every call, and check the methods of strings that can build large ones."""
         __self.meter.charge(STEP)
+        if type(__obj) is Macro:  # the template's own: nothing to check, and all that it is given are values
+            kwargs.pop("_block_vars", None)
+            kwargs.pop("_loop_vars", None)
+            return __obj(__context.eval_ctx, *args, **kwargs)
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             __self._check_method(owner, getattr(__obj, "__name__", ""), args, kwargs)
@@ -196,7 +200,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
             _check_bits(left.bit_length() * max(right, 0))
         elif operator == "%" and isinstance(left, str):
             self._check_percent(left, right)
-        return super().call_binop(context, operator, left, right)
+        return self.binop_table[operator](left, right)
 
     def _allow(self, size: int) -> None:
         """Charge for a value of `size` characters or items before it is built."""

@@ -11,7 +11,7 @@ Folders are read in this order: `tokenizer.json`, a rank file (`*.tiktoken`, `ti
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -119,6 +119,20 @@ class Tokenizer:
                 data, at_start = self._at_start(token_id, data)
             parts.append(data)
         return b"".join(parts), at_start
+
+    def pieces(self, ids: Iterable[int], *, skip_special_tokens: bool, shown: Collection[int] = ()) -> list[bytes]:
+        """Bytes of each of `ids` inside a text. `shown`: special tokens that are not skipped.
+
+        Raises `TokenizerError` for a negative id.
+        """
+        table, size, skipped = self._bytes, self.vocab_size, self.special_token_ids if skip_special_tokens else ()
+        found = []
+        for token_id in ids:
+            if token_id < 0:
+                raise TokenizerError(f"token id {token_id} is negative; ids run from 0 to {size - 1}")
+            hidden = token_id >= size or (token_id in skipped and token_id not in shown)
+            found.append(b"" if hidden else table[token_id] or b"")
+        return found
 
     def token_bytes(self) -> list[bytes | None]:
         """Bytes of every id, for masks and stop matching; None for special tokens and ids without a token."""

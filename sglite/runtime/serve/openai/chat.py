@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -35,6 +36,9 @@ from sglite.runtime.serve.serving import Route, Serving
 from sglite.runtime.serve.streaming import stream as streamed
 
 MAX_TOKENS = 2**31 - 1
+_REMEMBERED = 256
+_SHORT_BYTES = 1024
+"""Of a request without its messages, that it is remembered."""
 _REFUSED = {
     "functions": "it was replaced by tools",
     "function_call": "it was replaced by tool_choice",
@@ -69,6 +73,8 @@ class Chat:
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
+        self._lately: dict[bytes, Ask] = {}
+        """What was asked for beside the messages, as it came and as it was read: mostly what was asked for before."""
 
     def routes(self) -> list[Route]:
         """See the module."""
@@ -80,7 +86,7 @@ class Chat:
 
     async def answer(self, request: Request, body: Mapping[str, Any]) -> Response:
         """The answer to a body that was read."""
-        ask = read_chat(self._serving, body)
+        ask = self._read(body)
         with spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "top_logprobs"}):
             run = await begin(self._serving, ask.call)
         answer = _Answer(self._serving, ask, run)
@@ -94,6 +100,22 @@ class Chat:
         if ask.ignored:
             response.headers.update(ignored_header(ask.ignored))
         return response
+
+    def _read(self, body: Mapping[str, Any]) -> Ask:
+        """``read_chat``, with what is beside the messages read once."""
+        try:
+            key = msgspec.msgpack.encode({**body, "messages": bool(body.get("messages"))})
+        except OverflowError:  # an integer that is out of any range
+            return read_chat(self._serving, body)
+        known = self._lately.get(key)
+        if known is not None:
+            return replace(known, call=replace(known.call, messages=read_messages(Fields(body))))
+        ask = read_chat(self._serving, body)
+        if len(key) <= _SHORT_BYTES and ask.call.messages and ask.call.rid is None:
+            if len(self._lately) >= _REMEMBERED:
+                self._lately.clear()
+            self._lately[key] = replace(ask, call=replace(ask.call, messages=[]))
+        return ask
 
 
 def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
