@@ -87,10 +87,13 @@ class EngineProcess:
             self._said = f"; it was ended because {error}"
             self.kill()
             return None
+        others = []
         for message in found or ():
-            if isinstance(message, LogRecord):
+            if type(message) is LogRecord:
                 _log(message)
-        return found and [message for message in found if not isinstance(message, LogRecord)]
+            else:
+                others.append(message)
+        return None if found is None else others
 
     def fileno(self) -> int:
         """Of the socket, to know when ``receive`` has something."""

@@ -18,11 +18,11 @@ class LoopReading:
     """Who reads: the thread that calls ``lend``, or the loop that it lends to.
 
     Args:
-        receive: reads what is there without waiting; ``False``: there is nothing more.
+        receive: reads what is there without waiting; how many messages, ``None``: there are no more.
         closing: set when nobody needs to read any more.
     """
 
-    def __init__(self, receive: Callable[[], bool], closing: threading.Event) -> None:
+    def __init__(self, receive: Callable[[], int | None], closing: threading.Event) -> None:
         self._receive = receive
         self._closing = closing
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -59,7 +59,7 @@ class LoopReading:
             self._take_back()
 
     def _read_here(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
-        if not self._receive():
+        if self._receive() is None:
             loop.remove_reader(number)
             self._take_back()
             return
@@ -69,7 +69,15 @@ class LoopReading:
             loop.call_later(_PACE_SECONDS, self._go_on, loop, number)
 
     def _go_on(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
-        if self._loop is loop and self._lent == number:
+        """Read what has come meanwhile, and again and again at this pace until nothing has."""
+        if self._loop is not loop or self._lent != number:
+            return
+        found = self._receive()
+        if found is None:
+            self._take_back()
+        elif found:
+            loop.call_later(_PACE_SECONDS, self._go_on, loop, number)
+        else:
             loop.add_reader(number, self._read_here, loop, number)
 
     def _take_back(self) -> None:

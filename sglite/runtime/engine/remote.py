@@ -257,12 +257,12 @@ class RemoteClient:
     def _read(self) -> str:
         """Hand on what the process says until it says nothing more; what it said of its end."""
         self._said = ""
-        while self._receive(wait=True):
+        while self._receive(wait=True) is not None:
             self._on_loop.lend(self._process.fileno)
         return self._said
 
-    def _receive(self, wait: bool) -> bool:
-        """Hand on what the process has said; whether there may be more."""
+    def _receive(self, wait: bool) -> int | None:
+        """Hand on what the process has said; how many messages, ``None``: it says nothing more."""
         with self._reading:
             found = self._process.receive(wait)
             outputs: list[RequestOutput] = []
@@ -278,7 +278,7 @@ class RemoteClient:
                     self._said = message.message
             if outputs:
                 self._dispatch(gathered(outputs) if len(outputs) > 1 else outputs)
-            return found is not None
+            return None if found is None else len(found)
 
     def read_on(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Hand on what comes on ``loop`` from soon on; see ``LoopReading``."""

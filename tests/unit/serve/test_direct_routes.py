@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.requests import Request
@@ -11,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from sglite.runtime.serve.direct import Direct
 from sglite.runtime.serve.serving import Handler, Route
+from sglite.runtime.serve.streaming import LINES, stream
 
 
 def says(text: str) -> Handler:
@@ -70,3 +72,41 @@ def test_all_else_is_left_to_the_router() -> None:
 
 def test_a_path_that_an_earlier_pattern_takes_is_not_a_route_of_its_own() -> None:
     assert ask("GET", "/things/own") == (200, "rest") and ask("POST", "/things/own") == (200, "own")
+
+
+def streamed(*parts: bytes | Exception) -> Handler:
+    async def lines() -> AsyncGenerator[bytes, None]:
+        for part in parts:
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+    async def handler(request: Request) -> Response:
+        return stream(lines(), lambda: None, LINES)
+
+    return handler
+
+
+def test_a_stream_that_fails_before_it_begins_is_answered_once() -> None:
+    routes = [
+        Route("/early", ("GET",), streamed(ValueError("a bad value"))),
+        Route("/late", ("GET",), streamed(b"one\n", ValueError("too late"))),
+    ]
+
+    def sent(path: str) -> tuple[list[int], bytes]:
+        messages: list[Any] = []
+
+        async def send(message: Any) -> None:
+            messages.append(message)
+
+        async def receive() -> Any:
+            return await asyncio.Event().wait()
+
+        scope = {"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b"", "server": ("h", 1)}
+        asyncio.run(Direct(rest, routes, answer)(scope, receive, send))
+        statuses = [message["status"] for message in messages if message["type"] == "http.response.start"]
+        return statuses, b"".join(message.get("body", b"") for message in messages)
+
+    assert sent("/early") == ([400], b"/early: a bad value")
+    statuses, body = sent("/late")
+    assert statuses == [200] and body.startswith(b"one\n") and b"too late" in body

@@ -54,6 +54,12 @@ class ChatCall:
     cut_to_room: bool = False
     rid: str | None = None
 
+    def about(self, messages: list[dict[str, Any]]) -> ChatCall:
+        """The same call with other messages, which are checked."""
+        found = object.__new__(ChatCall)
+        found.__dict__.update(self.__dict__, messages=messages)
+        return found
+
     @property
     def idle_stops(self) -> tuple[str, ...]:
         """Parameters of the sampling without effect: stop strings end texts, and a turn of calls has none. They would

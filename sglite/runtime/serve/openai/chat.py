@@ -109,12 +109,12 @@ class Chat:
             return read_chat(self._serving, body)
         known = self._lately.get(key)
         if known is not None:
-            return replace(known, call=replace(known.call, messages=read_messages(Fields(body))))
+            return replace(known, call=known.call.about(read_messages(Fields(body))))
         ask = read_chat(self._serving, body)
         if len(key) <= _SHORT_BYTES and ask.call.messages and ask.call.rid is None:
             if len(self._lately) >= _REMEMBERED:
                 self._lately.clear()
-            self._lately[key] = replace(ask, call=replace(ask.call, messages=[]))
+            self._lately[key] = replace(ask, call=ask.call.about([]))
         return ask
 
 
