@@ -311,6 +311,9 @@ class EngineThread:
 
         On its own so that a waiting thread holds on to nothing: what it did last may be all that keeps an engine.
         """
+        if self._changed_since and self._has_work() and not (self._inbox or self._closing or self._woken):
+            self._beat = time.monotonic()
+            return True  # what comes meanwhile is seen after the next step
         with self._ready:
             self._resting = True
             while not (self._inbox or self._closing or self._woken or self._has_work()):

@@ -106,7 +106,8 @@ class EventStream(Response):
             await filler.begin()
         try:
             async for line in self._events:
-                await filler.begin()
+                if not filler.ready:
+                    await filler.begin()
                 filler.sending = True
                 await send({"type": "http.response.body", "body": line, "more_body": True})
                 filler.sent()
@@ -137,7 +138,7 @@ class _Filler:
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._sent_at = 0.0
-        self.begun = self._ready = False
+        self.begun = self.ready = False
         """The head is being sent; it has been."""
         self.sending = False
 
@@ -147,9 +148,9 @@ class _Filler:
 
     async def begin(self) -> None:
         """The answer begins, unless it has begun by itself."""
-        if self._task is not None and not self._ready:
+        if self._task is not None and not self.ready:
             await self._task
-        elif not self._ready:
+        elif not self.ready:
             await self._begin()
 
     async def _begin(self) -> None:
@@ -161,7 +162,7 @@ class _Filler:
         if self._idle and self._timer is None:
             self._timer = self._loop.call_later(self._idle_s, self._look)
         await self._send(self._head)
-        self._ready = True
+        self.ready = True
 
     def sent(self) -> None:
         """Something has been said."""
@@ -180,15 +181,16 @@ class _Filler:
             self.begun = True
             self._task = self._loop.create_task(self._begin())
             return
+        if not self._idle:
+            return
         due = self._sent_at + self._idle_s
         if self._loop.time() >= due:
-            if self._ready and not self.sending:
+            if self.ready and not self.sending:
                 message = {"type": "http.response.body", "body": self._idle, "more_body": True}
                 self._task = self._loop.create_task(self._fill(message))
             self._sent_at = self._loop.time()
             due = self._sent_at + self._idle_s
-        if self._idle:
-            self._timer = self._loop.call_at(due, self._look)
+        self._timer = self._loop.call_at(due, self._look)
 
     async def _fill(self, message: Message) -> None:
         await self._send(message)
