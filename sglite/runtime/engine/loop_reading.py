@@ -18,11 +18,11 @@ class LoopReading:
     """Who reads: the thread that calls ``lend``, or the loop that it lends to.
 
     Args:
-        receive: reads what is there without waiting; how many messages, ``None``: there are no more.
+        receive: reads what is there without waiting; whether more is to come soon, ``None``: there is nothing more.
         closing: set when nobody needs to read any more.
     """
 
-    def __init__(self, receive: Callable[[], int | None], closing: threading.Event) -> None:
+    def __init__(self, receive: Callable[[], bool | None], closing: threading.Event) -> None:
         self._receive = receive
         self._closing = closing
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -59,23 +59,24 @@ class LoopReading:
             self._take_back()
 
     def _read_here(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
-        if self._receive() is None:
+        more = self._receive()
+        if more is None:
             loop.remove_reader(number)
             self._take_back()
             return
         before, self._read_at = self._read_at, loop.time()
-        if self._read_at - before < _PACE_SECONDS:
+        if more and self._read_at - before < _PACE_SECONDS:
             loop.remove_reader(number)
             loop.call_later(_PACE_SECONDS, self._go_on, loop, number)
 
     def _go_on(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
-        """Read what has come meanwhile, and again and again at this pace until nothing has."""
+        """Read what has come meanwhile, and again and again at this pace as long as more is to come."""
         if self._loop is not loop or self._lent != number:
             return
-        found = self._receive()
-        if found is None:
+        more = self._receive()
+        if more is None:
             self._take_back()
-        elif found:
+        elif more:
             loop.call_later(_PACE_SECONDS, self._go_on, loop, number)
         else:
             loop.add_reader(number, self._read_here, loop, number)

@@ -261,8 +261,9 @@ class RemoteClient:
             self._on_loop.lend(self._process.fileno)
         return self._said
 
-    def _receive(self, wait: bool) -> int | None:
-        """Hand on what the process has said; how many messages, ``None``: it says nothing more."""
+    def _receive(self, wait: bool) -> bool | None:
+        """Hand on what the process has said; whether it had something to say and is to say more, ``None``: it says
+        nothing more."""
         with self._reading:
             found = self._process.receive(wait)
             outputs: list[RequestOutput] = []
@@ -278,7 +279,7 @@ class RemoteClient:
                     self._said = message.message
             if outputs:
                 self._dispatch(gathered(outputs) if len(outputs) > 1 else outputs)
-            return None if found is None else len(found)
+            return None if found is None else bool(found and self._handlers)
 
     def read_on(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Hand on what comes on ``loop`` from soon on; see ``LoopReading``."""

@@ -21,8 +21,14 @@ def usage_of_one(output: Progress, reasoning_tokens: int | None = None) -> dict[
         "prompt_tokens_details": {"cached_tokens": cost.cached_tokens},
         "sglite": {
             "computed_prompt_tokens": cost.computed_prompt_tokens,
-            **{name: getattr(cost, name) for name in _SUMS},
-            **{name: round(getattr(cost, name), 3) for name in _TIMES},
+            "forced_tokens": cost.forced_tokens,
+            "resampled_tokens": cost.resampled_tokens,
+            "forward_passes": cost.forward_passes,
+            "replayed_tokens": cost.replayed_tokens,
+            "preemptions": cost.preemptions,
+            "queue_ms": round(cost.queue_ms, 3),
+            "compute_ms": round(cost.compute_ms, 3),
+            "e2e_ms": round(cost.e2e_ms, 3),
         },
     }
     return _with_reasoning(found, reasoning_tokens)
