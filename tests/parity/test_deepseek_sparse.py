@@ -41,7 +41,7 @@ def test_as_many_as_there_are_is_attention_without_an_indexer(tmp_path: Path) ->
     assert (sparse[few:] - whole[few:]).abs().amax(-1).min() > 1e-3
 
 
-@pytest.mark.parametrize("chunk", [1, 9])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 9])
 def test_with_scores_that_tie_chunks_still_equal_the_whole(tmp_path: Path, chunk: int) -> None:
     """Two heads, whose scores are often both 0: the first positions are taken, at every width."""
     loaded = make(tmp_path, index_n_heads=2, index_topk=30)
