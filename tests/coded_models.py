@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import torch
+from native_kernels import backend_of
 from paged_runner import Extend, PagedRunner
-from quantised_checkpoints import write_folder
+from quantised_checkpoints import write_folder, write_quantised
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sglite.runtime.backend.base import Backend
@@ -41,3 +43,16 @@ def divergence(found: Tensor, expected: Tensor) -> float:
 
 def agreement(found: Tensor, expected: Tensor) -> float:
     return float((found.argmax(-1) == expected.argmax(-1)).float().mean())
+
+
+def kept_in_codes(folder: Path, name: str, out: Path) -> tuple[LoadedModel, Tensor, Tensor]:
+    """The model of ``folder`` in the quantised format ``name``, written to ``out``, all of whose products are kept in
+    the file's codes by the kernels; its logits, and those of the numbers that the codes stand for."""
+    native, plain = backend_of("auto"), CPUBackend()
+    write_quantised(folder, name, out / "quantised", out / "numbers")
+    loaded = load_model(out / "quantised", backend=native)
+    exact = load_file(out / "numbers" / "model.safetensors")
+    assert {key for key in exact if key.endswith("proj.weight")} == set(loaded.weights.coded)
+    with loaded.weights.plain(native, loaded.weights.parts):
+        assert all(torch.equal(loaded.weights.numbers(key), exact[key]) for key in exact)
+    return loaded, logits(loaded, native), logits(load_model(out / "numbers", backend=plain), plain)

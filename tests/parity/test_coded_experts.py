@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from coded_models import agreement, divergence, logits, reference
+from coded_models import agreement, divergence, kept_in_codes, logits, reference
 from gguf_files import Packed, gguf_metadata, gguf_tensors, pack, write_gguf
 from native_kernels import backend_of
 from quantised_checkpoints import write_folder, write_quantised
@@ -148,15 +148,7 @@ def test_weights_of_experts_are_read_as_numbers_and_coded_again(
 
 @pytest.mark.parametrize("name", ["ct-w8a8", "ct-w4a16", "ct-w4a16-asym", "awq", "gptq"])
 def test_experts_are_kept_in_the_codes_of_their_checkpoint(folder: Path, tmp_path: Path, name: str) -> None:
-    native, plain = backend_of("auto"), CPUBackend()
-    write_quantised(folder, name, tmp_path / "quantised", tmp_path / "numbers")
-    loaded = load_model(tmp_path / "quantised", backend=native)
-    exact = load_file(tmp_path / "numbers" / "model.safetensors")
-    assert {key for key in exact if key.endswith("proj.weight")} == set(loaded.weights.coded)
-    with loaded.weights.plain(native, loaded.weights.parts):
-        assert all(torch.equal(loaded.weights.numbers(key), exact[key]) for key in exact)
-    expected = logits(load_model(tmp_path / "numbers", backend=plain), plain)
-    found = logits(loaded, native)
+    _, found, expected = kept_in_codes(folder, name, tmp_path)
     assert divergence(found, expected) < (3e-3 if name == "ct-w8a8" else 1e-6) and agreement(found, expected) > 0.8
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from coded_models import PROMPT, agreement, divergence, logits, reference
+from coded_models import PROMPT, agreement, divergence, kept_in_codes, logits, reference
 from gguf_files import Packed, gguf_metadata, gguf_tensors, pack, write_gguf
 from model_families import make_family
 from native_kernels import backend_of
@@ -123,15 +123,8 @@ KEPT = {"ct-w8a8": 3e-3, "ct-w4a16": 1e-9, "ct-w4a16-asym": 1e-9, "ct-w4a16-chan
 
 @pytest.mark.parametrize("name", [*KEPT, "gptq-v2-asym"])
 def test_checkpoints_are_kept_in_their_codes(folder: Path, tmp_path: Path, name: str) -> None:
+    loaded, found, expected = kept_in_codes(folder, name, tmp_path)
     native, plain = backend_of("auto"), CPUBackend()
-    write_quantised(folder, name, tmp_path / "quantised", tmp_path / "numbers")
-    loaded = load_model(tmp_path / "quantised", backend=native)
-    exact = load_file(tmp_path / "numbers" / "model.safetensors")
-    assert {key for key in exact if key.endswith("proj.weight")} == set(loaded.weights.coded)
-    with loaded.weights.plain(native, loaded.weights.parts):
-        assert all(torch.equal(loaded.weights.numbers(key), exact[key]) for key in exact)
-    expected = logits(load_model(tmp_path / "numbers", backend=plain), plain)
-    found = logits(loaded, native)
     assert abs(divergence(found, expected)) < max(KEPT.get(name, 0), 1e-7) and agreement(found, expected) > 0.9
     assert loaded.weight_bytes < 0.6 * load_model(tmp_path / "numbers", backend=plain).weight_bytes
     weights = ModelWeights(loaded.weights, loaded.config, native)
