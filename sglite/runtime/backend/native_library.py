@@ -60,24 +60,29 @@ Batch = tuple[int, Longs]
 """A plan's handle, and the slots where tokens are stored."""
 
 
+Numbers = tuple[int, int, int | None, int | None, int]
+NUMBERS = (("kind", _INT), ("type", _INT), ("scales", _POINTER), ("zeros", _POINTER), ("group", _LONG))
+"""What a packed weight's numbers are: fields of the kernels' structs."""
+
+
+def numbers_of(tensor: Tensor, codes: Codes | None) -> Numbers:
+    """These fields."""
+    if codes is None:
+        return TYPES[tensor.dtype], TYPES[tensor.dtype], None, None, 0
+    zeros = None if codes.zeros is None else codes.zeros.data_ptr()
+    group = codes.coding.group or codes.shape[1]
+    return CODES[codes.coding.bits], TYPES[codes.dtype], codes.scales.data_ptr(), zeros, group
+
+
 class PackedWeight(ctypes.Structure):
     """A packed matrix [outs, ins] as the kernels know it, ``Weight`` in ``csrc/kernels.hpp``: valid as long as the
     tensor that it was made of."""
 
-    _fields_ = (
-        ("data", _POINTER), ("outs", _LONG), ("ins", _LONG), ("kind", _INT), ("type", _INT),
-        ("scales", _POINTER), ("zeros", _POINTER), ("group", _LONG),
-    )  # fmt: skip
+    _fields_ = (("data", _POINTER), ("outs", _LONG), ("ins", _LONG), *NUMBERS)
 
     def __init__(self, tensor: Tensor, codes: Codes | None = None) -> None:
-        if codes is None:
-            super().__init__(tensor.data_ptr(), *tensor.shape, TYPES[tensor.dtype], TYPES[tensor.dtype])
-        else:
-            zeros = None if codes.zeros is None else codes.zeros.data_ptr()
-            super().__init__(
-                tensor.data_ptr(), *codes.shape, CODES[codes.coding.bits], TYPES[codes.dtype], codes.scales.data_ptr(),
-                zeros, codes.coding.group or codes.shape[1],
-            )  # fmt: skip
+        shape = tensor.shape if codes is None else codes.shape
+        super().__init__(tensor.data_ptr(), *shape, *numbers_of(tensor, codes))
         self.address = ctypes.addressof(self)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sglite.runtime.backend.base import BackendError
 from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
-from sglite.runtime.backend.native_library import CODES, TYPES, Library
+from sglite.runtime.backend.native_library import NUMBERS, TYPES, Library, numbers_of
 from sglite.runtime.backend.native_plan import NativeMetadata
 from sglite.runtime.backend.weights import Activation
 from sglite.runtime.quant.codes import Codes
@@ -36,20 +36,12 @@ _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64,
 class PackedMatrices(ctypes.Structure):
     """Packed matrices [n, outs, ins] as the kernels know them: valid as long as the tensor that they were made of."""
 
-    _fields_ = (
-        ("data", _POINTER), ("count", _LONG), ("outs", _LONG), ("ins", _LONG), ("kind", _INT), ("type", _INT),
-        ("scales", _POINTER), ("zeros", _POINTER), ("group", _LONG),
-    )  # fmt: skip
+    _fields_ = (("data", _POINTER), ("count", _LONG), ("outs", _LONG), ("ins", _LONG), *NUMBERS)
 
     def __init__(self, tensor: Tensor, codes: Codes | None = None) -> None:
-        if codes is None:
-            super().__init__(tensor.data_ptr(), *tensor.shape, TYPES[tensor.dtype], TYPES[tensor.dtype])
-        else:
-            ins = codes.shape[1]
-            super().__init__(
-                tensor.data_ptr(), *tensor.shape[:2], ins, CODES[codes.coding.bits], TYPES[codes.dtype],
-                codes.scales.data_ptr(), _address(codes.zeros), codes.coding.group or ins,
-            )  # fmt: skip
+        count, outs, width = tensor.shape
+        ins = width if codes is None else codes.shape[1]
+        super().__init__(tensor.data_ptr(), count, outs, ins, *numbers_of(tensor, codes))
 
 
 class _States(ctypes.Structure):

@@ -8,26 +8,22 @@ from concurrent.futures import TimeoutError as NotYet
 
 import numpy as np
 import pytest
-import torch
+from recorded_steps import RecordedSteps, running
 
 from sglite.runtime.executor.base import Masks
-from sglite.runtime.executor.choice import Choice
 from sglite.runtime.executor.pipeline import PipelinedExecutor
-from sglite.runtime.executor.rows import RowState
 from sglite.runtime.executor.stages import Running
-from sglite.runtime.protocol import NewRow, SampleTask, SchedulerOutput, StepOutput
-from sglite.runtime.sample.params import SamplingParams
-from sglite.runtime.sample.penalties import TokenCounts
+from sglite.runtime.protocol import SampleTask, SchedulerOutput, StepOutput
 
 CONSTRAINED = [SampleTask(slot=0, row=0, position=0, num_output=0, constrained=True)]
 PENALISED, BROKEN_BEGIN, BROKEN_CHOICE, BROKEN_RESULT = 20, 13, 14, 15
 
 
-class Recorder:
+class Recorder(RecordedSteps):
     """A worker that writes down what is done, and whose results wait for leave to come."""
 
     def __init__(self) -> None:
-        self.seen: list[str] = []
+        super().__init__()
         self.masks: dict[int, Masks | None] = {}
         self.leave = {step: threading.Event() for step in range(30)}
 
@@ -35,11 +31,7 @@ class Recorder:
         self.seen.append(f"begin {step.step_id}")
         if step.step_id == BROKEN_BEGIN:
             raise ValueError("no memory")
-        new = NewRow(slot=0, request_id="r", sampling=SamplingParams(), seed=0)
-        counts = TokenCounts([1], []) if step.step_id == PENALISED else None
-        none = torch.empty(0, dtype=torch.int64)
-        choice = Choice([RowState(new, counts)], True, [], None, none, [], None, [], None, [])
-        return Running(step, choice, torch.empty(0))
+        return running(step, counts=step.step_id == PENALISED)
 
     def choose(self, running: Running, masks: Callable[[], Masks | None]) -> None:
         step = running.step.step_id
@@ -56,20 +48,9 @@ class Recorder:
             raise ValueError("no result")
         return StepOutput(step_id=step)
 
-    def execute(self, step: SchedulerOutput, masks: Callable[[], Masks | None]) -> StepOutput:
-        raise AssertionError("steps have parts here")
-
     def allow(self, *steps: int) -> None:
         for step in steps:
             self.leave[step].set()
-
-    def saw(self, what: str) -> bool:
-        """Waits for it."""
-        for _ in range(1000):
-            if what in self.seen:
-                return True
-            threading.Event().wait(0.005)
-        return False
 
 
 @pytest.fixture

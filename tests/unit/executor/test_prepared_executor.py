@@ -10,27 +10,23 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import torch
+from recorded_steps import RecordedSteps, running
 
 from sglite.runtime.executor.base import Masks
-from sglite.runtime.executor.choice import Choice
 from sglite.runtime.executor.prepared import PreparedExecutor
-from sglite.runtime.executor.rows import RowState
 from sglite.runtime.executor.stages import Prepared, Running
-from sglite.runtime.protocol import NewRow, SampleTask, SchedulerOutput, StepOutput
-from sglite.runtime.sample.params import SamplingParams
-from sglite.runtime.sample.penalties import TokenCounts
+from sglite.runtime.protocol import SampleTask, SchedulerOutput, StepOutput
 
 CONSTRAINED = [SampleTask(slot=0, row=0, position=0, num_output=0, constrained=True)]
 COUNTING = range(20, 25)
 BROKEN = {13: "prepare", 14: "launch", 15: "choose", 16: "finish"}
 
 
-class Recorder:
+class Recorder(RecordedSteps):
     """A worker that writes down what is done, and whose forward passes wait for leave to begin and to end."""
 
     def __init__(self) -> None:
-        self.seen: list[str] = []
+        super().__init__()
         self.threads: dict[str, str] = {}
         self.begins = {step: threading.Event() for step in range(30)}
         self.ends = {step: threading.Event() for step in range(30)}
@@ -55,10 +51,7 @@ class Recorder:
         begun()
         self.note("begun", step)
         assert self.ends[step.step_id].wait(10)
-        new = NewRow(slot=0, request_id="r", sampling=SamplingParams(), seed=0)
-        counts = TokenCounts([1], []) if step.step_id in COUNTING else None
-        none = torch.empty(0, dtype=torch.int64)
-        return Running(step, Choice([RowState(new, counts)], True, [], None, none, [], None, [], None, []), none)
+        return running(step, counts=step.step_id in COUNTING)
 
     def choose(self, running: Running, masks: Callable[[], Masks | None]) -> None:
         masks()
@@ -68,21 +61,10 @@ class Recorder:
         self.note("finish", running.step)
         return StepOutput(step_id=running.step.step_id)
 
-    def execute(self, step: SchedulerOutput, masks: Callable[[], Masks | None]) -> StepOutput:
-        raise AssertionError("steps have parts here")
-
     def allow(self, *steps: int) -> None:
         for step in steps:
             self.begins[step].set()
             self.ends[step].set()
-
-    def saw(self, what: str) -> bool:
-        """Waits for it."""
-        for _ in range(1000):
-            if what in self.seen:
-                return True
-            threading.Event().wait(0.005)
-        return False
 
 
 @pytest.fixture
