@@ -5,7 +5,7 @@ OpenAI chat, responses | Ollama | Anthropic  ->  ChatCall  ->  plan  ->  engine 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -56,9 +56,7 @@ class ChatCall:
 
     def about(self, messages: list[dict[str, Any]]) -> ChatCall:
         """The same call with other messages, which are checked."""
-        found = object.__new__(ChatCall)
-        found.__dict__.update(self.__dict__, messages=messages)
-        return found
+        return replace(self, messages=messages)
 
     @property
     def idle_stops(self) -> tuple[str, ...]:
