@@ -30,9 +30,6 @@ from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
 from sglite.runtime.quant.codes import Codes
 
-ON_REQUEST = ("avx512_amx",)
-"""Instruction sets that ``auto`` passes over: their kernels have been checked in imitation, on no processor yet."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -57,7 +54,7 @@ def cpu_backend(num_threads: int | None = None, kernels: str = "auto") -> CPUBac
         logger.warning("computing in plain torch, which is several times slower: this processor has no AVX2")
         return CPUBackend(num_threads)
     if kernels == "auto":
-        kernels = next(level for level in reversed(found) if level not in ON_REQUEST)
+        kernels = found[-1]
     return NativeBackend(num_threads, kernels)
 
 

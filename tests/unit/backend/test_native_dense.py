@@ -20,7 +20,7 @@ from sglite.runtime.protocol import GroupSpec
 
 HIDDEN, HEADS, KV_HEADS, DIM, WIDE = 96, 4, 2, 32, 160
 PAGE = 4
-ROWS = [(0, 9), (13, 1), (30, 2), (5, 1)]
+ROWS = [(0, 9), (13, 1), (30, 2), (5, 1), (3, 40)]
 """Slots before, tokens now."""
 
 

@@ -21,7 +21,7 @@ from sglite.runtime.backend import native_build, native_library
 from sglite.runtime.backend.base import BackendError, BatchLayout
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cpu_native import NativeBackend
-from sglite.runtime.backend.weights import Matrix
+from sglite.runtime.backend.weights import Activation, DenseLayer, DenseStack, Matrix
 from sglite.runtime.protocol import GroupSpec
 
 PLAIN = CPUBackend()
@@ -201,6 +201,40 @@ def test_attention_by_imitated_tiles(imitation: NativeBackend) -> None:
     q = torch.randn(tokens, 6, 64, dtype=torch.bfloat16)
     exact = PLAIN.attention(q.float(), pool, 0, PLAIN.plan(layout), scale=0.125)
     assert_near(imitation.attention(q, pool, 0, imitation.plan(layout), scale=0.125), exact, torch.bfloat16)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("biases", [False, True], ids=["", "biases"])
+def test_activations_behind_imitated_tiles(imitation: NativeBackend, activation: Activation, biases: bool) -> None:
+    """Many rows, whose gates and ups meet before they are written: bit for bit what the parts of a layer give."""
+    layer = DenseLayer(
+        attention_norm=(torch.ones(64, dtype=torch.bfloat16), 1e-6),
+        qkv=(packed(imitation, torch.randn(128, 64, dtype=torch.bfloat16) / 8), None),
+        heads=2,
+        norms=None,
+        layer=0,
+        scale=0.125,
+        window=None,
+        sinks=None,
+        out=(packed(imitation, torch.randn(64, 64, dtype=torch.bfloat16) / 8), None),
+        mlp_norm=(torch.ones(64, dtype=torch.bfloat16), 1e-6),
+        gate_up=(
+            packed(imitation, torch.randn(2 * 80, 64, dtype=torch.bfloat16) / 8),
+            torch.randn(2 * 80, dtype=torch.bfloat16) if biases else None,
+        ),
+        activation=activation,
+        down=(packed(imitation, torch.randn(64, 80, dtype=torch.bfloat16) / 8), None),
+    )
+    group = GroupSpec(name="a", num_kv_heads=1, head_dim=32, v_head_dim=32, dtype="bfloat16")
+    tokens, tables = 70, [[0, 1, 2, 3, 4]]
+    layout = BatchLayout([0, tokens], [0], [tokens], [*range(tokens)], [*range(tokens)], tables, 16)
+    angle = torch.randn(tokens, 1, 16)
+    x = torch.randn(tokens, 64, dtype=torch.bfloat16)
+    found = []
+    for run in (NativeBackend.dense_layers, CPUBackend.dense_layers):
+        pool, meta = imitation.allocate_pool([group], num_pages=8, page_size=16), imitation.plan(layout)
+        found.append(run(imitation, x, DenseStack((layer,)), angle.cos().to(x), angle.sin().to(x), pool, meta))
+    assert torch.equal(*found)
 
 
 BYTES = """

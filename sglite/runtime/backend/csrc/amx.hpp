@@ -7,6 +7,9 @@
 //
 // A thread has shapes for its tiles from the begin of a product to its end, and gives them up then: a thread without
 // costs the kernel nothing to switch. Few rows are not worth it: the weights come no faster.
+//
+// Many rows are arranged first, in strips of up to 32: [inputs / 32][rows of the strip][32], so that a tile of them is
+// one stretch of memory, and go through the weights a stretch of inputs at a time, which then stays in the first cache.
 #pragma once
 
 #include "amx_tiles.hpp"
@@ -15,6 +18,10 @@ namespace {
 
 constexpr int64_t kLeastTileRows = 5;   // from which tiles are faster than vectors
 constexpr int64_t kTileAhead = 2048;    // bytes of a block that are fetched before they are needed
+constexpr int64_t kMostTileRows = 32;   // beyond which they are arranged
+constexpr int64_t kStrip = 2 * kTileLines;
+constexpr int64_t kStretchTiles = 8;    // tiles of a block that stay in the first cache while strips meet them
+constexpr int64_t kPanelRows = 512;     // of strips that do so, at most
 
 template <class T>
 constexpr int64_t kTileInputs = kTileLine / (int64_t)sizeof(T);
@@ -125,10 +132,156 @@ static void tile_products(int64_t rows, const T* x, int64_t x_stride, const T* w
     tile_release();
 }
 
+// Two blocks of weights, or one, and what comes after them, which is fetched little by little.
+struct TileWeights {
+    const char *at, *next;
+    int64_t apart, lines;  // bytes between the blocks; lines of both that come next, fetched with every tile
+    bool two;
+};
+
+// Tiles from `from` up to `to` of a strip of `rows` rows: `sums` [4 tiles] += x w.
+template <bool TwoRows, bool TwoBlocks>
+SG_INLINE void strip_tiles(int64_t rows, const char* x, TileWeights& w, int64_t from, int64_t to, float* sums) {
+    constexpr int64_t bytes = kTileLines * kTileLine, size = kTileLines * kLanes;
+    if (from == 0) {
+        tile_zero<0>();
+        if constexpr (TwoBlocks) tile_zero<1>();
+        if constexpr (TwoRows) tile_zero<2>();
+        if constexpr (TwoRows && TwoBlocks) tile_zero<3>();
+    } else {
+        tile_load<0>(sums, kTileLine);
+        if constexpr (TwoBlocks) tile_load<1>(sums + size, kTileLine);
+        if constexpr (TwoRows) tile_load<2>(sums + 2 * size, kTileLine);
+        if constexpr (TwoRows && TwoBlocks) tile_load<3>(sums + 3 * size, kTileLine);
+    }
+    for (int64_t i = from; i < to; i++) {
+        for (int64_t line = 0; line < w.lines; line++, w.next += kTileLine) {
+            __builtin_prefetch(w.next, 0, 2);
+            __builtin_prefetch(w.next + w.apart, 0, 2);
+        }
+        tile_step<bf16, TwoRows, TwoBlocks>(x + i * rows * kTileLine, kTileLine, w.at + i * bytes, w.apart);
+    }
+    tile_store<0>(sums, kTileLine);
+    if constexpr (TwoBlocks) tile_store<1>(sums + size, kTileLine);
+    if constexpr (TwoRows) tile_store<2>(sums + 2 * size, kTileLine);
+    if constexpr (TwoRows && TwoBlocks) tile_store<3>(sums + 3 * size, kTileLine);
+}
+
+static void any_strip_tiles(int64_t rows, const char* x, TileWeights& w, int64_t from, int64_t to, float* sums) {
+    if (rows > kTileLines)
+        w.two ? strip_tiles<true, true>(rows, x, w, from, to, sums) : strip_tiles<true, false>(rows, x, w, from, to, sums);
+    else
+        w.two ? strip_tiles<false, true>(rows, x, w, from, to, sums)
+              : strip_tiles<false, false>(rows, x, w, from, to, sums);
+}
+
+// Rows in strips, at most kPanelRows, times two blocks or one of `tiles` tiles each: `put(row, first, second)`.
+template <class Put>
+SG_INLINE void strip_blocks(int64_t rows, const char* x, TileWeights w, int64_t tiles, const Put& put) {
+    constexpr int64_t size = kTileLines * kLanes;
+    alignas(64) float sums[kPanelRows / kStrip][4 * size];
+    int64_t shaped = 0;
+    for (int64_t i = 0; i < tiles; i += kStretchTiles) {
+        const int64_t to = least(tiles, i + kStretchTiles);
+        for (int64_t row = 0; row < rows; row += kStrip) {
+            const int64_t count = least(kStrip, rows - row);
+            if (count != shaped) shape_tiles(count);
+            shaped = count;
+            float* found = sums[row / kStrip];
+            any_strip_tiles(count, x + row * tiles * kTileLine, w, i, to, found);
+            for (int64_t r = 0; to == tiles && r < count; r++) {
+                const float* line = found + r / kTileLines * 2 * size + r % kTileLines * kLanes;
+                put(row + r, load<vf>(line), load<vf>(line + size));
+            }
+        }
+    }
+    tile_release();
+}
+
+// The same times `blocks` blocks one behind the other, or each with the one `apart` blocks behind it:
+// `put(row, block, first)`, or `put(row, block, first, second)`.
+template <class Put>
+static void strip_products(int64_t rows, const char* x, const bf16* weights, int64_t blocks, int64_t tiles,
+                           const Put& put) {
+    const int64_t block = tiles * kTileLines * kTileLine, strips = (rows + kStrip - 1) / kStrip;
+    for (int64_t b = 0; b < blocks; b += 2) {
+        const char* at = (const char*)weights + b * block;
+        const int64_t lines = blocks - b >= 4 ? (kTileLines + strips - 1) / strips : 0;
+        const bool two = blocks - b > 1;
+        strip_blocks(rows, x, {at, at + 2 * block, block, lines, two}, tiles, [&](int64_t row, vf first, vf second) {
+            put(row, b, first);
+            if (two) put(row, b + 1, second);
+        });
+    }
+}
+
+template <class Put>
+static void strip_pairs(int64_t rows, const char* x, const bf16* weights, int64_t apart, int64_t blocks, int64_t tiles,
+                        const Put& put) {
+    const int64_t block = tiles * kTileLines * kTileLine, strips = (rows + kStrip - 1) / kStrip;
+    for (int64_t b = 0; b < blocks; b++) {
+        const char* at = (const char*)weights + b * block;
+        const int64_t lines = blocks - b > 1 ? (kTileLines + strips - 1) / strips : 0;
+        strip_blocks(rows, x, {at, at + block, apart * block, lines, true}, tiles,
+                     [&](int64_t row, vf first, vf second) { put(row, b, first, second); });
+    }
+}
+
+// Of whole tiles: `out` [rows, outs] = x [rows, ins] times weights packed, or added to it; 16 lines of x and out, and
+// 32 inputs, are read and written also where there are fewer. `ins_of_block` of what lies in memory. Shapes are those
+// of 32 rows.
+template <bool kAdd, bool TwoRows, bool TwoBlocks>
+SG_INLINE void multiply_block(const bf16* x, int64_t x_stride, const bf16* w, int64_t block, int64_t ins, float* out,
+                              int64_t stride) {
+    const int64_t line = stride * (int64_t)sizeof(float);
+    float* const below = out + kTileLines * stride;
+    if constexpr (kAdd) {
+        tile_load<0>(out, line);
+        if constexpr (TwoBlocks) tile_load<1>(out + kLanes, line);
+        if constexpr (TwoRows) tile_load<2>(below, line);
+        if constexpr (TwoRows && TwoBlocks) tile_load<3>(below + kLanes, line);
+    } else {
+        tile_zero<0>();
+        if constexpr (TwoBlocks) tile_zero<1>();
+        if constexpr (TwoRows) tile_zero<2>();
+        if constexpr (TwoRows && TwoBlocks) tile_zero<3>();
+    }
+    for (int64_t i = 0; i < ins; i += kTileInputs<bf16>)
+        tile_step<bf16, TwoRows, TwoBlocks>(x + i, x_stride * (int64_t)sizeof(bf16), w + i * kLanes,
+                                            block * (int64_t)sizeof(bf16));
+    tile_store<0>(out, line);
+    if constexpr (TwoBlocks) tile_store<1>(out + kLanes, line);
+    if constexpr (TwoRows) tile_store<2>(below, line);
+    if constexpr (TwoRows && TwoBlocks) tile_store<3>(below + kLanes, line);
+}
+
+template <bool kAdd>
+static void multiply_tiles(const bf16* x, int64_t x_stride, int64_t rows, const bf16* w, int64_t ins_of_block,
+                           int64_t outs, int64_t ins, float* out, int64_t stride) {
+    const int64_t block = ins_of_block * kLanes;
+    for (int64_t o = 0; o < outs; o += 2 * kLanes)
+        for (int64_t r = 0; r < rows; r += kStrip) {
+            const bf16 *from = x + r * x_stride, *at = w + o * ins_of_block;
+            float* to = out + r * stride + o;
+            const bool two_rows = rows - r > kTileLines, two_blocks = outs - o > kLanes;
+            if (two_rows && two_blocks)
+                multiply_block<kAdd, true, true>(from, x_stride, at, block, ins, to, stride);
+            else if (two_rows)
+                multiply_block<kAdd, true, false>(from, x_stride, at, block, ins, to, stride);
+            else if (two_blocks)
+                multiply_block<kAdd, false, true>(from, x_stride, at, block, ins, to, stride);
+            else
+                multiply_block<kAdd, false, false>(from, x_stride, at, block, ins, to, stride);
+        }
+}
+
 #else
 
 template <class T>
 constexpr bool kTiles = false;
+SG_INLINE void shape_tiles(int64_t) {}
+template <bool kAdd, class T>
+SG_INLINE void multiply_tiles(const T*, int64_t, int64_t, const T*, int64_t, int64_t, int64_t, float*, int64_t) {}
 
 #endif
 

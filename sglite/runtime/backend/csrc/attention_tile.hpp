@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr int64_t kSlots = sglite::kTileSlots;
+constexpr int64_t kSlots = kTiles<bf16> ? sglite::kTileSlots : sglite::kTileSlots / 2;  // of a stretch
 constexpr int64_t kFetchRows = 32, kFetchLines = 128;  // lines that are fetched between products of so many rows
 
 // Where a thread keeps the tiles of one piece.
@@ -20,7 +20,7 @@ template <class T>
 struct Tiles {
     T *q, *keys, *values, *shares;  // packed; [slots][dim]; packed; [lanes][slots]
     float *scores, *sums, *added;   // [slots][lanes]; [lanes][v_dim] twice
-    float *most, *total, *corrections;  // [lanes]
+    float *most, *total, *corrections;  // [lanes]; `added` and what sums are multiplied with before: of vectors
     int32_t *low, *high;                // [lanes] slots that each sees
     float *key_scales, *value_scales;   // [slots]
     int64_t lanes;                      // a multiple of 16
@@ -180,55 +180,74 @@ SG_INLINE vu rounded_pairs(vf a, vf b) {
 SG_INLINE vu rounded_pairs(vf a, vf b) { return round_bits(a) | (round_bits(b) << 16); }
 #endif
 
-// Shares of 16 lanes in 32 slots, or 16 of float32, as rows of lanes.
-SG_INLINE void store_shares(const vf* shares, bf16* to) {
+// Shares of 16 lanes in 32 slots, or 16 of float32, as rows of lanes; `share(i)` is what a slot gets.
+template <class Share>
+SG_INLINE void store_shares(const Share& share, bf16* to) {
     vu pairs[kLanes];
-    for (int i = 0; i < kLanes; i++) pairs[i] = rounded_pairs(shares[2 * i], shares[2 * i + 1]);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; i++) {
+        const vf first = share(2 * i);
+        pairs[i] = rounded_pairs(first, share(2 * i + 1));
+    }
     transpose(pairs);
     for (int i = 0; i < kLanes; i++) store(to + i * kSlots, pairs[i]);
 }
 
-SG_INLINE void store_shares(const vf* shares, float* to) {
+template <class Share>
+SG_INLINE void store_shares(const Share& share, float* to) {
     vu rows[kLanes];
-    for (int i = 0; i < kLanes; i++) rows[i] = (vu)shares[i];
+    for (int i = 0; i < kLanes; i++) rows[i] = (vu)share(i);
     transpose(rows);
     for (int i = 0; i < kLanes; i++) store(to + i * kSlots, rows[i]);
 }
 
-// Shares of 16 lanes from `lane` in `count` slots from `first`.
+// Shares of 16 lanes from `lane` in `count` slots from `first`. A lane's sums are multiplied with its correction, which
+// mostly is 1.
 template <class T, bool kScaled>
 static void share(const sglite::Attention& a, Tiles<T>& t, int64_t lane, int64_t first, int64_t count, bool all_seen,
                   Fetch& next) {
     float* scores = t.scores + lane;
     const vi low = load<vi>(t.low + lane), high = load<vi>(t.high + lane);
-    const vf before = load<vf>(t.most + lane);
-    vf top = before;
+    const float scale = kScaled ? 1.0f : a.scale;
+    vf found = splat(kNothing);
     for (int64_t s = 0; s < count; s++) {
-        vf score = load<vf>(scores + s * t.lanes) * splat(kScaled ? t.key_scales[s] : a.scale);
+        vf score = load<vf>(scores + s * t.lanes);
+        if (kScaled) score *= splat(t.key_scales[s]);
         const vi at = vi{} + (int32_t)(first + s);
         if (!all_seen) score = pick((at >= low) & (at < high), score, splat(kNothing));
-        store(scores + s * t.lanes, score);
-        top = larger(score, top);
+        if (kScaled || !all_seen) store(scores + s * t.lanes, score);
+        found = larger(score, found);
     }
+    const vf before = load<vf>(t.most + lane), top = larger(found * scale, before);
     // A lane that has seen nothing yet gets shares of 0.
     const vf base = pick(top == splat(kNothing), vf{}, top), correction = exponential(before - base);
     vf total = load<vf>(t.total + lane) * correction;
     constexpr int64_t kAtOnce = kLanes * (4 / sizeof(T));
     for (int64_t s = 0; s < kSlots; s += kAtOnce) {
-        vf shares[kAtOnce];
-        for (int64_t i = 0; i < kAtOnce; i++) {
-            shares[i] = vf{};
-            if (s + i >= count) continue;
-            Fetch::some(next, 1);
-            shares[i] = exponential(load<vf>(scores + (s + i) * t.lanes) - base);
-            total += shares[i];
-            if (kScaled) shares[i] *= splat(t.value_scales[s + i]);
-        }
-        store_shares(shares, t.shares + lane * kSlots + s);
+        const auto found = [&](int64_t i) {
+            const vf one = exponential_as((const T*)nullptr, load<vf>(scores + (s + i) * t.lanes) * scale - base);
+            total += one;
+            return kScaled ? one * splat(t.value_scales[s + i]) : one;
+        };
+        Fetch::some(next, kAtOnce);
+        T* to = t.shares + lane * kSlots + s;
+        if (s + kAtOnce <= count)
+            store_shares(found, to);
+        else
+            store_shares([&](int64_t i) { return s + i < count ? found(i) : vf{}; }, to);
     }
     store(t.most + lane, top);
     store(t.total + lane, total);
     store(t.corrections + lane, correction);
+}
+
+template <class T>
+SG_INLINE void correct_sums(Tiles<T>& t, int64_t rows, int64_t size) {
+    for (int64_t r = 0; r < rows; r++) {
+        if (t.corrections[r] == 1.0f) continue;
+        const vf correction = splat(t.corrections[r]);
+        for (int64_t d = r * size; d < (r + 1) * size; d += kLanes) store(t.sums + d, load<vf>(t.sums + d) * correction);
+    }
 }
 
 template <class T>
@@ -276,9 +295,18 @@ template <class T, class S>
 static void attend_slots(const sglite::Attention& a, Tiles<T>& t, int64_t rows, int64_t first, int64_t count,
                          const Seen& seen, Fetch& next) {
     const bool all_seen = first >= seen.all_from && first + count <= seen.all_to;
-    panel<T>(count, t.keys, a.dim, t.q, kLanes * a.dim, t.lanes / kLanes, a.dim, {t.scores, t.lanes, nullptr, 0, 0});
+    if constexpr (kTiles<T>)
+        multiply_tiles<false>(t.keys, a.dim, count, t.q, a.dim, t.lanes, a.dim, t.scores, t.lanes);
+    else
+        panel<T>(count, t.keys, a.dim, t.q, kLanes * a.dim, t.lanes / kLanes, a.dim, {t.scores, t.lanes, nullptr, 0, 0});
     for (int64_t lane = 0; lane < t.lanes; lane += kLanes)
         share<T, sizeof(S) == 1>(a, t, lane, first, count, all_seen, next);
+    if constexpr (kTiles<T>) {
+        Fetch::some(next, kSlots * (a.dim + a.v_dim));
+        correct_sums(t, rows, a.v_dim);
+        multiply_tiles<true>(t.shares, kSlots, rows, t.values, kSlots, a.v_dim, count, t.sums, a.v_dim);
+        return;
+    }
     for (int64_t r = 0; r < rows; r += kFetchRows) {
         Fetch::some(next, kFetchLines);
         panel<T>(least(kFetchRows, rows - r), t.shares + r * kSlots, kSlots, t.values, kLanes * kSlots,
@@ -300,6 +328,7 @@ static void attend_tile(const sglite::Attention& a, const sglite::AttentionPiece
             find_slots(a, piece.row, first + i, seen.to, to + i);
     };
     find(seen.from, slots[0]);
+    if constexpr (kTiles<T>) shape_tiles(kStrip);
     for (int64_t s = seen.from; s < seen.to; s += kSlots, now = 1 - now) {
         const int64_t count = least(kSlots, seen.to - s), behind = most(0, least(kSlots, seen.to - s - kSlots));
         find(s + kSlots, slots[1 - now]);
@@ -308,6 +337,7 @@ static void attend_tile(const sglite::Attention& a, const sglite::AttentionPiece
         attend_slots<T, S>(a, t, rows, s, count, seen, next);
         Fetch::some(next, kSlots * (a.dim + a.v_dim));  // what is left
     }
+    if constexpr (kTiles<T>) tile_release();
     end_tile(a, piece, t, rows);
 }
 

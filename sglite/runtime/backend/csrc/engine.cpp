@@ -10,6 +10,8 @@ constexpr int64_t kBlock = 16;
 constexpr int64_t kPieceBytes = 64 << 10;  // of weights that come from memory: some microseconds
 constexpr int64_t kRowBytes = 384 << 10;   // of rows that stay in the cache while they meet a stretch of weights
 constexpr int64_t kRowStep = 96;           // rows that leave none over, whatever is computed at once: 6, 12 or 32
+constexpr int64_t kStripPieceBytes = 256 << 10;  // the same with strips for tiles: the next blocks are fetched meanwhile
+constexpr int64_t kPanelBytes = 1 << 20, kLeastPanel = 192;  // and with fewer rows weights come too slowly
 constexpr int64_t kArrangeNumbers = 8192;  // of x that are worth handing out
 constexpr int64_t kFewRows = 24;           // that a product with codes reads its weights once for
 constexpr int64_t kLine = 64;
@@ -21,29 +23,33 @@ int64_t row_step(int64_t rows, int64_t numbers, int threads) {
     return most(worth, parts(rows, 4 * threads));
 }
 
+int64_t result_blocks(const Product& job) { return job.weight.outs / kBlock / (job.gated ? 2 : 1); }
+
 }  // namespace
 
 void Engine::lay_out(Product& job) {
-    const Cut cut = kernels.cut(job.rows, job.weight.kind);
-    const int64_t blocks = job.weight.outs / kBlock, most_blocks = most<int64_t>(1, blocks / (4 * threads.count()));
-    const int64_t worth = parts(kPieceBytes, kBlock * job.weight.ins * size_of(job.weight.kind));
-    job.block_step = least(parts(worth, cut.blocks), parts(most_blocks, cut.blocks)) * cut.blocks;
-    const int64_t fitting = kRowBytes / (job.weight.ins * size_of(job.weight.kind)) / kRowStep * kRowStep;
-    const int64_t together = most(kRowStep, fitting);
+    const Cut cut = kernels.cut(job.rows, job.weight.ins, job.weight.kind);
+    const int64_t blocks = result_blocks(job), most_blocks = most<int64_t>(1, blocks / (4 * threads.count()));
+    const int64_t row = job.weight.ins * size_of(job.weight.kind);  // bytes
+    const int64_t worth = parts(cut.strip ? kStripPieceBytes : kPieceBytes, kBlock * row);
+    const int64_t side = job.gated ? 1 : cut.blocks;
+    job.block_step = least(parts(worth, cut.blocks), parts(most_blocks, side)) * side;
+    const int64_t together = cut.strip ? least(cut.panel, most(kLeastPanel, kPanelBytes / row / cut.strip * cut.strip))
+                                       : most(kRowStep, kRowBytes / row / kRowStep * kRowStep);
     job.row_step = most<int64_t>(1, least(job.rows, together));
     job.groups = cut.groups;
+    job.strip = cut.strip;
     if (cut.groups == 0) return;
-    const int64_t rows = parts(job.rows, cut.groups);
-    job.row_step = least(cut.groups, parts(together, rows));
+    const int64_t rows = cut.strip ? cut.strip : parts(job.rows, cut.groups);
+    job.row_step = least(cut.groups, cut.strip ? together / rows : parts(together, rows));
     job.step_step = parts(kArrangeNumbers / rows, kBlock) * kBlock;
-    arranged.resize(job.rows * job.weight.ins * cut.number);
-    job.arranged = arranged.data();
+    job.arranged = grown(arranged, job.rows * job.weight.ins * cut.number);
     const int64_t steps = job.weight.ins * size_of(job.weight.kind) / 4;
     threads.run(kernels.arrange, &job, cut.groups * parts(steps, job.step_step));
 }
 
 int64_t Engine::pieces(const Product& job) const {
-    return parts(job.weight.outs / kBlock, job.block_step) * parts(job.groups ? job.groups : job.rows, job.row_step);
+    return parts(result_blocks(job), job.block_step) * parts(job.groups ? job.groups : job.rows, job.row_step);
 }
 
 void Engine::multiply(Product job) {
@@ -52,9 +58,20 @@ void Engine::multiply(Product job) {
     threads.run(kernels.product, &job, pieces(job));
 }
 
+void Engine::multiply_gated(Product job, Gated after) {
+    const bool halves = job.weight.kind == 1 && job.weight.outs == 2 * after.size && after.size % kBlock == 0;
+    if (halves && after.type && kernels.cut(job.rows, job.weight.ins, job.weight.kind).strip) {
+        job.gated = after.activation + 1;
+        job.out = after.out;
+        return multiply(job);
+    }
+    multiply(job);
+    activate(after);
+}
+
 void Engine::find_greatest(Product product, int64_t* ids, float* tops) {
     lay_out(product);
-    const int64_t count = threads.count(), rows = product.rows, each = product.groups ? parts(rows, product.groups) : 1;
+    const int64_t count = threads.count(), rows = product.rows, each = product.strip ? product.strip : product.groups ? parts(rows, product.groups) : 1;
     const int64_t room = product.row_step * each * product.block_step * kBlock;
     std::vector<float> sums(count * room), found(count * rows, -std::numeric_limits<float>::infinity());
     std::vector<int64_t> places(count * rows, std::numeric_limits<int64_t>::max());

@@ -37,6 +37,8 @@ struct Engine {
 
     // Sizes of pieces are set here.
     void multiply(Product job);
+    // And the activation of its result, which is not written where one kernel does both.
+    void multiply_gated(Product job, Gated after);
     // `weight` [outs, ins] of a kind, or scales as float32, from rows one behind the other to packed, in place, or back.
     void arrange(void* weight, int64_t outs, int64_t ins, int32_t kind, bool back);
     // The greatest product of each row and the first place that it has; tops NaN where there is one, ids 0 then.

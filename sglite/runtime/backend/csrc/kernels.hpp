@@ -46,9 +46,11 @@ struct Product {
     int32_t out_type;
     const void* arranged;  // x as the kernels read it, where there are groups
     int64_t groups;        // of rows, 0: x is read as it lies
+    int64_t strip;         // rows of a group but the last, which are arranged for tiles; 0: they are not
     // Of one piece: rows (or groups) and blocks of a product, steps of an arrangement.
     int64_t row_step, block_step, step_step;
     const Inputs* inputs;  // of codes
+    int32_t gated;         // with strips: an activation and 1, the result is half as many outputs; or 0
 };
 
 // How a product wants to be cut.
@@ -56,6 +58,8 @@ struct Cut {
     int64_t groups;  // of rows, which are arranged first; 0: x is read as it lies
     int64_t blocks;  // that are computed side by side
     int64_t number;  // bytes that a number of x takes when it is arranged
+    int64_t strip;   // rows of a group where that is fixed, arranged for tiles; or 0
+    int64_t panel;   // rows of strips that are computed together at most
 };
 
 // The largest number and the first place that it has, in the products of x and a weight: what is left of them.
@@ -79,7 +83,7 @@ struct AttentionPiece {
 
 constexpr int64_t kStateFloats = 16384;  // sums of all heads of a piece that is no tile
 constexpr int64_t kTileLanes = 128;      // tokens times heads of a group that are computed together
-constexpr int64_t kTileSlots = 64;
+constexpr int64_t kTileSlots = 128;
 
 // Attention of a ragged batch over pages, see Backend.attention. One number type throughout, but for int8 in the pool.
 //
@@ -180,7 +184,7 @@ struct Sample {
 };
 
 struct Kernels {
-    Cut (*cut)(int64_t rows, int32_t kind);
+    Cut (*cut)(int64_t rows, int64_t ins, int32_t kind);
     void (*arrange)(void* job, int64_t piece, int thread);
     void (*product)(void* job, int64_t piece, int thread);
     void (*greatest)(void* job, int64_t piece, int thread);

@@ -1,5 +1,6 @@
 #include "plan.hpp"
 
+#include <algorithm>
 #include <numeric>
 
 #include "shared.hpp"
@@ -85,12 +86,16 @@ struct Cutter {
             return;
         }
         const int64_t at_once = kTileLanes / group, tiles = parts(queries, at_once);
+        const auto before = static_cast<int64_t>(cut.pieces.size());
         // The last queries see most, so they come first.
         for (int64_t query = (tiles - 1) * at_once; query >= 0; query -= at_once) {
             const int64_t tokens = least(at_once, queries - query), to = start + query + tokens;
             add(row, first + query, tokens, from(query), to, stretches(to - from(query), tokens, cut.kv_heads * tiles),
                 1, true);
         }
+        // A KV head's keys and values stay in the cache while all tiles meet them.
+        const auto heads = [](const AttentionPiece& a, const AttentionPiece& b) { return a.kv_head < b.kv_head; };
+        std::stable_sort(cut.pieces.begin() + before, cut.pieces.end(), heads);
     }
 
     void run() {

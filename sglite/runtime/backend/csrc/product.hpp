@@ -13,6 +13,7 @@
 // apart fall on the same lines of the cache.
 #pragma once
 
+#include "activation.hpp"
 #include "amx.hpp"
 #include "kernels.hpp"
 #include "vectors.hpp"
@@ -264,8 +265,10 @@ static void one_group(int64_t rows, const void* x, const T* w, int64_t block, in
         one_group<T, B, R - 1>(rows, x, w, block, ins, to);
 }
 
-// The first row of a group: their sizes differ by one at most.
-SG_INLINE int64_t group_start(const sglite::Product& p, int64_t group) { return group * p.rows / p.groups; }
+// The first row of a group: their sizes differ by one at most, or they are strips and the last one is shorter.
+SG_INLINE int64_t group_start(const sglite::Product& p, int64_t group) {
+    return p.strip ? least(group * p.strip, p.rows) : group * p.rows / p.groups;
+}
 
 // Groups from `first` up to `end` times B blocks.
 template <class T, int B>
@@ -299,23 +302,52 @@ static void arranged_panel(const sglite::Product& p, int64_t first, int64_t end,
     }
 }
 
+// Outputs that a product has a result of its own for.
+SG_INLINE int64_t outs_of(const sglite::Product& p) { return p.gated ? p.weight.outs / 2 : p.weight.outs; }
+
 // What one piece computes: rows (or groups of them) and blocks.
 struct Piece {
     int64_t row, end, block, blocks;
 
     SG_INLINE Piece of(const sglite::Product& p, int64_t number) {
-        const int64_t all = p.weight.outs / kLanes, columns = (all + p.block_step - 1) / p.block_step;
+        const int64_t all = outs_of(p) / kLanes, columns = (all + p.block_step - 1) / p.block_step;
         const int64_t block = number % columns * p.block_step, row = number / columns * p.row_step;
         return {row, least(row + p.row_step, p.groups ? p.groups : p.rows), block, least(p.block_step, all - block)};
     }
 };
+
+// The same of strips, which are arranged for tiles. With an activation a piece's blocks are gates, and as many ups lie
+// behind all gates; both are rounded before they meet, as if they had been written.
+static void strips(const sglite::Product& p, const Piece& piece, const bf16* w, const Written& to) {
+#if defined(SG_TILES) || defined(SG_TILES_IMITATED)
+    const int64_t row = group_start(p, piece.row), tiles = p.weight.ins / kTileInputs<bf16>;
+    const int64_t rows = group_start(p, piece.end) - row;
+    const char* x = (const char*)p.arranged + row * tiles * kTileLine;
+    if (!p.gated)
+        return strip_products(rows, x, w, piece.blocks, tiles,
+                              [&](int64_t r, int64_t b, vf sums) { write_block(sums, to, r, b); });
+    const int64_t apart = p.weight.outs / kLanes / 2;
+    strip_pairs(rows, x, w, apart, piece.blocks, tiles, [&](int64_t r, int64_t b, vf gate, vf up) {
+        if (to.bias) {
+            const bf16* bias = (const bf16*)to.bias + b * kLanes;
+            gate += load_floats(bias), up += load_floats(bias + apart * kLanes);
+        }
+        const vf both = activated(as_written(gate), as_written(up), p.gated - 1);
+        store_floats((bf16*)to.out + r * to.stride + b * kLanes, both);
+    });
+#endif
+}
+
+static void strips(const sglite::Product&, const Piece&, const float*, const Written&) {}
 
 // `to` is at the piece's first row and block.
 template <class T>
 static void compute(const sglite::Product& p, const Piece& piece, const Written& to) {
     const int64_t block = kLanes * p.weight.ins;
     const T* w = (const T*)p.weight.data + piece.block * block;
-    if (p.groups)
+    if (p.strip)
+        strips(p, piece, w, to);
+    else if (p.groups)
         arranged_panel<T>(p, piece.row, piece.end, w, piece.blocks, to);
     else
         panel<T>(piece.end - piece.row, (const T*)p.x + piece.row * p.x_stride, p.x_stride, w, block, piece.blocks,
@@ -325,7 +357,7 @@ static void compute(const sglite::Product& p, const Piece& piece, const Written&
 template <class T>
 static void product_piece(const sglite::Product& p, int64_t number) {
     const Piece piece = Piece::of(p, number);
-    const Written all = {p.out, p.weight.outs, p.bias, p.out_type, p.weight.kind};
+    const Written all = {p.out, outs_of(p), p.bias, p.out_type, p.weight.kind};
     const int64_t row = p.groups ? group_start(p, piece.row) : piece.row;
     compute<T>(p, piece, moved(all, row, piece.block));
 }
@@ -347,6 +379,14 @@ static void arrange_piece(const sglite::Product& p, int64_t number) {
     const int64_t end = least(steps, from + p.step_step);
     const int64_t row = group_start(p, group), rows = group_start(p, group + 1) - row;
     const T* x = (const T*)p.x + row * p.x_stride;
+    if (p.strip) {
+        constexpr int64_t kInTile = kVectorBytes / 4;  // steps
+        for (int64_t i = from; i < end; i += kInTile)
+            for (int64_t r = 0; r < rows; r++)
+                store((char*)p.arranged + (row * steps / kInTile + i / kInTile * rows + r) * kVectorBytes,
+                      load<vu>(x + r * p.x_stride + i * Step<T>::kInputs));
+        return;
+    }
     auto* to = (typename Step<T>::Arranged*)p.arranged + row * steps;
     for (int64_t i = from; i < end; i += kSome)
         for (int64_t r = 0; r < rows; r++)
@@ -363,13 +403,18 @@ static void arrange(void* job, int64_t piece, int) {
 }
 
 template <class T>
-static sglite::Cut cut_of(int64_t rows) {
-    if (kTiles<T> && rows >= kLeastTileRows) return {0, 2, 0};
-    if (rows <= Step<T>::kFewRows || rows > Step<T>::kMostArranged) return {0, Step<T>::kFewBlocks, 0};
+static sglite::Cut cut_of(int64_t rows, int64_t ins) {
+    if (kTiles<T> && rows >= kLeastTileRows) {
+        if (rows <= kMostTileRows || ins % (kVectorBytes / (int64_t)sizeof(T))) return {0, 2, 0, 0, 0};
+        return {(rows + kStrip - 1) / kStrip, 2, sizeof(T), kStrip, kPanelRows};
+    }
+    if (rows <= Step<T>::kFewRows || rows > Step<T>::kMostArranged) return {0, Step<T>::kFewBlocks, 0, 0, 0};
     const int64_t groups = (rows + Step<T>::kGroupRows - 1) / Step<T>::kGroupRows;
-    return {groups, group_blocks<T>(rows, groups), (int64_t)sizeof(typename Step<T>::Arranged) / Step<T>::kInputs};
+    return {groups, group_blocks<T>(rows, groups), (int64_t)sizeof(typename Step<T>::Arranged) / Step<T>::kInputs, 0, 0};
 }
 
-static sglite::Cut cut(int64_t rows, int32_t kind) { return kind ? cut_of<bf16>(rows) : cut_of<float>(rows); }
+static sglite::Cut cut(int64_t rows, int64_t ins, int32_t kind) {
+    return kind ? cut_of<bf16>(rows, ins) : cut_of<float>(rows, ins);
+}
 
 }  // namespace

@@ -60,6 +60,12 @@ struct Rows {
         engine.multiply({x, weight.ins, weight, bias, out, step.tokens, step.type, 0, 0});
     }
 
+    void multiply_gated(const DenseLayer& layer) {
+        const Weight& weight = layer.gate_up;
+        engine.multiply_gated({normed, weight.ins, weight, layer.gate_up_bias, wide, step.tokens, step.type, 0, 0},
+                              {wide, weight.outs, gated, step.tokens, layer.down.ins, layer.activation, step.type, 0});
+    }
+
     void rotate(const DenseLayer& layer) {
         engine.rotate({qkv, layer.qkv.outs, layer.q_norm, layer.k_norm, step.cos, step.sin, q, layer.k, layer.v,
                        layer.k_scales, layer.v_scales, step.slots[layer.framed], step.tokens, layer.heads,
@@ -115,9 +121,7 @@ void dense_layers(Engine& engine, const DenseLayer* layers, int64_t count, const
         rows.attend(layer);
         rows.multiply(rows.seen, layer.out, layer.out_bias, rows.added);
         rows.norm(layer.mlp_norm, layer.mlp_eps, layer.norm_type, false);
-        rows.multiply(rows.normed, layer.gate_up, layer.gate_up_bias, rows.wide);
-        engine.activate({rows.wide, layer.gate_up.outs, rows.gated, step.tokens, layer.down.ins, layer.activation,
-                         step.type, 0});
+        rows.multiply_gated(layer);
         rows.multiply(rows.gated, layer.down, layer.down_bias, rows.added);
     }
     rows.add();

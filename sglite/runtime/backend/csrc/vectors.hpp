@@ -127,6 +127,7 @@ SG_INLINE vh narrow(vf x) { return __builtin_convertvector(round_bits(x), vh); }
 SG_INLINE vf load_floats(const float* p) { return load<vf>(p); }
 SG_INLINE vf load_floats(const bf16* p) { return widen(load<vh>(p)); }
 SG_INLINE vf load_floats(const int8_t* p) { return whole(load<vb>(p)); }
+SG_INLINE vf as_written(vf x) { return (vf)(round_bits(x) << 16); }
 SG_INLINE void store_floats(float* p, vf x) { store(p, x); }
 SG_INLINE void store_floats(bf16* p, vf x) { store(p, narrow(x)); }
 SG_INLINE float one(float x) { return x; }
@@ -199,6 +200,23 @@ SG_INLINE vf exponential(vf x) {
     const vf power = (vf)(((vi)turned << 23) + (vi)splat(1.0f));
     return pick(under, vf{}, exponential_near_0(rest) * power);
 }
+#endif
+
+// e^x for x at most 0 as precisely as a number of a type has it: what becomes bfloat16 to 2^-13 of it.
+SG_INLINE vf exponential_as(const float*, vf x) { return exponential(x); }
+#ifdef __AVX512F__
+SG_INLINE vf exponential_as(const bf16*, vf x) {
+    // The larger number, or the second where one is NaN.
+    const vf power = (vf)_mm512_max_ps((__m512)splat(-200.0f), (__m512)(x * 1.44269504088896341f));
+    const vf whole = nearest(power), rest = power - whole;
+    vf y = splat(5.517166e-2f);
+    y = y * rest + 2.4261114e-1f;
+    y = y * rest + 6.9326099e-1f;
+    y = y * rest + 9.9992807e-1f;
+    return (vf)_mm512_scalef_ps((__m512)y, (__m512)whole);
+}
+#else
+SG_INLINE vf exponential_as(const bf16*, vf x) { return exponential(x); }
 #endif
 
 // acc + the products of pairs of bfloat16: first with first and second with second.
