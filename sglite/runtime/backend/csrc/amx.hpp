@@ -72,9 +72,9 @@ static __attribute__((noinline)) void last_tile_step(int64_t rows, const T* x, i
     tile_step<T, TwoRows, TwoBlocks>(some, kTileLine, weights, sizeof weights[0]);
 }
 
-// Up to 32 rows times one block or two, `block` numbers apart.
+// Up to 32 rows times one block or two, `block` numbers apart, which are fetched ahead where they come from memory.
 template <class T, bool TwoRows, bool TwoBlocks, class Put>
-static void tile_block(int64_t rows, const T* x, int64_t x_stride, const T* w, int64_t block, int64_t ins,
+static void tile_block(int64_t rows, const T* x, int64_t x_stride, const T* w, int64_t block, int64_t ins, bool fetched,
                        int64_t first, const Put& put) {
     constexpr int64_t inputs = kTileInputs<T>, bytes = kTileLines * kTileLine;
     tile_zero<0>();
@@ -86,7 +86,7 @@ static void tile_block(int64_t rows, const T* x, int64_t x_stride, const T* w, i
         const char* at = (const char*)w + i * bytes;
         // Behind the end of the first block comes the second, which is read already.
         const int64_t ahead = kTileAhead + (TwoBlocks && (whole - i) * bytes <= kTileAhead ? apart : 0);
-        for (int64_t line = 0; line < bytes; line += kTileLine) {
+        for (int64_t line = fetched ? 0 : bytes; line < bytes; line += kTileLine) {
             __builtin_prefetch(at + ahead + line, 0, 3);
             if constexpr (TwoBlocks) __builtin_prefetch(at + apart + ahead + line, 0, 3);
         }
@@ -120,13 +120,13 @@ static void tile_products(int64_t rows, const T* x, int64_t x_stride, const T* w
             const T* at = w + b * block;
             const bool two = blocks - b > 1;
             if (count > kTileLines && two)
-                tile_block<T, true, true>(count, from, x_stride, at, block, ins, b, placed);
+                tile_block<T, true, true>(count, from, x_stride, at, block, ins, r == 0, b, placed);
             else if (count > kTileLines)
-                tile_block<T, true, false>(count, from, x_stride, at, block, ins, b, placed);
+                tile_block<T, true, false>(count, from, x_stride, at, block, ins, r == 0, b, placed);
             else if (two)
-                tile_block<T, false, true>(count, from, x_stride, at, block, ins, b, placed);
+                tile_block<T, false, true>(count, from, x_stride, at, block, ins, r == 0, b, placed);
             else
-                tile_block<T, false, false>(count, from, x_stride, at, block, ins, b, placed);
+                tile_block<T, false, false>(count, from, x_stride, at, block, ins, r == 0, b, placed);
         }
     }
     tile_release();
@@ -280,6 +280,8 @@ static void multiply_tiles(const bf16* x, int64_t x_stride, int64_t rows, const 
 template <class T>
 constexpr bool kTiles = false;
 SG_INLINE void shape_tiles(int64_t) {}
+template <class T, class Put>
+SG_INLINE void tile_products(int64_t, const T*, int64_t, const T*, int64_t, int64_t, int64_t, const Put&) {}
 template <bool kAdd, class T>
 SG_INLINE void multiply_tiles(const T*, int64_t, int64_t, const T*, int64_t, int64_t, int64_t, float*, int64_t) {}
 

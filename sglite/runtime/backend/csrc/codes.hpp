@@ -226,6 +226,16 @@ static void whole_product(const sglite::Product& p, int64_t first, int64_t block
     const WholeTile t = {in.codes + row * in.stride, in.stride, in.scales + row * groups, (const int32_t*)in.sums + row * groups,
                          (const char*)p.weight.data + first * block, block, p.weight.scales + first * groups * kLanes,
                          groups, p.weight.group / 4};
+    if constexpr (kTiles<uint8_t>) {
+        if (rows >= kLeastTileRows && groups == 1) {
+            const auto put = [&](int64_t r, int64_t b, vf sums) {
+                const vf whole = __builtin_convertvector((vi)sums - t.x_sums[r], vf);
+                write_block(whole * load_floats(t.scales + b * kLanes) * t.x_scales[r], to, r, b);
+            };
+            return tile_products(rows, (const uint8_t*)t.x, t.x_stride, (const uint8_t*)t.w, block, blocks, p.weight.ins,
+                                 put);
+        }
+    }
     int64_t done = 0;
     // Where weights come from memory they are used for all rows at once, of fewer blocks the more rows there are. Where
     // it is memory alone that takes time, they are read as one stream: several side by side are a quarter slower.

@@ -104,6 +104,15 @@ static void nibble_blocks(int64_t rows, const NibbleTile<T>& t, const Written& t
                 __builtin_prefetch(at + kAhead, 0, 3);
                 unpack_step(load<vu>(at), codes + (b * kUnpacked + i) * kLanes);
             }
+        if constexpr (kTiles<T>) {
+            const bool last = from + count == (g + 1) * t.group;
+            const auto put = [&](int64_t r, int64_t b, vf sums) {
+                const vf scale = load_floats(t.scales + (b * t.groups + g) * kLanes);
+                total[r * B + b] += (last ? less_zeros(sums, t, r, b, g) : sums) * scale;
+            };
+            tile_products(rows, t.x + from, t.x_stride, codes, kUnpacked * kLanes, B, count, put);
+            continue;
+        }
         for (int64_t r = 0; r < rows; r += kWideRows) {
             NibbleTile<T> part = t;
             part.x += r * t.x_stride, part.x_sums += r * t.groups;
@@ -197,7 +206,8 @@ static int64_t nibble_panel(int64_t rows, int64_t blocks, const NibbleTile<T>& t
         NibbleTile<T> part = t;
         part.w += b * t.block, part.scales += b * t.groups * kLanes;
         if (t.zeros) part.zeros += b * t.groups * kLanes;
-        if (!at_once<B>(rows, part, moved(to, 0, b))) nibble_blocks<T, B>(rows, part, moved(to, 0, b));
+        const bool few = rows < kLeastTileRows || !kTiles<T>;
+        if (!few || !at_once<B>(rows, part, moved(to, 0, b))) nibble_blocks<T, B>(rows, part, moved(to, 0, b));
     }
     return b;
 }
@@ -214,7 +224,7 @@ static void nibble_product(const sglite::Product& p, int64_t first, int64_t bloc
 #ifdef __AVX512BF16__
     if (sizeof(T) == 2 && rows == 1) done = nibble_panel<T, 1>(rows, blocks, t, to, 0);  // one stream of memory
 #endif
-    if (rows > 2 && rows <= 8) done = nibble_panel<T, 2>(rows, blocks, t, to, 0);
+    if (rows > 2 && rows <= (kTiles<T> ? kLeastTileRows - 1 : 8)) done = nibble_panel<T, 2>(rows, blocks, t, to, 0);
     done = nibble_panel<T, kWideBlocks>(rows, blocks, t, to, done);
     nibble_panel<T, 1>(rows, blocks, t, to, done);
 }
