@@ -18,7 +18,7 @@ namespace {
 
 constexpr int64_t kLeastTileRows = 5;   // from which tiles are faster than vectors
 constexpr int64_t kTileAhead = 2048;    // bytes of a block that are fetched before they are needed
-constexpr int64_t kMostTileRows = 32;   // beyond which they are arranged
+constexpr int64_t kMostTileRows = 64;   // beyond which they are arranged
 constexpr int64_t kStrip = 2 * kTileLines;
 constexpr int64_t kStretchTiles = 8;    // tiles of a block that stay in the first cache while strips meet them
 constexpr int64_t kPanelRows = 512;     // of strips that do so, at most
