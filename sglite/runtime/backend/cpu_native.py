@@ -23,6 +23,7 @@ from sglite.runtime.backend.experts import ExpertWeights, Matrices, Routing
 from sglite.runtime.backend.native_build import NativeUnavailable
 from sglite.runtime.backend.native_dense import attends, packed_stack, stores
 from sglite.runtime.backend.native_library import LEVELS, TYPES, Library, PackedWeight, supported
+from sglite.runtime.backend.native_memory import bring_first_pages
 from sglite.runtime.backend.native_mixers import ACTIVATIONS, BLOCK, PackedMatrices
 from sglite.runtime.backend.native_plan import NativeMetadata, plan
 from sglite.runtime.backend.weights import Activation, DenseStack, Matrix, QKVNorms
@@ -132,6 +133,7 @@ class NativeBackend(CPUBackend):
         )
         for tensor in (*pool.paged(False), *pool.paged(True)):
             self._library.huge(tensor)
+        bring_first_pages(self._library, pool)
         return pool
 
     def plan(self, layout: BatchLayout) -> NativeMetadata:

@@ -29,6 +29,7 @@ _SIGNATURES = {
     "sg_new": (_POINTER, [_INT, _INT]),
     "sg_free": (None, [_POINTER]),
     "sg_huge": (None, [_POINTER, _LONG]),
+    "sg_bring": (None, [_POINTER, _LONG]),
     "sg_pack": (None, [_POINTER, _POINTER, _LONG, _LONG, _INT, _INT]),
     "sg_product": (None, [_POINTER, _POINTER, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _INT]),
     "sg_greatest": (None, [_POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER]),
@@ -124,6 +125,10 @@ class Library:
     def huge(self, tensor: Tensor) -> None:
         """Ask for huge pages behind a tensor that has not been written to."""
         self._lib.sg_huge(tensor.data_ptr(), tensor.nbytes)
+
+    def bring(self, tensor: Tensor) -> None:
+        """Have the system put memory behind a tensor before it is written to; its numbers stay."""
+        self._lib.sg_bring(tensor.data_ptr(), tensor.nbytes)
 
     def pack(self, weight: Tensor, *, back: bool, bits: int | None = None) -> None:
         """Rearrange a matrix [outs, ins] in place, or undo that. ``bits``: it holds codes."""

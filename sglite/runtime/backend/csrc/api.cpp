@@ -106,6 +106,14 @@ SG_API void sg_huge(void* data, int64_t bytes) {
     if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 }
 
+// Has memory that nothing was written to brought in, whole pages of it; where the system cannot, nothing happens.
+SG_API void sg_bring(void* data, int64_t bytes) {
+    constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE
+    const uintptr_t page = 4096, first = reinterpret_cast<uintptr_t>(data) / page * page;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes + page - 1) / page * page;
+    if (bytes > 0) madvise(reinterpret_cast<void*>(first), end - first, kPopulateWrite);
+}
+
 SG_API void sg_pack(void* engine, void* weight, int64_t outs, int64_t ins, int kind, int back) {
     Turn(engine)->arrange(weight, outs, ins, kind, back != 0);
 }

@@ -1,0 +1,54 @@
+"""The first pages of a pool get memory before they are written to; the others when they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from native_kernels import NATIVE, backend_of
+
+from sglite.runtime.backend.cpu import CPUBackend
+from sglite.runtime.backend.cpu_native import NativeBackend
+from sglite.runtime.backend.native_library import Library
+from sglite.runtime.backend.native_memory import MOST_SHARE, bring_first_pages
+from sglite.runtime.cache.pool import KVPool
+from sglite.runtime.protocol import GroupSpec
+
+
+def pool_of(num_pages: int) -> KVPool:
+    group = GroupSpec(name="a", num_kv_heads=4, head_dim=128, v_head_dim=128, dtype="bfloat16", num_layers=4)
+    return CPUBackend().allocate_pool([group], num_pages=num_pages, page_size=16)
+
+
+def resident() -> int:
+    """Bytes of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.fixture
+def library() -> Library:
+    if not NATIVE:
+        pytest.skip("there are no native kernels here")
+    backend = backend_of(NATIVE[0])
+    assert isinstance(backend, NativeBackend)
+    return backend._library
+
+
+def test_an_eighth_is_brought_in_and_stays_zero(library: Library) -> None:
+    pool = pool_of(4096)  # 512 MiB
+    before = resident()
+    thread = bring_first_pages(library, pool)
+    assert thread is not None
+    thread.join(60)
+    assert not thread.is_alive()
+    grown = resident() - before
+    assert 0.9 * pool.num_bytes / MOST_SHARE < grown < 1.3 * pool.num_bytes / MOST_SHARE
+    first = pool.num_slots // MOST_SHARE - 16
+    for tensor in pool.paged(False):
+        tensor[:first].zero_()
+    assert resident() - before < grown + (8 << 20)  # which brought in nothing more
+    assert not any(tensor[:first].any() for tensor in pool.paged(False))
+
+
+def test_small_pools_are_left_alone(library: Library) -> None:
+    assert bring_first_pages(library, pool_of(64)) is None
