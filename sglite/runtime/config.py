@@ -7,6 +7,7 @@ value is final and knows its origin: default, argument, model or hardware. Nothi
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -53,6 +54,9 @@ class EngineArgs:
     attention_backend: Literal["auto", "triton", "flashinfer"] = "auto"
     """Whose attention kernels a GPU runs: sglite's own in ``triton``, or ``flashinfer``'s; ``auto``: the quicker ones,
     by a measurement at the start, where FlashInfer is installed and serves the model."""
+    cascade_attention: str = "auto"
+    """Steps in which a GPU reads pages that rows share once for all of them: those that save so many slots of a layer's
+    cache, such as ``"8192"``; ``off``: none; ``auto``: those that it makes quicker, by a measurement at the start."""
     disable_cuda_graph: bool = False
     """Launch every kernel of a step by itself."""
     cuda_graph_max_bs: int | None = None
@@ -168,6 +172,9 @@ class EngineArgs:
         if self.attention_backend not in ATTENTION_BACKENDS:
             names = ", ".join(ATTENTION_BACKENDS)
             raise ConfigError(f"attention_backend must be one of {names}, got {self.attention_backend!r}")
+        cascade = self.cascade_attention
+        if not isinstance(cascade, str) or not (cascade in ("auto", "off") or re.fullmatch("[1-9][0-9]{0,8}", cascade)):
+            raise ConfigError(f"cascade_attention must be auto, off or a number of slots as text, got {cascade!r}")
         for name in ("disable_cuda_graph", "enable_deterministic_inference"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")

@@ -74,7 +74,7 @@ def _origins(args: EngineArgs) -> Mapping[str, Origin]:
         found[value] = "model"
     found["dtype"] = "argument" if "dtype" in given else "model"
     found["device"] = "argument" if "device" in given else "hardware"
-    found["kernels"] = "argument" if given & {"cpu_kernels", "attention_backend"} else "hardware"
+    found["kernels"] = "argument" if given & {"cpu_kernels", "attention_backend", "cascade_attention"} else "hardware"
     found["quantization"] = "argument" if args.quantization in WHILE_LOADING else "model"
     found["cache_dtype"] = "argument" if "kv_cache_dtype" in given else "model"
     found["graph_sizes"] = "argument" if given & {"disable_cuda_graph", "cuda_graph_max_bs"} else "hardware"

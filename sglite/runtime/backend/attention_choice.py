@@ -8,7 +8,6 @@ share pages worth it and draft trees stay with sglite's kernels, which read what
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,10 +16,11 @@ import msgspec
 import torch
 
 from sglite.runtime.backend import flashinfer
-from sglite.runtime.backend.base import AttentionMetadata, Backend, BackendError, BatchLayout
+from sglite.runtime.backend.base import Backend, BackendError, BatchLayout
 from sglite.runtime.backend.base import FixedBatch as AnyFixedBatch
 from sglite.runtime.backend.cuda_plan import CUDAMetadata, FixedBatch
 from sglite.runtime.backend.flashinfer import FlashInfer
+from sglite.runtime.backend.timing import Run, Timed, attention_run, least_times
 from sglite.runtime.backend.workload import Workload
 from sglite.runtime.cache.pool import KVPool
 
@@ -29,12 +29,7 @@ ROWS, CONTEXT = 64, 1024
 """Of the step that is timed, at most: a quarter of a gigabyte of keys and values for 8 KV heads of 128."""
 CHUNK = 4096
 """Tokens of the prompt's chunk, at most; it has as many before it."""
-WARM, ROUNDS, REPEATS = 3, 5, 10
-"""Runs that are not timed; times that each is timed, in turns; runs of which one is timed together."""
 
-Run = Callable[[], None]
-Timed = Callable[[Run], float]
-"""Seconds that a run takes."""
 Kind = Literal["decoding", "prompts"]
 
 
@@ -103,11 +98,6 @@ class AttentionChoice:
         self.said = asked
         """The choice, for people."""
 
-    @property
-    def shares(self) -> bool:
-        """Whether steps are attended by kernels that read what rows share once."""
-        return self._flash is None or not self._served.alone
-
     def step(self, meta: CUDAMetadata) -> CUDAMetadata:
         """A planned batch, with who attends it."""
         flash = self._flash
@@ -171,32 +161,9 @@ def compare(triton: Steps, flashinfer: Steps, timed: Timed) -> dict[Kind, Verdic
 def _verdict(ours: Sequence[Part], theirs: Sequence[Part], timed: Timed) -> Verdict:
     sums = [0.0, 0.0]
     for pair in zip(ours, theirs, strict=True):
-        for part in pair:
-            for _ in range(WARM):
-                part.run()
-        rounds = [[timed(part.run) for part in pair] for _ in range(ROUNDS)]
-        for i, part in enumerate(pair):
-            sums[i] += part.layers * min(times[i] for times in rounds)
+        times = least_times([part.run for part in pair], timed)
+        sums = [total + part.layers * took for total, part, took in zip(sums, pair, times, strict=True)]
     return Verdict(*sums)
-
-
-def elapsed_on(device: torch.device) -> Timed:
-    """A clock for runs on a device."""
-
-    def timed(run: Run) -> float:
-        if device.type != "cuda":
-            started = time.perf_counter()
-            run()
-            return time.perf_counter() - started
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        began.record(torch.cuda.current_stream(device))
-        for _ in range(REPEATS):
-            run()
-        ended.record(torch.cuda.current_stream(device))
-        ended.synchronize()
-        return float(began.elapsed_time(ended)) / 1000 / REPEATS
-
-    return timed
 
 
 def _pools(backend: Backend, workload: Workload) -> list[KVPool]:
@@ -228,25 +195,15 @@ def _decoding_run(backend: Backend, workload: Workload, pool: KVPool) -> Run:
     batch = backend.fixed_batch(len(layout.starts), pool, len(layout.page_tables[0]))
     assert batch is not None
     meta = batch.metas[batch.fill(layout)]
-    run = _attention(backend, workload, pool, meta, len(layout.starts))
+    run = attention_run(backend, workload, pool, 0, meta, len(layout.starts))
     run()
     return backend.capture(run)
 
 
 def _chunk_run(backend: Backend, workload: Workload, pool: KVPool) -> Run:
     layout = _chunk(workload)
-    run = _attention(backend, workload, pool, backend.plan(layout), len(layout.positions))
+    run = attention_run(backend, workload, pool, 0, backend.plan(layout), len(layout.positions))
     run()
-    return run
-
-
-def _attention(backend: Backend, workload: Workload, pool: KVPool, meta: AttentionMetadata, tokens: int) -> Run:
-    group = pool.groups[0]
-    q = torch.randn(tokens, workload.num_heads, group.head_dim, device=backend.device, dtype=workload.dtype)
-
-    def run() -> None:
-        backend.attention(q, pool, 0, meta, scale=group.head_dim**-0.5, window=group.window)
-
     return run
 
 

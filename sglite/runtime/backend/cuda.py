@@ -7,12 +7,14 @@ the CPU, in Python: that is how they are tested where there is no GPU.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from sglite.runtime.backend.attention_choice import AttentionChoice, elapsed_on
+from sglite.runtime.backend import sharing_choice
+from sglite.runtime.backend.attention_choice import AttentionChoice
 from sglite.runtime.backend.base import AttentionMetadata, BackendError, BatchLayout, FixedBatch, Guarantees
 from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.cuda_plan import Planner, own
@@ -33,16 +35,19 @@ from sglite.runtime.backend.kernels import (
 from sglite.runtime.backend.kernels import experts as mixture
 from sglite.runtime.backend.kernels.copies import Copies
 from sglite.runtime.backend.kernels.device import INTERPRETED
+from sglite.runtime.backend.sharing import ESTIMATED, asked_for
+from sglite.runtime.backend.timing import elapsed_on
 from sglite.runtime.backend.weights import Activation, Matrix, QKVNorms
 from sglite.runtime.backend.workload import Workload
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import CopyPages, CopyState, GroupSpec
 
+logger = logging.getLogger(__name__)
 OLDEST = (8, 0)
 """Compute capability: bfloat16 in tensor cores."""
 
 
-def cuda_backend(attention: str = "auto", *, deterministic: bool = False) -> CUDABackend:
+def cuda_backend(attention: str = "auto", *, cascade: str = "auto", deterministic: bool = False) -> CUDABackend:
     """The backend of the current GPU. BackendError: there is none, it is too old, or its kernels are not there."""
     if not INTERPRETED:
         if not torch.cuda.is_available():
@@ -55,37 +60,43 @@ def cuda_backend(attention: str = "auto", *, deterministic: bool = False) -> CUD
                 f"device='cuda': {torch.cuda.get_device_name()} has compute capability {found[0]}.{found[1]}; "
                 f"{OLDEST[0]}.{OLDEST[1]} or newer is needed"
             )
-    return CUDABackend(attention, deterministic=deterministic)
+    return CUDABackend(attention, cascade=cascade, deterministic=deterministic)
 
 
 class CUDABackend(CPUBackend):
     """``Backend`` on a GPU.
 
-    ``attention``: who attends, see ``AttentionChoice``. ``deterministic``: attention adds up a row's slots in an order
-    that does not depend on the batch.
+    ``attention``: who attends, see ``AttentionChoice``. ``cascade``: which steps read once what their rows share, see
+    ``EngineArgs.cascade_attention``. ``deterministic``: attention adds up a row's slots in an order that does not
+    depend on the batch.
     """
 
     name = "cuda"
 
-    def __init__(self, attention: str = "auto", *, deterministic: bool = False) -> None:
+    def __init__(self, attention: str = "auto", *, cascade: str = "auto", deterministic: bool = False) -> None:
         super().__init__()
         self.device = torch.device("cpu") if INTERPRETED else torch.device("cuda", torch.cuda.current_device())
         self.guarantees = Guarantees(
             batch_invariant=False, dtypes=(torch.float32, torch.bfloat16), codings=(8, 4), asynchronous=True
         )
-        self._planner = Planner(self.device, deterministic=deterministic)
+        self._sharing = asked_for(cascade, attention, deterministic=deterministic)
+        self._planner = Planner(self.device, sharing=self._sharing or ESTIMATED, deterministic=deterministic)
         self._choice = AttentionChoice(attention, self.device, deterministic=deterministic)
         self._copied: tuple[KVPool, Copies] | None = None
         self._graph_memory = None if INTERPRETED else torch.cuda.graph_pool_handle()
 
     def describe(self) -> str:
-        kernels = f"attention: {self._choice.said}"
+        kernels = f"attention: {self._choice.said}; {self._planner.sharing}"
         if INTERPRETED:
             return f"Triton kernels in its interpreter, for tests: thousands of times slower than on a GPU; {kernels}"
         return f"{torch.cuda.get_device_name(self.device)}, Triton kernels; {kernels}"
 
     def settle(self, workload: Workload) -> None:
-        self._choice.settle(self, workload, elapsed_on(self.device))
+        timed = elapsed_on(self.device)
+        self._choice.settle(self, workload, timed)
+        if self._sharing is None and self.device.type in sharing_choice.DEVICES:
+            self._planner.sharing = sharing_choice.measured(self, self._planner, workload, timed)
+        logger.info("attention: %s", self._planner.sharing)
 
     # --- memory -----------------------------------------------------------------------------------------------
 
@@ -147,8 +158,7 @@ class CUDABackend(CPUBackend):
 
     def fixed_batch(self, rows: int, pool: KVPool, max_pages: int) -> FixedBatch | None:
         states = [group.name for group in pool.groups if group.kind == "state"]
-        frames, shared = pool.num_frames > 0, rows > 1 and self._choice.shares
-        batch = self._planner.fixed(rows, max_pages, pool.page_size, groups=states, frames=frames, shared=shared)
+        batch = self._planner.fixed(rows, max_pages, pool.page_size, groups=states, frames=pool.num_frames > 0)
         return self._choice.fixed(batch)
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:

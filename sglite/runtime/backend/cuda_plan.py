@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from sglite.runtime.backend import cuda_tiles
 from sglite.runtime.backend.base import AttentionMetadata, BackendError, BatchLayout
 from sglite.runtime.backend.cuda_buffer import Arrays, Places, Stage
 from sglite.runtime.backend.cuda_tiles import FIELDS, HEIGHTS, Rows
+from sglite.runtime.backend.sharing import ESTIMATED, Sharing, never
 from sglite.runtime.cache.pool import KVPool
 
 PART = 128
@@ -148,14 +150,22 @@ class Planner:
     """Makes the metadata of one device's batches.
 
     ``kv_heads``: the fewest KV heads of a layer, which says how far rows must be cut to fill the device; set it when it
-    is known, it is a matter of speed alone. ``deterministic``: a row is cut by its own length alone and shares nothing,
-    so that its numbers are the same in every batch.
+    is known, it is a matter of speed alone. ``sharing``: which steps read once what their rows share; may be set too,
+    a graph's batch goes by the rule there was when it was made. ``deterministic``: a row is cut by its own length alone
+    and shares nothing, so that its numbers are the same in every batch.
     """
 
     def __init__(
-        self, device: torch.device, *, kv_heads: int = 8, processors: int | None = None, deterministic: bool = False
+        self,
+        device: torch.device,
+        *,
+        kv_heads: int = 8,
+        processors: int | None = None,
+        sharing: Sharing = ESTIMATED,
+        deterministic: bool = False,
     ) -> None:
         self.kv_heads = kv_heads
+        self.sharing = never("deterministic") if deterministic else sharing
         self._device = device
         self._deterministic = deterministic
         self._stage = Stage(device)
@@ -166,7 +176,7 @@ class Planner:
 
     def plan(self, layout: BatchLayout) -> CUDAMetadata:
         """See ``Backend.plan``. Does not wait for the device, but for a copy that was started four plans ago."""
-        batch = _batch(layout, share=not self._deterministic)
+        batch = _batch(layout, self.sharing)
         places = Places(batch.arrays)
         room = torch.empty(places.num_bytes, dtype=torch.uint8, device=self._device)
         self._stage.send(batch.arrays, places, room)
@@ -180,11 +190,10 @@ class Planner:
         *,
         groups: Sequence[str] = (),
         frames: bool = False,
-        shared: bool = False,
     ) -> FixedBatch:
         """Room for batches of up to ``rows`` rows of one token and ``max_pages`` pages each, with a state slot in each
-        of ``groups``, with frames where the pool has them; ``shared``: what rows share is read once, which costs every
-        layer a launch, whether rows share or not."""
+        of ``groups``, with frames where the pool has them, and for what rows share where steps of so many ever read it
+        once."""
         layout = BatchLayout(
             query_starts=range(rows + 1),
             starts=[max_pages * page_size - 1] * rows,
@@ -197,13 +206,13 @@ class Planner:
             frame_mapping=[-1] * rows if frames else None,
             frame_tables=[[0] * max_pages] * rows if frames else None,
         )
-        batch = _batch(layout, share=False)
-        if shared and not self._deterministic:
+        batch = _batch(layout, never("room for the most there can be"))
+        if rows > 1 and self.sharing.ever(rows):
             batch.share(np.zeros((max(1, rows // 2), FIELDS), np.int32), np.zeros((rows, 2), np.int32))
         places = Places(batch.arrays)
         room = torch.empty(places.num_bytes, dtype=torch.uint8, device=self._device)
         meta = self._meta(batch, places.views(room, batch.arrays), page_size)
-        return FixedBatch(meta, self._stage, batch.arrays, places, room)
+        return FixedBatch(meta, self._stage, batch.arrays, places, room, self.sharing)
 
     def _meta(self, batch: _Batch, sent: Mapping[str, Tensor], page_size: int) -> CUDAMetadata:
         counts, longest = batch.rows.counts, int(batch.rows.seq_lens.max(initial=0))
@@ -251,12 +260,15 @@ class Planner:
 class FixedBatch:
     """A decode step's integers at fixed addresses; made by ``Planner.fixed``."""
 
-    def __init__(self, meta: CUDAMetadata, stage: Stage, arrays: Arrays, places: Places, room: Tensor) -> None:
+    def __init__(
+        self, meta: CUDAMetadata, stage: Stage, arrays: Arrays, places: Places, room: Tensor, sharing: Sharing
+    ) -> None:
         self.meta = meta
         """What a captured graph reads; it is all padding until ``fill`` is called."""
         self.slots_read = 0
         """``CUDAMetadata.slots_read`` of the rows that were filled in last."""
         self._stage, self._arrays, self._places, self._room = stage, arrays, places, room
+        self._sharing = sharing
         self._rows: tuple[Rows, Rows | None]
         self.fill(_nothing(meta))
 
@@ -273,7 +285,7 @@ class FixedBatch:
     def fill(self, layout: BatchLayout) -> int:
         """Write a step's rows in place, in the order of the current stream; returns which of ``metas`` is theirs.
         BackendError: they do not fit."""
-        batch = _batch(layout, share=self.meta.shared is not None)
+        batch = _batch(layout, self._sharing, self.meta.num_rows)
         self._check(layout, batch)
         self.slots_read, self._rows = batch.slots_read, (batch.rows, batch.framed)
         arrays = batch.arrays
@@ -312,7 +324,8 @@ class _Batch:
         self.arrays = {"shared": tiles, "members": members, **self.arrays}
 
 
-def _batch(layout: BatchLayout, *, share: bool) -> _Batch:
+def _batch(layout: BatchLayout, sharing: Sharing, size: int | None = None) -> _Batch:
+    """``size``: rows of the graph that runs it, padding included."""
     rows = cuda_tiles.rows_of(layout)
     cut = cuda_tiles.cut(rows)
     counts = rows.counts
@@ -332,7 +345,12 @@ def _batch(layout: BatchLayout, *, share: bool) -> _Batch:
     if trees := cuda_tiles.branches(rows, layout.parents):
         arrays |= {"drafts": trees.drafts, "ancestors": trees.ancestors, "depths": trees.depths}
     batch = _Batch(rows, arrays, tuple(slots), stateless, framed)
-    if share and 1 in cut and (shared := cuda_tiles.share(rows, cut[1])):
+    singles = size or len(cut.get(1, ()))
+    if (
+        1 in cut
+        and sharing.ever(singles)
+        and (shared := cuda_tiles.share(rows, cut[1], partial(sharing.pays, singles)))
+    ):
         batch.share(shared.tiles, shared.members)
         batch.slots_read = int((shared.tiles[:, 3].astype(np.int64) + 1).sum())
     batch.slots_read += sum(map(cuda_tiles.slots_read, cut.values()))

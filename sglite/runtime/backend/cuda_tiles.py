@@ -7,7 +7,7 @@ tiles of another kind: queries of several rows over the pages that they begin wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,9 +22,6 @@ Ints = npt.NDArray[np.int64]
 
 HEIGHTS = (1, 16, 128)
 """Queries of a tile. A row has tiles of the first height that holds all its queries, or of the last."""
-SHARED_SAVING = 8192
-"""Slots that a launch of its own must save to be worth it: (rows - 1) * shared slots. An estimate, to be measured on a
-device: what is saved, 4 KiB a slot with 8 KV heads of 128, takes as long to read as a launch and a larger merge."""
 FIELDS = 5
 """Numbers of a tile: row, first query, queries, the slot of the first query, the first slot that is read.
 
@@ -119,13 +116,12 @@ def slots_read(tiles: npt.NDArray[np.int32]) -> int:
     return int((tiles[:, 3] + tiles[:, 2] - tiles[:, 4]).sum(dtype=np.int64))
 
 
-def share(rows: Rows, single: npt.NDArray[np.int32]) -> Shared | None:
-    """Tiles over what rows of ``single`` queries begin with in common, where that pays; the first slot that each of
-    ``single`` reads by itself is written into it."""
-    groups = [
-        (group, pages) for group, pages in _prefixes(rows, single) if _saving(group, pages, rows) >= SHARED_SAVING
-    ]
-    if not groups:
+def share(rows: Rows, single: npt.NDArray[np.int32], pays: Callable[[int], bool]) -> Shared | None:
+    """Tiles over what rows of ``single`` queries begin with in common, where saving so many slots in all ``pays``; the
+    first slot that each of ``single`` reads by itself is written into it."""
+    groups = _prefixes(rows, single)
+    saved = sum((len(group) - 1) * pages for group, pages in groups) * rows.page_size
+    if not groups or not pays(saved):
         return None
     tiles: list[tuple[int, ...]] = []
     members: list[Ints] = []
@@ -140,15 +136,11 @@ def share(rows: Rows, single: npt.NDArray[np.int32]) -> Shared | None:
     return Shared(np.array(tiles, dtype=np.int32), np.concatenate(members).astype(np.int32))
 
 
-def _saving(group: Ints, pages: int, rows: Rows) -> int:
-    return (len(group) - 1) * pages * rows.page_size
-
-
-def _prefixes(rows: Rows, single: npt.NDArray[np.int32]) -> Iterator[tuple[Ints, int]]:
+def _prefixes(rows: Rows, single: npt.NDArray[np.int32]) -> list[tuple[Ints, int]]:
     """Groups of at least two of ``single`` and how many whole pages they share, so that most slots are saved."""
     whole = (single[:, 3].astype(np.int64) + 1) // rows.page_size  # pages all of whose slots the query sees
     first = rows.page_starts[single[:, 0]]
-    yield from _best(np.flatnonzero(whole > 0), 0, whole, first, rows.pages)[1]
+    return _best(np.flatnonzero(whole > 0), 0, whole, first, rows.pages)[1]
 
 
 def _best(

@@ -16,6 +16,7 @@ def backend_for(
     num_threads: int | None = None,
     cpu_kernels: str = "auto",
     attention: str = "auto",
+    cascade: str = "auto",
     deterministic: bool = False,
 ) -> Backend:
     """``auto``: an NVIDIA GPU where there is one and Triton is installed, else the CPU.
@@ -27,10 +28,9 @@ def backend_for(
     if device == "auto":
         device = "cuda" if triton and torch.cuda.is_available() else "cpu"
     if device == "cpu":
-        if attention != "auto":
-            raise BackendError(
-                f"attention_backend={attention!r} is for GPUs and this engine runs on the cpu; leave it out"
-            )
+        for name, value in (("attention_backend", attention), ("cascade_attention", cascade)):
+            if value != "auto":
+                raise BackendError(f"{name}={value!r} is for GPUs and this engine runs on the cpu; leave it out")
         if deterministic:
             raise BackendError(
                 "enable_deterministic_inference=True is for GPUs and this engine runs on cpu, where greedy output in "
@@ -41,4 +41,4 @@ def backend_for(
         raise BackendError("device='cuda': Triton is not installed; pip install 'sglite[cuda]', or use cpu")
     from sglite.runtime.backend.cuda import cuda_backend  # needs triton
 
-    return cuda_backend(attention, deterministic=deterministic)
+    return cuda_backend(attention, cascade=cascade, deterministic=deterministic)

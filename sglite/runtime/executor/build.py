@@ -58,6 +58,7 @@ def build(args: EngineArgs, folder: Path) -> Built:
             num_threads=args.num_threads,
             cpu_kernels=args.cpu_kernels,
             attention=args.attention_backend,
+            cascade=args.cascade_attention,
             deterministic=args.enable_deterministic_inference,
         )
     except BackendError as error:

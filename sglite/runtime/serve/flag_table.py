@@ -62,6 +62,10 @@ HELP: dict[str, tuple[str, str]] = {
     "ep_size": ("device", "expert parallelism: 1 so far"),
     "cpu_kernels": ("device", "what computes on the CPU; torch: without native kernels, several times slower"),
     "attention_backend": ("device", "whose attention kernels a GPU runs: triton, flashinfer; auto: the quicker ones"),
+    "cascade_attention": (
+        "device",
+        "steps in which a GPU reads pages that rows share once: slots that it must save, or off; auto: as measured",
+    ),
     "disable_cuda_graph": ("device", "launch every kernel of a GPU's step by itself"),
     "cuda_graph_max_bs": ("device", "rows of the largest decoding step that is captured; default: all that may run"),
     "enable_deterministic_inference": ("device", "attention on a GPU adds up in an order that no batch changes"),
@@ -135,6 +139,7 @@ AT_LOAD: dict[str, str] = {
     "grammar_backend": "hardware",
     "cpu_kernels": "hardware",
     "attention_backend": "hardware",
+    "cascade_attention": "hardware",
     "cuda_graph_max_bs": "hardware",
     "max_running_requests": "hardware",
     "max_prefill_tokens": "hardware",

@@ -14,10 +14,10 @@ from cuda_batches import PLAIN, Row, close, layout_of, moved, pool_of
 from cuda_device import DEVICE
 from torch import Tensor
 
-from sglite.runtime.backend import cuda_tiles
 from sglite.runtime.backend.base import BackendError, BatchLayout
 from sglite.runtime.backend.cuda_plan import CUDAMetadata, Planner
 from sglite.runtime.backend.kernels.attention import attend
+from sglite.runtime.backend.sharing import Sharing, never
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
 
@@ -31,6 +31,7 @@ BATCHES: dict[str, list[Row]] = {
 Heads = tuple[int, int, int, int]
 """KV heads, heads a KV head, numbers of keys and of values."""
 PLAINLY: Heads = (1, 2, 32, 32)
+ALWAYS = Sharing(((1, 1),), "test")
 UNCUT = Planner(DEVICE, processors=1)
 """One program for all slots of a tile."""
 
@@ -132,11 +133,10 @@ SHARING = [Row(start, shared=8) for start in (127, 130, 131, 140)]
 SHARING += [Row(70), Row(150, shared=3), Row(130, 3, shared=8), Row(0, 18)]
 
 
-def test_shared_pages_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_pages_change_nothing() -> None:
     """Rows that share are among others, which do not; a layer with a window reads every row by itself."""
-    monkeypatch.setattr(cuda_tiles, "SHARED_SAVING", 1)
     layout = layout_of(SHARING, 16)
-    meta = Planner(DEVICE, processors=8).plan(layout)
+    meta = Planner(DEVICE, processors=8, sharing=ALWAYS).plan(layout)
     assert meta.shared is not None and meta.slots_read == sum(layout.seq_lens) - 3 * 8 * 16
     check(layout, meta, (2, 2, 32, 32))
     check(layout, meta, (1, 5, 16, 24), torch.bfloat16, stored=torch.int8, sinks=True)
@@ -169,9 +169,9 @@ def test_slots_without_a_frame_are_not_seen() -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_graphs_batch_gives_the_same_and_zeros_behind_it(monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
-    monkeypatch.setattr(cuda_tiles, "SHARED_SAVING", 1)
-    fixed, heads = Planner(DEVICE, processors=50).fixed(6, 16, 16, shared=shared), (1, 2, 32, 32)
+def test_a_graphs_batch_gives_the_same_and_zeros_behind_it(shared: bool) -> None:
+    sharing = ALWAYS if shared else never("test")
+    fixed, heads = Planner(DEVICE, processors=50, sharing=sharing).fixed(6, 16, 16), (1, 2, 32, 32)
     for rows in ([Row(130 + i, shared=8) for i in range(3)] + [Row(200), Row(0)], [Row(33)]):
         layout = layout_of(rows, 16)
         kind = fixed.fill(layout)

@@ -12,12 +12,13 @@ from cuda_batches import Row, layout_of
 from cuda_device import DEVICE
 from flashinfer_standin import Log, stand_in
 
-from sglite.runtime.backend import attention_choice, cuda, flashinfer
-from sglite.runtime.backend.attention_choice import Part, compare, elapsed_on
+from sglite.runtime.backend import cuda, flashinfer, timing
+from sglite.runtime.backend.attention_choice import Part, compare
 from sglite.runtime.backend.base import BackendError
 from sglite.runtime.backend.cuda import CUDABackend
 from sglite.runtime.backend.cuda_plan import own
 from sglite.runtime.backend.select import backend_for
+from sglite.runtime.backend.timing import elapsed_on
 from sglite.runtime.backend.workload import Workload
 from sglite.runtime.protocol import GroupSpec
 
@@ -64,7 +65,7 @@ def clocks(monkeypatch: pytest.MonkeyPatch, log: Log, seconds: dict[tuple[bool, 
         assert len(log.plans) == planned, "a plan is timed"
         theirs = len(log.runs) > before
         timed.turns.append(theirs)
-        return seconds[theirs, "prompts" if timed.turns.count(theirs) > attention_choice.ROUNDS else "decoding"]
+        return seconds[theirs, "prompts" if timed.turns.count(theirs) > timing.ROUNDS else "decoding"]
 
     timed.turns = []  # type: ignore[attr-defined]
     monkeypatch.setattr(cuda, "elapsed_on", lambda device: timed)
@@ -240,7 +241,7 @@ def test_a_package_that_cannot_be_imported_is_told_of(monkeypatch: pytest.Monkey
         CUDABackend("flashinfer")
     backend = CUDABackend("auto")
     backend.settle(workload())
-    assert attends(backend) == [False] * 4 and backend.describe().endswith(message)
+    assert attends(backend) == [False] * 4 and f"since {message};" in backend.describe()
 
 
 def test_kernels_that_do_not_start_are_told_of(monkeypatch: pytest.MonkeyPatch, log: Log, caplog: Any) -> None:

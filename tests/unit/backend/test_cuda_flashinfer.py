@@ -217,7 +217,7 @@ def test_a_graphs_buffers_stay_where_they_are() -> None:
 
 
 def test_shared_pages_are_left_to_the_graph_that_reads_them_once(flash: FlashInfer) -> None:
-    batch = flash.fixed(Planner(DEVICE).fixed(8, 300, 16, shared=True))
+    batch = flash.fixed(Planner(DEVICE).fixed(8, 300, 16))
     assert [own(meta).other is None for meta in batch.metas] == [False, True]
     assert batch.fill(layout_of([Row(4100, shared=256)] * 4, 16)) == 1
     assert batch.fill(layout_of([Row(70)] * 3, 16)) == 0

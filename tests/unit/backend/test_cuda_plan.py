@@ -16,7 +16,9 @@ from torch import Tensor
 from sglite.runtime.backend import cpu_plan, cuda_tiles
 from sglite.runtime.backend.base import AttentionMetadata, BackendError, BatchLayout
 from sglite.runtime.backend.cuda_plan import CUDAMetadata, Planner, own
+from sglite.runtime.backend.sharing import ESTIMATED, Sharing, never
 
+ALWAYS = Sharing(((1, 1),), "test")
 ROWS = [Row(9), Row(0, 20), Row(300), Row(5, 3, [-1, -1, 1]), Row(17, 130), Row(3, 16), Row(40, 2, [-1])]
 
 
@@ -95,9 +97,9 @@ def test_drafts_see_their_ancestors(rows: list[Row], window: int | None) -> None
             assert (seen == plain[r].visible(row.end, window)[j]).all()
 
 
-def shared_of(layout: BatchLayout) -> tuple[list[list[int]], list[list[int]], int]:
+def shared_of(layout: BatchLayout, sharing: Sharing = ESTIMATED) -> tuple[list[list[int]], list[list[int]], int]:
     """Tiles over shared pages, own tiles of single queries, slots that are read."""
-    meta = Planner(DEVICE).plan(layout)
+    meta = Planner(DEVICE, sharing=sharing).plan(layout)
     shared = [] if meta.shared is None else host(meta.shared.tiles.tiles)
     return shared, host(meta.tiles[0].tiles), meta.slots_read
 
@@ -117,6 +119,26 @@ def test_little_that_is_shared_is_left_alone() -> None:
     assert shared_of(layout_of([Row(4100, shared=256)], 16))[0] == []
 
 
+def test_a_step_shares_by_what_all_of_it_saves() -> None:
+    """Two pairs of rows, neither of which saves enough for itself."""
+    layout = layout_of([Row(4600, shared=280)] * 2 + [Row(9)], 16)
+    other = layout_of([Row(4600, shared=280)] * 2, 16, seed=1)
+    first = 1 + max(page for table in layout.page_tables for page in table)
+    tables = [*layout.page_tables, *([page + first for page in table] for table in other.page_tables)]
+    rows = [Row(4600)] * 2 + [Row(9)] + [Row(4600)] * 2
+    both = replace(layout_of(rows, 16), page_tables=tables)
+    assert shared_of(layout)[0] == []
+    shared, tiles, read = shared_of(both)
+    assert [tile[2:4] for tile in shared] == [[2, 4479]] * 2 and [tile[4] for tile in tiles] == [
+        4480,
+        4480,
+        0,
+        4480,
+        4480,
+    ]
+    assert read == sum(both.seq_lens) - 2 * 4480
+
+
 @pytest.mark.parametrize("deep", [2, 6])
 def test_most_slots_are_saved_when_some_rows_share_more(deep: int) -> None:
     """8 rows begin with the same 128 pages, ``deep`` of them with 512 that are the same."""
@@ -127,11 +149,10 @@ def test_most_slots_are_saved_when_some_rows_share_more(deep: int) -> None:
     assert [tile[4] for tile in tiles] == ([2048] * 8 if deep == 2 else [8192] * 6 + [0] * 2)
 
 
-def test_only_whole_pages_that_every_query_sees_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_whole_pages_that_every_query_sees_are_shared() -> None:
     """Rows may lie in the same pages altogether; the query's own slot ends what it sees."""
-    monkeypatch.setattr(cuda_tiles, "SHARED_SAVING", 1)
     layout = layout_of([Row(2, shared=1), Row(5, shared=2), Row(20, shared=2), Row(3, shared=1)], 4)
-    shared, tiles, read = shared_of(layout)
+    shared, tiles, read = shared_of(layout, ALWAYS)
     assert [tile[2:] for tile in shared] == [[3, 3, 0]] and [tile[4] for tile in tiles] == [0, 4, 4, 4]
     assert read == sum(layout.seq_lens) - 2 * 4
 
@@ -217,14 +238,17 @@ def test_a_graphs_batch_is_filled_in_place() -> None:
 
 def test_a_graphs_batch_shares_what_it_has_room_for() -> None:
     layout = layout_of([Row(4100, shared=256)] * 4, 16)
-    batch = Planner(DEVICE).fixed(8, 300, 16, shared=True)
+    batch = Planner(DEVICE).fixed(8, 300, 16)
     assert batch.meta.shared is not None
     assert [meta.shared for meta in batch.metas] == [None, batch.meta.shared]
     assert batch.fill(layout_of([Row(70)] * 3, 16)) == 0
     assert batch.fill(layout) == 1
     assert [tile[2:4] for tile in host(batch.meta.shared.tiles.tiles)] == [[4, 4095]] + [[0, 0]] * 3
     assert batch.slots_read == 4096 + 4 * 5
-    plain = Planner(DEVICE).fixed(8, 300, 16)
+    by_rows = Planner(DEVICE, sharing=Sharing(((4, 1), (8, 10**6)), "test"))
+    assert by_rows.plan(layout).shared is not None
+    assert [by_rows.fixed(rows, 300, 16).fill(layout) for rows in (4, 8)] == [1, 0], "padding is merged too"
+    plain = Planner(DEVICE, sharing=never("test")).fixed(8, 300, 16)
     assert plain.fill(layout) == 0 and len(plain.metas) == 1
     assert plain.meta.shared is None and plain.slots_read == 4 * 4101
 
