@@ -56,7 +56,7 @@ class EngineArgs:
     by a measurement at the start, where FlashInfer is installed and serves the model."""
     cascade_attention: str = "auto"
     """Steps in which a GPU reads pages that rows share once for all of them: those that save so many slots of a layer's
-    cache, such as ``"8192"``; ``off``: none; ``auto``: those that it makes quicker, by a measurement at the start."""
+    cache, such as ``"8192"``; ``never``: none; ``auto``: those that it makes quicker, by a measurement at the start."""
     disable_cuda_graph: bool = False
     """Launch every kernel of a step by itself."""
     cuda_graph_max_bs: int | None = None
@@ -173,8 +173,10 @@ class EngineArgs:
             names = ", ".join(ATTENTION_BACKENDS)
             raise ConfigError(f"attention_backend must be one of {names}, got {self.attention_backend!r}")
         cascade = self.cascade_attention
-        if not isinstance(cascade, str) or not (cascade in ("auto", "off") or re.fullmatch("[1-9][0-9]{0,8}", cascade)):
-            raise ConfigError(f"cascade_attention must be auto, off or a number of slots as text, got {cascade!r}")
+        if not isinstance(cascade, str) or not (
+            cascade in ("auto", "never") or re.fullmatch("[1-9][0-9]{0,8}", cascade)
+        ):
+            raise ConfigError(f"cascade_attention must be auto, never or a number of slots as text, got {cascade!r}")
         for name in ("disable_cuda_graph", "enable_deterministic_inference"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")

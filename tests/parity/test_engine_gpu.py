@@ -12,6 +12,7 @@ from engine_matrix import GREEDY, PROMPTS, check, constrained, rest, walk
 from model_families import FAMILIES, Family, random_model
 from tiny_engines import Oracle, some_prompts, tiny_engine
 from tiny_models import make_checkpoint, make_tokenizer
+from torch import Tensor
 
 from sglite import Engine
 from sglite.runtime.backend.kernels.device import INTERPRETED
@@ -63,6 +64,34 @@ def test_a_short_answer_is_that_of_transformers(made: Any, oracles: Any) -> None
         check(engine.generate(input_ids=PROMPTS[:2], sampling_params=params), oracles("dense"), PROMPTS[:2], 4)
         assert engine.config.device == "cuda" and engine.config.graph_sizes == (1, 2)
         rest(engine)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not INTERPRETED, reason="what a graph runs is not called again")
+def test_pages_that_are_read_once_change_nothing(made: Any, oracles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of branches that begin alike, in graphs and without, where a step saves as much as it is to."""
+    from sglite.runtime.backend.cuda import CUDABackend  # needs triton
+
+    seen: list[bool] = []
+    plain = CUDABackend.attention
+
+    def attention(self: CUDABackend, *args: Any, **options: Any) -> Tensor:
+        seen.append(args[3].shared is not None)
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(CUDABackend, "attention", attention)
+    prompts = [[*range(40, 73), 50 + i] for i in range(3)]  # two pages that are the same
+    for cascade, graphs in (("64", True), ("64", False), ("65", True)):
+        with engine_of(
+            made, "dense", cuda_graph_max_bs=4, cascade_attention=cascade, disable_cuda_graph=not graphs
+        ) as engine:
+            assert "cascade_attention" in engine.config.kernels and engine.config.origins["kernels"] == "argument"
+            engine.generate(input_ids=prompts[:1], sampling_params={**GREEDY, "max_new_tokens": 1})
+            seen.clear()
+            results = engine.generate(input_ids=prompts, sampling_params={**GREEDY, "max_new_tokens": 3})
+            check(results, oracles("dense"), prompts, 3)
+            assert any(seen) == (cascade == "64")
+            rest(engine)
 
 
 @every_kind

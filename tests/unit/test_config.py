@@ -102,6 +102,8 @@ def test_layers_with_a_window_have_frames_where_these_are_fewer_than_the_pages(w
         ({"pagesize": 4}, "did you mean page_size?"),
         ({"grammar_backend": "fast"}, "grammar_backend must be one of auto, native, xgrammar, reference, got 'fast'"),
         ({"cpu_kernels": "sse"}, "one of auto, torch, avx2, avx512, avx512_vnni, avx512_bf16, avx512_amx, got 'sse'"),
+        ({"cascade_attention": 8192}, "cascade_attention must be auto, never or a number of slots as text, got 8192"),
+        ({"cascade_attention": "0"}, "cascade_attention must be auto, never or a number of slots as text, got '0'"),
         ({"jump_forward": "no"}, "jump_forward must be True or False, got 'no'"),
         ({"pin_budget": 1.5}, "pin_budget must be between 0 and 1, got 1.5"),
         ({"pin_budget": True}, "pin_budget must be between 0 and 1, got True"),

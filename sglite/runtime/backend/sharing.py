@@ -73,12 +73,12 @@ def asked_for(cascade: str, attention: str, *, deterministic: bool) -> Sharing |
     }
     reason = next((name for name, given in others.items() if given), None)
     if reason is not None:
-        if cascade not in ("auto", "off"):
+        if cascade not in ("auto", "never"):
             raise BackendError(f"cascade_attention={cascade!r}: {reason} shares nothing; leave one of them out")
         return never(reason)
     if cascade == "auto":
         return None
-    return never("cascade_attention='off'") if cascade == "off" else Sharing(((1, int(cascade)),), "cascade_attention")
+    return never("cascade_attention") if cascade == "never" else Sharing(((1, int(cascade)),), "cascade_attention")
 
 
 @dataclass(frozen=True)

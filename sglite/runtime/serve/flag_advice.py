@@ -122,7 +122,7 @@ _INSTEAD: dict[str, str] = {
     "--allow-auto-truncate": "a prompt that is too long is refused; shorten it in the request",
     "--enable-torch-compile": _DEVICE,
     "--compilation-config": _DEVICE,
-    "--disable-cascade-attn": "use --cascade-attention off",
+    "--disable-cascade-attn": "use --cascade-attention never",
     "-O": _DEVICE,
     "--sampling-backend": _DEVICE,
     "--enable-p2p-check": _ONE_MACHINE,

@@ -64,7 +64,7 @@ HELP: dict[str, tuple[str, str]] = {
     "attention_backend": ("device", "whose attention kernels a GPU runs: triton, flashinfer; auto: the quicker ones"),
     "cascade_attention": (
         "device",
-        "steps in which a GPU reads pages that rows share once: slots that it must save, or off; auto: as measured",
+        "steps in which a GPU reads pages that rows share once: slots that it must save, or never; auto: as measured",
     ),
     "disable_cuda_graph": ("device", "launch every kernel of a GPU's step by itself"),
     "cuda_graph_max_bs": ("device", "rows of the largest decoding step that is captured; default: all that may run"),

@@ -24,6 +24,7 @@ def test_without_a_gpu_the_cpu_is_taken() -> None:
     [
         ({"attention": "triton"}, "attention_backend='triton' is for GPUs"),
         ({"attention": "flashinfer"}, "attention_backend='flashinfer' is for GPUs"),
+        ({"cascade": "never"}, "cascade_attention='never' is for GPUs"),
         ({"deterministic": True}, "enable_deterministic_inference=True is for GPUs"),
     ],
 )

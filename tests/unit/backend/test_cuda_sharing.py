@@ -205,10 +205,10 @@ def test_sharing_is_compared_with_whoever_attends(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"cascade": "off"}, "by every row (cascade_attention='off')"),
+        ({"cascade": "never"}, "by every row (cascade_attention)"),
         ({"cascade": "512"}, "once where that saves a step 512 slots (cascade_attention)"),
         ({"deterministic": True}, "by every row (deterministic)"),
-        ({"deterministic": True, "cascade": "off"}, "by every row (deterministic)"),
+        ({"deterministic": True, "cascade": "never"}, "by every row (deterministic)"),
     ],
 )
 def test_what_is_fixed_is_not_measured(monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], said: str) -> None:

@@ -44,6 +44,7 @@ SAMPLES: dict[str, Any] = {
     "chunked_prefill_size": 8, "max_running_requests": 3, "max_queued_requests": 4, "max_prefill_tokens": 5,
     "pin_budget": 0.1, "schedule_policy": "lpm", "random_seed": 9, "grammar_backend": "reference",
     "cpu_kernels": "torch", "grammar_timeout_s": 1.0, "device": "cuda", "attention_backend": "triton",
+    "cascade_attention": "512",
     "cuda_graph_max_bs": 8,
     "load_format": "dummy", "model_path": "m", "tokenizer_path": "t", "chat_template": "c",
     "revision": "r", "download_dir": "d", "show_progress": True,
