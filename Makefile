@@ -63,7 +63,7 @@ test-faults: $(READY)
 # The same tests of kernels run in Triton's interpreter elsewhere. There is PyTorch for CUDA already where this is called.
 test-gpu:
 	$(PYTHON) -m pytest -rs --timeout 600 tests/unit/backend -k cuda
-	$(PYTHON) -m pytest -rs --timeout 600 -m gpu tests
+	$(PYTHON) -m pytest -rs --timeout 600 -m gpu tests/parity/test_engine_gpu.py tests/parity/test_engine_flashinfer.py
 
 # Built before the sanitizer is loaded into everything. It keeps no record of what is still allocated at the end, which
 # of Python and PyTorch is much. Its report is not captured. Threads have a program of their own among the tests.
