@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny_engines import is_idle, settles, some_prompts, tiny_engine
 from tiny_models import make_checkpoint
 
 from sglite.runtime.backend.draws import Draws, Sampled
+from sglite.runtime.config import ConfigError
 from sglite.runtime.engine.generation import EngineError
 
 PROMPTS = some_prompts(3, seed=8)
@@ -33,6 +35,27 @@ def test_decoding_is_captured_and_steps_are_launched_ahead(folder: Path) -> None
     with tiny_engine(folder, cpu_kernels="torch") as engine:
         expected = engine.generate(input_ids=PROMPTS, sampling_params=PARAMS)
     assert [result["output_ids"] for result in results] == [result["output_ids"] for result in expected]
+
+
+@pytest.mark.parametrize(("fails", "takes"), [(False, "4,096"), (True, "more")])
+def test_a_model_that_leaves_no_room_for_a_step_does_not_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fails: bool, takes: str
+) -> None:
+    """Whether the step was tried and took what is free, or more than that."""
+    with staged() as backend:
+        plain, tried = backend.peak_memory, []
+
+        def peak(run: Callable[[], None]) -> int:
+            tried.append(True)
+            if fails:
+                raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+            return plain(run)
+
+        monkeypatch.setattr(backend, "peak_memory", peak)
+        monkeypatch.setattr(backend, "available_memory", lambda: 4096 if tried else 2**40)
+        message = rf"4,096 bytes of the device are free .* a step of 512 tokens takes {takes}; .*max_prefill_tokens"
+        with pytest.raises(ConfigError, match=message):
+            tiny_engine(folder, max_prefill_tokens=512)
 
 
 def test_a_row_that_cannot_be_sampled_ends_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from sglite.runtime.backend.base import Backend, BatchLayout, FixedBatch
 from sglite.runtime.backend.cuda_plan import Planner
-from sglite.runtime.backend.sharing import Point, Sharing, least_saving, never
+from sglite.runtime.backend.sharing import ESTIMATED, Point, Sharing, least_saving, never
 from sglite.runtime.backend.timing import Run, Timed, attention_run, least_times
 from sglite.runtime.backend.workload import Workload
 from sglite.runtime.cache.pool import KVPool
@@ -38,7 +38,8 @@ APART, ONCE = never("timed"), Sharing(((1, 0),), "timed")
 
 @torch.inference_mode()
 def measured(backend: Backend, planner: Planner, workload: Workload, timed: Timed) -> Sharing:
-    """The rule for a model; ``planner`` is that of ``backend``."""
+    """The rule for a model; ``planner`` is that of ``backend``. Without memory for the steps that are timed, the
+    estimate."""
     groups = tuple(group for group in workload.groups if _shares(group))
     if not groups:
         return never("no layer can read them once")
@@ -46,13 +47,15 @@ def measured(backend: Backend, planner: Planner, workload: Workload, timed: Time
     if not steps:
         return never("rows are too few or too short")
     pages = _pages(max(tokens for step in steps for tokens in step.tokens), steps[-1].rows, workload.page_size)
-    one_layer = [msgspec.structs.replace(group, num_layers=1) for group in groups]
-    pool = backend.allocate_pool(one_layer, num_pages=pages, page_size=workload.page_size)
     before = planner.sharing
+    one_layer = [msgspec.structs.replace(group, num_layers=1) for group in groups]
     try:
+        pool = backend.allocate_pool(one_layer, num_pages=pages, page_size=workload.page_size)
         found = tuple(
             (step.rows, least_saving(_points(backend, planner, workload, pool, groups, step, timed))) for step in steps
         )
+    except torch.OutOfMemoryError:
+        return Sharing(ESTIMATED.least, "an estimate: there is no memory to measure")
     finally:
         planner.sharing = before
     return Sharing(found, "measured")

@@ -148,13 +148,16 @@ def _facts(
     )
     tokens = min(step_tokens_of(args, facts), facts.max_context)
     rows = running_of(args, facts) if loaded.config.has_head else 0
-    needed = step_bytes(loaded.model, backend, groups, tokens, rows)
+    try:
+        needed: int | None = step_bytes(loaded.model, backend, groups, tokens, rows)
+    except torch.OutOfMemoryError:
+        needed = None  # more than there is
     available = backend.available_memory()
-    if available is not None and available <= needed:
+    if needed is None or (available is not None and available <= needed):
         raise ConfigError(
             f"{available:,} bytes of the device are free once the model is loaded and a step of {tokens:,} tokens "
-            f"takes {needed:,}; use a smaller or a quantised model, or give less for max_prefill_tokens and "
-            "max_running_requests"
+            f"takes {'more' if needed is None else f'{needed:,}'}; use a smaller or a quantised model, or give less "
+            "for max_prefill_tokens and max_running_requests"
         )
     return replace(facts, free_memory=None if available is None else available - needed)
 

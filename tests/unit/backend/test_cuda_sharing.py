@@ -175,6 +175,18 @@ def test_every_kind_of_layer_counts_by_its_number(monkeypatch: pytest.MonkeyPatc
 
 
 @pretended
+def test_without_memory_to_measure_the_estimate_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 128.00 MiB")
+
+    Pretended(monkeypatch, lambda *_: 0.0)
+    monkeypatch.setattr(CUDABackend, "allocate_pool", full)
+    backend = CUDABackend("triton")
+    backend.settle(workload())
+    assert "saves a step 8192 slots (an estimate: there is no memory to measure)" in backend.describe()
+
+
+@pretended
 def test_sharing_is_compared_with_whoever_attends(monkeypatch: pytest.MonkeyPatch) -> None:
     """FlashInfer, where it decodes: what it is given is not shared, and it is left alone with all of it if asked to."""
     with stand_in() as log:
