@@ -57,8 +57,8 @@ class PagedRunner:
     def step(self, extends: Sequence[Extend]) -> list[Tensor]:
         """Logits of every computed token, a tensor a row, after storing all rows' keys and values."""
         layout = self.layout(extends)
-        positions = torch.tensor(layout.positions)
-        ids = torch.tensor([token for extend in extends for token in extend.tokens])
+        positions = torch.tensor(layout.positions, device=self.backend.device)
+        ids = torch.tensor([token for extend in extends for token in extend.tokens], device=self.backend.device)
         context = ForwardContext(self.backend, self.backend.plan(layout), self.pool)
         logits = self.loaded.model.logits(self.loaded.model.forward(ids, positions, context))
         for extend in extends:

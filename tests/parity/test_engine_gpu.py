@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from engine_matrix import GREEDY, PROMPTS, check, constrained, rest, walk
 from model_families import FAMILIES, Family, random_model
+from never_waits import never_waits
+from paged_runner import Extend, PagedRunner
 from tiny_engines import Oracle, some_prompts, tiny_engine
 from tiny_models import make_checkpoint, make_tokenizer
 from torch import Tensor
 
 from sglite import Engine
+from sglite.runtime.backend.base import Backend
+from sglite.runtime.backend.cpu import CPUBackend
 from sglite.runtime.backend.kernels.device import INTERPRETED
+from sglite.runtime.backend.select import backend_for
+from sglite.runtime.model.loader import load_model
 
 pytest.importorskip("triton")
 REST = pytest.mark.slow if INTERPRETED else pytest.mark.gpu
@@ -29,6 +37,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sinks": ("gpt_oss", {}),
     "recurrent": ("qwen3_next", {}),
 }
+PROMPT = [(7 * i + 3) % 380 for i in range(70)]
 every_kind = pytest.mark.parametrize("kind", [pytest.param(kind, marks=REST) for kind in KINDS])
 
 
@@ -103,6 +112,42 @@ def test_greedy_tokens_and_scores_are_those_of_transformers(made: Any, oracles: 
             whole = {"return_logprob": True, "logprob_start_len": 0}
             check(engine.generate(input_ids=PROMPTS, sampling_params=GREEDY, **whole), oracles(kind))
             rest(engine)
+
+
+@every_kind
+def test_bfloat16_is_as_near_to_float32_as_plain_torch_is(made: Any, kind: str) -> None:
+    """By the median over positions of the divergence from it: a router that hesitates may go the other way in some."""
+    plain = CPUBackend()
+
+    def logprobs(backend: Backend, dtype: str) -> Tensor:
+        """Of prompts in chunks beside rows that decode."""
+        runner = PagedRunner(load_model(made(kind), backend=backend, dtype=dtype), backend, page_size=4)
+        found = runner.step([Extend("a", PROMPT[:40]), Extend("b", PROMPT[:3])])
+        found += runner.step([Extend("a", PROMPT[40:]), Extend("b", [5])])
+        found += runner.step([Extend("c", [9]), Extend("a", [11]), Extend("b", [6, 7])])
+        return torch.cat(found).cpu().double().log_softmax(-1)
+
+    exact = logprobs(plain, "float32")
+    with torch.inference_mode():
+        ours, theirs = (
+            (exact.exp() * (exact - logprobs(backend, "bfloat16"))).sum(-1).median().item()
+            for backend in (backend_for("cuda"), plain)
+        )
+    assert 0 < ours <= 1.5 * theirs and ours < 0.01
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter computes on the host")
+@pytest.mark.parametrize("graphs", [True, False])
+def test_no_step_waits_for_the_device(made: Any, graphs: bool) -> None:
+    """Prompts, decoding, sampling and masks, once all kernels are there: by torch, which refuses what would wait."""
+    with engine_of(made, "dense", disable_cuda_graph=not graphs) as engine:
+        for checked in (False, True):
+            with never_waits() if checked else nullcontext():
+                engine.generate(input_ids=PROMPTS, sampling_params=GREEDY)
+                engine.generate(input_ids=PROMPTS, sampling_params={**GREEDY, "temperature": 0.8, "top_p": 0.9})
+                constrained(engine, 1.0)
+        rest(engine)
 
 
 @every_kind

@@ -106,7 +106,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "num_threads": ("--threads",),
     "max_running_requests": ("--max-num-seqs",),
     "max_prefill_tokens": ("--max-num-batched-tokens",),
-    "mem_fraction_static": ("--gpu-memory-utilization",),
+    "mem_fraction_static": ("--mem-fraction", "--gpu-memory-utilization"),
     "page_size": ("--block-size",),
     "schedule_policy": ("--scheduling-policy",),
     "random_seed": ("--seed",),

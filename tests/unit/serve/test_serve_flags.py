@@ -102,6 +102,7 @@ def test_no_flag_is_both_ours_and_advised_against() -> None:
         ("--threads 2", "num_threads", 2),
         ("--max-num-batched-tokens=2k", "max_prefill_tokens", 2000),
         ("--gpu-memory-utilization .5", "mem_fraction_static", 0.5),
+        ("--mem-fraction .5", "mem_fraction_static", 0.5),
         ("-tp 1", "tp_size", 1),
         ("--admin-api-key x", "admin_key", "x"),
         ('--allowed-origins ["http://a","http://b"]', "cors_origins", ("http://a", "http://b")),
