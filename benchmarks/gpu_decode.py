@@ -389,6 +389,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--peer", action="store_true", help="time transformers too")
     parser.add_argument("--out", type=Path, help="a file for the samples, as JSON")
     given = parser.parse_args(argv)
+    if not INTERPRETED and not torch.cuda.is_available():
+        parser.error("PyTorch sees no GPU; TRITON_INTERPRET=1 goes through it without one")
     name = "Triton's interpreter" if INTERPRETED else torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}, {given.context} tokens of context\n")
     print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")

@@ -26,6 +26,8 @@ from sglite.runtime.cache.pool import KVPool
 PART = 128
 """Slots that a part of a row has at least when it is cut."""
 MOST_PARTS = 32
+MOST_SHARED_PARTS = 8
+"""Of slots that rows share: every part is merged for all of them."""
 TALL = 4
 """Programs that attend a tile of the last height for one KV head, about: the heads that share it."""
 FIXED_PARTS = {1: 16, 16: 4, 128: 1}
@@ -242,7 +244,7 @@ class Planner:
             mapping, starts = sent["frame_mapping"], sent["frame_starts"]
             framed = replace(planned, slot_mapping=mapping, page_starts=starts, rows=batch.framed)
         if "shared" in sent:
-            tiles = Tiles(sent["shared"], HEIGHTS[-1], self._parts(len(sent["shared"]), longest, 1))
+            tiles = Tiles(sent["shared"], HEIGHTS[-1], self._shared_parts(len(sent["members"]), longest))
             shared = SharedTiles(tiles, sent["members"])
         return replace(planned, framed=framed, shared=shared)
 
@@ -255,6 +257,11 @@ class Planner:
         programs = tiles * self.kv_heads * (TALL if height == HEIGHTS[-1] else 1)
         most = FIXED_PARTS[height] if self._deterministic else min(2 * self._processors // programs, MOST_PARTS)
         return max(1, min(most, -(-slots // PART)))
+
+    def _shared_parts(self, members: int, slots: int) -> int:
+        """The same of shared tiles, as if all members were of one group: most tiles of a graph are padding."""
+        programs = self.kv_heads * -(-members * TALL // HEIGHTS[-1])
+        return max(1, min(2 * self._processors // programs, MOST_SHARED_PARTS, -(-slots // PART)))
 
 
 class FixedBatch:

@@ -166,6 +166,16 @@ def test_rows_are_cut_to_fill_the_device_and_alike_in_every_batch_on_request() -
     assert [parts(count, deterministic=True) for count in (1, 4, 40)] == [16] * 3
 
 
+def test_one_group_fills_the_device_in_a_graph_of_any_size() -> None:
+    """Two programs a processor or eight parts, however much of the room for groups is padding."""
+    planner, rule = Planner(DEVICE, kv_heads=8, processors=132), {2: 8, 64: 8, 128: 8, 256: 4}
+    for rows, parts in rule.items():
+        shared = planner.fixed(rows, 600, 16).meta.shared
+        assert shared is not None and shared.tiles.parts == parts
+    eager = planner.plan(layout_of([Row(8200, shared=512)] * 3, 16)).shared
+    assert eager is not None and eager.tiles.parts == 8
+
+
 def test_state_slots_are_of_rows_that_compute() -> None:
     layout = layout_of([Row(3), Row(4, 0), Row(5, 2)], 4)
     meta = Planner(DEVICE).plan(replace(layout, state_slots=[{"a": 4, "b": 1}, {}, {"a": 2}]))
