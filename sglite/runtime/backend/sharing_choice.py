@@ -28,8 +28,8 @@ DEVICES = ("cuda",)
 ROWS = (2, 8, 32, 128)
 """Of the steps that are timed."""
 SAVED = tuple(2**20 << i for i in range(8))
-"""Bytes of a layer's keys and values that sharing saves them. The last takes tens of microseconds to read, the launch
-and the merge a few."""
+"""Bytes of a layer's keys and values that sharing saves each of them. The last takes tens of microseconds to read, the
+launch and the merge a few."""
 OWN = 64
 """Slots that a row has behind the shared ones."""
 
