@@ -189,13 +189,20 @@ def write_model(shape: str, folder: Path, context: int) -> dict[str, Any]:
     return config
 
 
+def release() -> None:
+    """Let go of what an engine that was shut down held on the device; threads of its that end hold it a moment more."""
+    for _ in range(3):
+        gc.collect()
+        time.sleep(0.1)
+
+
 @contextmanager
 def engine_of(folder: Path, batch: int, **options: Any) -> Iterator[Engine]:
     """An engine that holds ``batch`` requests."""
     given: dict[str, Any] = {"device": "cuda", "dtype": "bfloat16", "load_format": "dummy", "show_progress": False}
     if INTERPRETED:
         given["max_total_tokens"] = 4096
-    gc.collect()  # what the engine before this one held on the device
+    release()
     with Engine(str(folder), **given, max_running_requests=batch, cuda_graph_max_bs=batch, **options) as engine:
         yield engine
 
@@ -277,7 +284,7 @@ def peer_step_ms(folder: Path, ids: Sequence[list[int]], steps: int, rounds: int
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     config = AutoConfig.from_pretrained(folder, attn_implementation="sdpa")
-    gc.collect()
+    release()
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(DEVICE).eval()
 
     def run(tokens: int) -> float:
