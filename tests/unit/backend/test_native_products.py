@@ -203,6 +203,25 @@ def test_attention_by_imitated_tiles(imitation: NativeBackend) -> None:
     assert_near(imitation.attention(q, pool, 0, imitation.plan(layout), scale=0.125), exact, torch.bfloat16)
 
 
+@pytest.mark.parametrize("window", [None, 50])
+@pytest.mark.parametrize("page_size", [4, 16])
+def test_attention_of_long_prompts(native: NativeBackend, window: int | None, page_size: int) -> None:
+    """Many tiles of queries, for which keys and values of a row are copied once; beside a row that has few."""
+    group = GroupSpec(name="a", num_kv_heads=2, head_dim=64, v_head_dim=32, dtype="bfloat16")
+    lengths, starts = (200, 310, 9), (0, 37, 100)
+    pages = iter(torch.randperm(800 // page_size).tolist())
+    tables = [[next(pages) for _ in range(-(-(s + n) // page_size))] for s, n in zip(starts, lengths, strict=True)]
+    pool = PLAIN.allocate_pool([group], num_pages=800 // page_size, page_size=page_size)
+    for tensor in (*pool.k, *pool.v):
+        tensor.normal_()
+    tokens, seen = sum(lengths), [s + n for s, n in zip(starts, lengths, strict=True)]
+    layout = BatchLayout([0, 200, 510, tokens], list(starts), seen, [0] * tokens, [-1] * tokens, tables, page_size)
+    q = torch.randn(tokens, 6, 64, dtype=torch.bfloat16)
+    exact = PLAIN.attention(q.float(), pool, 0, PLAIN.plan(layout), scale=0.125, window=window)
+    found = native.attention(q, pool, 0, native.plan(layout), scale=0.125, window=window)
+    assert_near(found, exact, torch.bfloat16)
+
+
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 @pytest.mark.parametrize("biases", [False, True], ids=["", "biases"])
 def test_activations_behind_imitated_tiles(imitation: NativeBackend, activation: Activation, biases: bool) -> None:

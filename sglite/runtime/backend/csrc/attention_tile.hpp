@@ -25,6 +25,7 @@ struct Tiles {
     float *key_scales, *value_scales;   // [slots]
     int64_t lanes;                      // a multiple of 16
 
+    Tiles() = default;
     Tiles(const sglite::Attention& a, char* at) {
         const auto part = [&at](int64_t bytes) {
             char* here = at;
@@ -123,6 +124,12 @@ SG_INLINE void pack_values(const S* a, const S* b, bf16* to) {
 template <class S>
 SG_INLINE void pack_values(const S* a, const S*, float* to) {
     store(to, load_floats(a));
+}
+
+// Where a stretch of `number` lies that was made ready: its keys, and its values behind them.
+template <class T>
+SG_INLINE T* ready_stretch(const sglite::Attention& a, int64_t number) {
+    return (T*)a.ready + number * kSlots * (a.dim + a.v_dim);
 }
 
 // What is fetched while a stretch is computed: keys and values of the next, a few lines at a time, since a core waits
@@ -315,12 +322,46 @@ static void attend_slots(const sglite::Attention& a, Tiles<T>& t, int64_t rows, 
     add_sums(t, rows, a.v_dim);
 }
 
+// One stretch for all tiles of its row's queries.
+static void ready_piece(void* job, int64_t piece, int) {
+    const sglite::Attention& a = *(const sglite::Attention*)job;
+    const sglite::ReadyStretch& stretch = a.stretches[piece];
+    const int64_t first = stretch.number * kSlots, count = least(kSlots, stretch.end - first);
+    int64_t slots[kSlots];
+    for (int64_t i = 0; i < count; i += kLanes) find_slots(a, stretch.row, first + i, stretch.end, slots + i);
+    Tiles<bf16> t;
+    t.keys = ready_stretch<bf16>(a, piece), t.values = t.keys + kSlots * a.dim;
+    Fetch nothing{a, slots, stretch.kv_head, sizeof(bf16), 0, 0, 0};
+    take_slots<bf16, bf16>(a, stretch.kv_head, slots, count, nothing, t);
+}
+
+constexpr auto ready = kTiles<bf16> ? ready_piece : nullptr;
+
+// Some tokens with the heads of one KV head over stretches that are ready.
+template <class T>
+static void attend_ready(const sglite::Attention& a, const sglite::AttentionPiece& piece, Tiles<T>& t, int64_t rows) {
+    const Seen seen = seen_by(t);
+    Fetch nothing{a, nullptr, piece.kv_head, sizeof(T), 0, 0, 0};
+    for (int64_t s = seen.from / kSlots * kSlots; s < seen.to; s += kSlots) {
+        t.keys = ready_stretch<T>(a, piece.ready + s / kSlots), t.values = t.keys + kSlots * a.dim;
+        attend_slots<T, T>(a, t, rows, s, least(kSlots, seen.to - s), seen, nothing);
+    }
+}
+
 // Some tokens with the heads of one KV head. S: what the pool has.
 template <class T, class S>
 static void attend_tile(const sglite::Attention& a, const sglite::AttentionPiece& piece, char* scratch) {
     Tiles<T> t(a, scratch);
     begin_tile(a, piece, t);
     const int64_t rows = piece.tokens * (a.heads / a.kv_heads);
+    if constexpr (kTiles<T> && sizeof(S) == sizeof(T)) {
+        if (a.ready && piece.ready >= 0) {
+            shape_tiles(kStrip);
+            attend_ready(a, piece, t, rows);
+            tile_release();
+            return end_tile(a, piece, t, rows);
+        }
+    }
     const Seen seen = seen_by(t);
     int64_t slots[2][kSlots], now = 0;
     const auto find = [&](int64_t first, int64_t* to) {

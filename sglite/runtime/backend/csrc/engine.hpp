@@ -31,6 +31,7 @@ struct Engine {
     std::vector<char> tiles, arranged;
     ExpertsRoom experts;
     std::vector<LatentPiece> latent_pieces;
+    std::vector<char> ready;   // keys and values for tiles of queries
     std::vector<float> found;  // by pieces of attention, of tokens that have parts
     int64_t slots_read = 0;    // keys that attention has read, of all KV heads of a layer
     std::vector<char> inputs;  // of products with codes

@@ -13,6 +13,6 @@
 #include "sampling.hpp"
 
 extern const sglite::Kernels SG_TABLE;
-const sglite::Kernels SG_TABLE = {cut,        arrange,      product,     greatest, attention, combine, norm, rotate, gated,
+const sglite::Kernels SG_TABLE = {cut,        arrange,      product,     greatest, ready, attention, combine, norm, rotate, gated,
                                   route,      experts_up,   experts_down, experts_mix, each,  latents, conv, delta,  gated_norm,
                                   inputs,     codes,        sample,       kCodeBytes};

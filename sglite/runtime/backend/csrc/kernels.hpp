@@ -79,6 +79,12 @@ struct AttentionPiece {
     int32_t from, to;
     int32_t part;  // of each token's parts
     int32_t tile;  // the tokens together, with one KV head; otherwise each with all of the piece's heads
+    int32_t ready;  // where its row's first stretch lies among those made ready, of that KV head; -1: it does not
+};
+
+// A stretch of a row's slots whose keys and values are copied as tiles read them, for all tiles of its queries.
+struct ReadyStretch {
+    int32_t row, kv_head, number, end;  // of the row's stretches; slots of the row
 };
 
 constexpr int64_t kStateFloats = 16384;  // sums of all heads of a piece that is no tile
@@ -116,6 +122,8 @@ struct Attention {
     int64_t num_pieces, threads;
     char* scratch;  // of the first thread; `scratch_size` bytes each
     int64_t scratch_size;
+    const ReadyStretch* stretches;
+    char* ready;  // keys [kTileSlots, dim] and values packed, stretch after stretch
 };
 
 // y = norm(x + added) * weight over the last dimension; `sum` gets x + added.
@@ -188,6 +196,7 @@ struct Kernels {
     void (*arrange)(void* job, int64_t piece, int thread);
     void (*product)(void* job, int64_t piece, int thread);
     void (*greatest)(void* job, int64_t piece, int thread);
+    void (*ready)(void* job, int64_t piece, int thread);  // null: nothing is gained by it
     void (*attention)(void* job, int64_t piece, int thread);
     void (*combine)(void* job, int64_t piece, int thread);
     void (*norm)(void* job, int64_t piece, int thread);

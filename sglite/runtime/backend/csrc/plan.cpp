@@ -9,6 +9,8 @@ namespace sglite {
 namespace {
 
 constexpr int64_t kLeastStretch = 256;  // slots of a row that are worth a piece of their own
+constexpr int64_t kReadyTiles = 4;        // of a row's queries, for which keys and values are worth a copy
+constexpr int64_t kReadyNumbers = 8 << 20;  // of values at most
 constexpr int64_t kOwnTile = 16;        // lanes from which a row's own slots are computed as tiles
 
 // Of one thread's tiles, see Tiles in attention_tile.hpp, or of a token's queries as floats.
@@ -57,7 +59,7 @@ struct Cutter {
                 cut.pieces.push_back({static_cast<int32_t>(row), static_cast<int32_t>(kv),
                                       static_cast<int32_t>(kv_heads), static_cast<int32_t>(first),
                                       static_cast<int32_t>(tokens), static_cast<int32_t>(at),
-                                      static_cast<int32_t>(end), number, tile});
+                                      static_cast<int32_t>(end), number, tile, -1});
                 cut.slots_read += (end - at) * kv_heads * (tile ? 1 : tokens);
             }
         for (int64_t i = 0; i < tokens; i++) parts_of[cut.order[first + i]] = number;
@@ -96,6 +98,18 @@ struct Cutter {
         // A KV head's keys and values stay in the cache while all tiles meet them.
         const auto heads = [](const AttentionPiece& a, const AttentionPiece& b) { return a.kv_head < b.kv_head; };
         std::stable_sort(cut.pieces.begin() + before, cut.pieces.end(), heads);
+        if (tiles >= kReadyTiles) make_ready(row, before);
+    }
+
+    // Pieces from `before` on read keys and values of their row that are made ready for all of them.
+    void make_ready(int64_t row, int64_t before) {
+        const int64_t count = parts(end(row), kTileSlots), first = static_cast<int64_t>(cut.stretches.size());
+        if ((first + count * cut.kv_heads) * kTileSlots * cut.v_dim > kReadyNumbers) return;
+        for (int32_t kv = 0; kv < cut.kv_heads; kv++)
+            for (int32_t i = 0; i < count; i++)
+                cut.stretches.push_back({static_cast<int32_t>(row), kv, i, static_cast<int32_t>(end(row))});
+        for (auto piece = cut.pieces.begin() + before; piece != cut.pieces.end(); ++piece)
+            piece->ready = static_cast<int32_t>(first + piece->kv_head * count);
     }
 
     void run() {
@@ -134,7 +148,7 @@ const Plan::Cut& Plan::cut(int64_t heads, int64_t kv_heads, int64_t v_dim, int64
     for (const auto& known : cuts)
         if (known.heads == heads && known.kv_heads == kv_heads && known.v_dim == v_dim && known.window == window)
             return known;
-    Cut made{heads, kv_heads, v_dim, window, {}, {}, {}, {}, 0};
+    Cut made{heads, kv_heads, v_dim, window, {}, {}, {}, {}, {}, 0};
     Cutter(*this, made, threads).run();
     cuts.push_back(std::move(made));
     return cuts.back();
@@ -161,6 +175,12 @@ void Engine::attend(Attention job, Plan& plan) {
     job.scratch = tiles.data() + (64 - reinterpret_cast<uintptr_t>(tiles.data()) % 64) % 64;
     job.scratch_size = room;
     slots_read += cut.slots_read;
+    if (kernels.ready && job.type && !job.k_scales && !cut.stretches.empty()) {
+        const int64_t count = static_cast<int64_t>(cut.stretches.size());
+        job.stretches = cut.stretches.data();
+        job.ready = grown(ready, count * kTileSlots * (job.dim + job.v_dim) * size_of(job.type));
+        threads.run(kernels.ready, &job, count);
+    }
     threads.run(kernels.attention, &job, job.num_pieces);
     threads.run(kernels.combine, &job, static_cast<int64_t>(cut.parted.size()));
 }

@@ -12,6 +12,7 @@ struct Plan {
     struct Cut {
         int64_t heads, kv_heads, v_dim, window;
         std::vector<AttentionPiece> pieces;
+        std::vector<ReadyStretch> stretches;
         std::vector<int32_t> order, part_from, parted;
         int64_t slots_read;  // keys that a layer reads, of all its KV heads
     };
