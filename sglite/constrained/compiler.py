@@ -6,6 +6,10 @@ refuses is remembered, because it will say the same again. A compile that passes
 only; its thread cannot be stopped, so it is left to end by itself and a new one takes its place, at most `_MAX_LATE`
 of them at a time. The engine's work is done at low priority. The cache holds at most `cache_entries` results and
 `cache_bytes`, least recently used out first. No lock is held while anything is read, compiled or measured.
+
+With `apart`, specs are read in processes (`apart/`). One that is not done after `_SLOW_S` makes room for another
+worker with a process of its own, so that what is quick does not wait for what is slow; at the deadline the process is
+killed, and the thread is free again.
 """
 
 from __future__ import annotations
@@ -17,11 +21,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from sglite.constrained import closing
+from sglite.constrained.apart.client import CompileProcess, Refusal
 from sglite.constrained.budget import Budget
-from sglite.constrained.engines.base import ENGINES, Engine, Program, load
+from sglite.constrained.engines.base import ENGINES, Engine, Program, StreamEngine, load
 from sglite.constrained.idle import run_idle
 from sglite.constrained.jump_forward import StableTokens
 from sglite.constrained.limits import Limits
+from sglite.constrained.lower import check_size
 from sglite.constrained.matcher import Matcher
 from sglite.constrained.readings import Readings
 from sglite.constrained.report import KeywordReport
@@ -29,6 +35,7 @@ from sglite.constrained.spec import ConstraintRefused, ConstraintSpec
 from sglite.constrained.vocab import Vocabulary
 
 _MAX_LATE = 4
+_SLOW_S = 0.25
 _PAUSE_S = 0.0005  # how long a front end on a worker thread keeps the interpreter to itself
 
 
@@ -70,8 +77,8 @@ class _Job:
         self.future: Future[CompiledConstraint] = Future()
         self.future.set_running_or_notify_cancel()  # shared: one caller cannot cancel it for the others
         self.key = spec.key()
-        self.running = False
-        self.given_up = False
+        self.started: float | None = None  # time.monotonic
+        self.set_aside = False  # its worker does not count any more
 
 
 class ConstraintCompiler:
@@ -79,6 +86,7 @@ class ConstraintCompiler:
 
     `deadline_s` counts from `submit`, waiting included, but not the loading of the engine, which happens at the
     first compile. `engine` is one that is ready, or the name of one: "auto", "native", "xgrammar" or "reference".
+    `apart` is for who serves others: constraints are read in a process, if the engine is the native one.
     """
 
     def __init__(
@@ -91,6 +99,7 @@ class ConstraintCompiler:
         max_schema_bytes: int = 256 * 1024,
         workers: int = 1,
         engine: Engine | str = "auto",
+        apart: bool = False,
     ) -> None:
         if cache_entries < 1 or cache_bytes < 1 or workers < 1 or deadline_s <= 0:
             raise ValueError(
@@ -100,7 +109,11 @@ class ConstraintCompiler:
         if isinstance(engine, str) and engine not in ENGINES:
             raise ValueError(f"the constraint engine {engine!r} is not one of {', '.join(ENGINES)}")
         self.vocab = vocab
-        self._readings = Readings(Limits(max_bytes=max_schema_bytes), vocab.special_ids)
+        self._limits = Limits(max_bytes=max_schema_bytes)
+        self._readings = Readings(self._limits, vocab.special_ids)
+        self._apart = apart
+        self._processes: list[CompileProcess] = []
+        self._restarts = 0  # of processes that are no longer listed
         self._cache_entries = cache_entries
         self._cache_bytes = cache_bytes
         self._deadline_s = deadline_s
@@ -114,16 +127,18 @@ class ConstraintCompiler:
         self._jobs: dict[str, _Job] = {}
         self._queue: deque[_Job] = deque()
         self._threads = 0  # workers alive and not late
-        self._late = 0  # workers still inside a compile whose deadline has passed
+        self._late = 0  # workers inside a compile that was set aside
         self._watching = False
         self._closed = False
         self._counts = {"submitted": 0, "cache_hits": 0, "compiled": 0, "refused": 0, "timeouts": 0}
         self._seconds = 0.0
 
     def counts(self) -> dict[str, float]:
-        """So far: specs submitted, those compiled before, compiled, refused, out of time; seconds spent compiling."""
+        """So far: specs submitted, those compiled before, compiled, refused, out of time; processes that were killed
+        or died; seconds spent compiling."""
         with self._changed:
-            return {**self._counts, "seconds": self._seconds}
+            restarts = self._restarts + sum(process.restarts for process in self._processes)
+            return {**self._counts, "restarts": restarts, "seconds": self._seconds}
 
     def compile(self, spec: ConstraintSpec) -> CompiledConstraint:
         """Compile and wait. Raises ConstraintError, or ConstraintRefused (also when the deadline passes)."""
@@ -163,7 +178,10 @@ class ConstraintCompiler:
             jobs = list(self._jobs.values())
             self._jobs.clear()
             self._queue.clear()
+            processes = list(self._processes)
             self._changed.notify_all()
+        for process in processes:
+            process.close()
         for job in jobs:
             _fail(job, ConstraintRefused("the server is shutting down; the constraint was not compiled"))
 
@@ -178,9 +196,20 @@ class ConstraintCompiler:
             threading.Thread(target=self._watch, name="constraint-deadline", daemon=True).start()
 
     def _work(self) -> None:
+        process = self._new_process() if self._apart else None
+        try:
+            self._work_with(process)
+        finally:
+            if process is not None:
+                process.close()
+                with self._changed:
+                    self._processes.remove(process)
+                    self._restarts += process.restarts
+
+    def _work_with(self, process: CompileProcess | None) -> None:
         while (job := self._next_job()) is not None:
             started = time.monotonic()
-            result = self._run(job)
+            result = self._run(job) if process is None else self._run_apart(job, process)
             sizes = self._sizes(job.key, result) if isinstance(result, CompiledConstraint) else {}
             with self._changed:
                 on_time = self._jobs.get(job.key) is job
@@ -191,14 +220,13 @@ class ConstraintCompiler:
                     if isinstance(result, CompiledConstraint):
                         self._remember(job.key, result, sizes)
                 self._changed.notify_all()
-                if not on_time and not self._rejoin(job):
-                    return
-            if not on_time:
-                continue
-            if isinstance(result, CompiledConstraint):
+                needed = not job.set_aside or self._rejoin()
+            if on_time and isinstance(result, CompiledConstraint):
                 job.future.set_result(result)
-            else:
+            elif on_time and isinstance(result, Exception):
                 job.future.set_exception(result)
+            if not needed:
+                return
 
     def _next_job(self) -> _Job | None:
         with self._changed:
@@ -208,13 +236,11 @@ class ConstraintCompiler:
                 self._threads -= 1
                 return None
             job = self._queue.popleft()
-            job.running = True
+            job.started = time.monotonic()
             return job
 
-    def _rejoin(self, job: _Job) -> bool:
-        """A worker comes back from a compile nobody waits for: whether it is still needed."""
-        if not job.given_up:  # the compiler was closed meanwhile
-            return True
+    def _rejoin(self) -> bool:
+        """A worker comes back from a compile that was set aside: whether it is still needed."""
         self._late -= 1
         if self._threads >= self._workers:
             return False
@@ -230,6 +256,35 @@ class ConstraintCompiler:
             return error
         return CompiledConstraint(job.spec, lowered.report, program, tokens)
 
+    def _run_apart(self, job: _Job, process: CompileProcess) -> CompiledConstraint | Exception:
+        try:
+            known = self._readings.refusal(job.spec)
+            if known is not None:
+                return known
+            check_size(job.spec, self._limits)
+            process.start()  # it gets ready while the engine is loaded
+            engine, tokens = self._ready_engine()
+            if not isinstance(engine, StreamEngine):
+                return self._run(job)
+            assert job.deadline is not None
+            written = process.read(job.spec, job.deadline)
+            program = run_idle(lambda: engine.compile_stream(written.stream, written.checks))
+        except Refusal as refusal:
+            if refusal.lasting:
+                self._readings.refused(job.spec, refusal.error)
+            return refusal.error
+        except Exception as error:
+            return error
+        return CompiledConstraint(job.spec, written.report, program, tokens)
+
+    def _new_process(self) -> CompileProcess:
+        process = CompileProcess(self._limits, self.vocab.special_ids, _PAUSE_S)
+        with self._changed:
+            self._processes.append(process)
+            if self._closed:
+                process.close()
+        return process
+
     def _ready_engine(self) -> tuple[Engine, StableTokens]:
         with self._engine_lock:
             engine = self._engine or load(self._engine_name, self.vocab)
@@ -244,7 +299,7 @@ class ConstraintCompiler:
             return engine, self._tokens
 
     def _watch(self) -> None:
-        """Fail the jobs whose deadline has passed, and put a new worker where one is stuck."""
+        """Fail the jobs whose deadline has passed, and put a new worker where one is stuck or, apart, slow."""
         while True:
             with self._changed:
                 if self._closed or not self._jobs:
@@ -254,19 +309,29 @@ class ConstraintCompiler:
                 late = [job for job in self._jobs.values() if job.deadline is not None and job.deadline <= now]
                 for job in late:
                     self._give_up(job)
+                if self._apart:
+                    for job in self._jobs.values():
+                        if job.started is not None and job.started + _SLOW_S <= now:
+                            self._set_aside(job)
                 if not late:
                     ends = [job.deadline - now for job in self._jobs.values() if job.deadline is not None]
-                    self._changed.wait(min(ends, default=None))
+                    self._changed.wait(min([*ends, _SLOW_S] if self._apart else ends, default=None))
             for job in late:
                 _fail(job, ConstraintRefused(f"compiling took longer than {self._deadline_s:g} s; simplify it"))
 
     def _give_up(self, job: _Job) -> None:
         del self._jobs[job.key]
         self._counts["timeouts"] += 1
-        if not job.running:
+        if job.started is None:
             self._queue.remove(job)
+        else:
+            self._set_aside(job)
+
+    def _set_aside(self, job: _Job) -> None:
+        """The job's worker does not count any more, until it is back."""
+        if job.set_aside:
             return
-        job.given_up = True
+        job.set_aside = True
         self._late += 1
         self._threads -= 1
         if self._queue:

@@ -31,15 +31,20 @@ def lower(
 
     `specials` are the special tokens that a structural tag may be written with, by their text.
     """
-    nbytes = len(spec.value.encode("utf-8", "surrogatepass"))
-    if nbytes > limits.max_bytes:
-        raise ConstraintRefused(f"the {spec.kind} has {nbytes} bytes, at most {limits.max_bytes}; make it smaller")
+    check_size(spec, limits)
     try:
         grammar, report = _read(spec, limits, specials or {}, budget)
         check_satisfiable(grammar)
         return Lowered(report, grammar)
     except RecursionError:
         raise ConstraintRefused(f"the {spec.kind} is nested too deeply; make it flatter") from None
+
+
+def check_size(spec: ConstraintSpec, limits: Limits) -> None:
+    """Raises ConstraintRefused for a text that is too long to be looked at."""
+    nbytes = len(spec.value.encode("utf-8", "surrogatepass"))
+    if nbytes > limits.max_bytes:
+        raise ConstraintRefused(f"the {spec.kind} has {nbytes} bytes, at most {limits.max_bytes}; make it smaller")
 
 
 def _read(

@@ -32,17 +32,30 @@ class Readings:
 
     def read(self, spec: ConstraintSpec, budget: Budget) -> Lowered:
         """The spec as a grammar. Raises ConstraintError or ConstraintRefused."""
+        found = self._find(spec)
+        result = self._read(spec, budget) if found is None else found
+        if found is None and not isinstance(result, OutOfTime):
+            self._remember(spec, result)
+        if isinstance(result, Lowered):
+            return result
+        raise copy.copy(result)  # an exception gathers the way it was raised
+
+    def refusal(self, spec: ConstraintSpec) -> ConstraintError | ConstraintRefused | None:
+        """What a spec was refused with, as far as it is remembered."""
+        found = self._find(spec)
+        return None if found is None or isinstance(found, Lowered) else copy.copy(found)
+
+    def refused(self, spec: ConstraintSpec, error: ConstraintError | ConstraintRefused) -> None:
+        """Remember what somebody else read: that the spec is refused."""
+        self._remember(spec, error)
+
+    def _find(self, spec: ConstraintSpec) -> Lowered | ConstraintError | ConstraintRefused | None:
         key = spec.key()
         with self._lock:
             found = self._known.get(key)
             if found is not None:
                 self._known.move_to_end(key)
-        result = self._read(spec, budget) if found is None else found[1]
-        if found is None and not isinstance(result, OutOfTime):
-            self._remember(key, len(spec.value), result)
-        if isinstance(result, Lowered):
-            return result
-        raise copy.copy(result)  # an exception gathers the way it was raised
+        return None if found is None else found[1]
 
     def _read(self, spec: ConstraintSpec, budget: Budget) -> Lowered | ConstraintError | ConstraintRefused:
         try:
@@ -50,7 +63,8 @@ class Readings:
         except (ConstraintError, ConstraintRefused) as error:
             return error.with_traceback(None)
 
-    def _remember(self, key: str, characters: int, result: Lowered | ConstraintError | ConstraintRefused) -> None:
+    def _remember(self, spec: ConstraintSpec, result: Lowered | ConstraintError | ConstraintRefused) -> None:
+        key, characters = spec.key(), len(spec.value)
         with self._lock:
             if key in self._known:
                 return

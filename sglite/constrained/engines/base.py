@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from sglite.constrained.grammar import Grammar
+import numpy as np
+from numpy.typing import NDArray
+
+from sglite.constrained.grammar import Check, Grammar
 from sglite.constrained.matcher import Matcher, RawMatcher
 from sglite.constrained.spec import ConstraintRefused
 from sglite.constrained.vocab import Vocabulary
@@ -34,6 +37,14 @@ class Engine(Protocol):
     """Compiles a grammar. Called from several threads, with nothing locked."""
 
     def compile(self, grammar: Grammar) -> Program: ...
+
+
+@runtime_checkable
+class StreamEngine(Engine, Protocol):
+    """One that takes a grammar written down (`stream`), too."""
+
+    def compile_stream(self, stream: NDArray[np.int32], checks: tuple[Check, ...]) -> Program:
+        """`compile` of the grammar that was written, whose checks are these."""
 
 
 def load(name: str, vocab: Vocabulary) -> Engine:

@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sglite.constrained.charset import EVERY
-from sglite.constrained.engines.native_build import load
+from sglite.constrained.engines.native_calls import MAX_LEAF_STATES, MAX_LEAF_WORK, MAX_STATES, library, new_program
 from sglite.constrained.engines.stream import serialise
 from sglite.constrained.grammar import Chars, Check, Grammar, JsonString, Repeat
 from sglite.constrained.jump_forward import StableTokens
 from sglite.constrained.matcher import ForcedText
-from sglite.constrained.spec import ConstraintError, ConstraintRefused
+from sglite.constrained.spec import ConstraintError
 from sglite.constrained.token_matcher import Shared, TokenMatcher
 from sglite.constrained.vocab import Vocabulary
 
 _PENDING = -1
 _NONE = -3
-_MAX_LEAF_STATES = 60_000
-_MAX_LEAF_WORK = 40_000_000
-_ERROR_BYTES = 400
 _FORCED_BYTES = 1024
 _COUNTED = 1000  # characters, a limit beyond which the engine counts
 _MAX_ROUNDS = 10_000  # of questions about values, within one call
@@ -41,11 +37,11 @@ class NativeEngine:
 
     name = "native"
 
-    def __init__(self, vocab: Vocabulary, max_states: int = 400_000) -> None:
+    def __init__(self, vocab: Vocabulary, max_states: int = MAX_STATES) -> None:
         self.vocab = vocab
         self.tokens = StableTokens(vocab)
         self._max_states = max_states
-        self._lib = _declare(load())
+        self._lib = library()
         pieces = [vocab.content(i) or b"" for i in range(vocab.size)]
         offsets = np.zeros(vocab.size + 1, dtype=np.int64)
         np.cumsum([len(piece) for piece in pieces], out=offsets[1:])
@@ -56,8 +52,8 @@ class NativeEngine:
             vocab.size,
             eos.ctypes.data,
             len(eos),
-            _MAX_LEAF_STATES,
-            _MAX_LEAF_WORK,
+            MAX_LEAF_STATES,
+            MAX_LEAF_WORK,
         )
 
         self._warm()
@@ -77,13 +73,12 @@ class NativeEngine:
 
     def compile(self, grammar: Grammar) -> NativeProgram:
         """Compile a grammar. ConstraintRefused when it is beyond the engine's limits."""
-        stream = serialise(grammar)
-        error = ctypes.create_string_buffer(_ERROR_BYTES)
-        address, length = stream.buffer_info()
-        handle = self._lib.sg_program_new(self._handle, address, length, self._max_states, error, _ERROR_BYTES)
-        if not handle:
-            raise ConstraintRefused(error.value.decode("utf-8", "replace"))
-        return NativeProgram(self, handle, grammar.checks)
+        return self.compile_stream(np.frombuffer(serialise(grammar), np.int32), grammar.checks)
+
+    def compile_stream(self, stream: NDArray[np.int32], checks: tuple[Check, ...]) -> NativeProgram:
+        """The same for a grammar that has been written down (`serialise`)."""
+        handle = new_program(self._lib, self._handle, stream.ctypes.data, len(stream), self._max_states)
+        return NativeProgram(self, handle, checks)
 
     def __del__(self) -> None:
         if hasattr(self, "_handle"):
@@ -231,36 +226,3 @@ class NativeMatcher:
 
 
 _NOTHING_FORCED = ForcedText(b"", ())
-
-
-def _declare(lib: ctypes.CDLL) -> Any:
-    pointer, int32, int64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-    signatures: dict[str, tuple[Any, list[Any]]] = {
-        "sg_vocab_new": (pointer, [ctypes.c_char_p, pointer, int32, pointer, int32, int64, int64]),
-        "sg_vocab_free": (None, [pointer]),
-        "sg_program_new": (pointer, [pointer, pointer, int64, int64, ctypes.c_char_p, int32]),
-        "sg_program_free": (None, [pointer]),
-        "sg_program_nbytes": (int64, [pointer]),
-        "sg_matcher_new": (pointer, [pointer]),
-        "sg_matcher_fork": (pointer, [pointer]),
-        "sg_matcher_free": (None, [pointer]),
-        "sg_matcher_failure": (ctypes.c_char_p, [pointer]),
-        "sg_matcher_fill": (int32, [pointer, pointer, int64]),
-        "sg_matcher_accept": (int32, [pointer, int32]),
-        "sg_matcher_rollback": (int32, [pointer, int32]),
-        "sg_matcher_flags": (int32, [pointer]),
-        "sg_matcher_forced": (int32, [pointer, pointer, int32, pointer, pointer]),
-        "sg_matcher_shortest": (int64, [pointer, pointer, int64]),
-        "sg_matcher_held": (int32, [pointer]),
-        "sg_matcher_state_key": (int64, [pointer]),
-        "sg_matcher_accepted": (int32, [pointer]),
-        "sg_matcher_text": (int64, [pointer, pointer]),
-        "sg_queries": (int32, [pointer]),
-        "sg_query": (int32, [pointer, int32, pointer, pointer]),
-        "sg_answer": (None, [pointer, int32, int32]),
-    }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(lib, name)
-        function.restype = result
-        function.argtypes = arguments
-    return lib

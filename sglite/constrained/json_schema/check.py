@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from sglite.constrained.budget import Budget
 from sglite.constrained.fsm import matches
 from sglite.constrained.grammar import Check, Node
 from sglite.constrained.json_schema.check_members import MEMBERS
@@ -48,7 +49,7 @@ class Checker:
     """Checks values against places of one schema document, which is not changed meanwhile.
 
     `draft` is the URI of a dialect, for a document that has no `$schema`. `formats` asserts the formats it knows;
-    `patterns` searches a text for a pattern.
+    `patterns` searches a text for a pattern. `budget` is what the rules of its places may take to be made.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Checker:
         formats: Formats | None = None,
         patterns: Patterns | None = None,
         limits: Limits | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self._document = exact(document)
         self._draft = draft
         self._formats = formats
         self._patterns = patterns
         self._limits = limits or Limits()
+        self._budget = budget
         self._lock = threading.RLock()
         self._resources: Resources | None = None
         self._places: dict[tuple[int, str], Place] = {}
@@ -132,6 +135,8 @@ class Checker:
         while self._waiting:
             place = self._waiting.pop()
             try:
+                if self._budget is not None:
+                    self._budget.spend(pointer=place.pointer)
                 place.rules = _Making(self, resources, place).rules()
             except (ConstraintError, ConstraintRefused):
                 self._waiting.append(place)  # whoever asks next is told the same
@@ -168,8 +173,8 @@ class Checker:
         if self._patterns is not None:
             search = self._patterns
             return lambda text: search(pattern, text)
-        inner = search_expr(pattern, self._limits)
-        outer = search_expr(pattern, self._limits, sense="outer")
+        inner = search_expr(pattern, self._limits, budget=self._budget)
+        outer = search_expr(pattern, self._limits, sense="outer", budget=self._budget)
         return lambda text: _searched(inner, outer, text)
 
     def format(self, name: str) -> Callable[[str], bool | None]:

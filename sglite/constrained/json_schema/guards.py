@@ -7,12 +7,10 @@ another document, cannot be asked by its pointer; then the whole text is asked o
 
 from __future__ import annotations
 
-from sglite.constrained.grammar import Check, Guard, Node
-from sglite.constrained.json_schema.check import Checker
+from sglite.constrained.grammar import Guard, Node
+from sglite.constrained.json_schema.asked import Asked, Question, checker_of
 from sglite.constrained.json_schema.document import Document, Negation, Place
 from sglite.constrained.json_schema.normal import Conjunction, Exactly, Literal
-from sglite.constrained.json_schema.strings import StringSet
-from sglite.constrained.json_values import identity, parse
 
 
 class Guards:
@@ -36,38 +34,25 @@ class Guards:
             return node
         return Guard(node, self._numbers.setdefault((self._document.root,), len(self._numbers)))
 
-    def checks(self) -> tuple[Check, ...]:
+    def checks(self) -> tuple[Asked, ...]:
         """What the guards ask, by their numbers."""
         if not self._numbers:
             return ()
-        document = self._document
-        checker = Checker(document.enforced(), formats=_has_format, limits=document.limits)
-        return tuple(_check(checker, terms) for terms in self._numbers)
+        document = self._document.enforced()
+        checker = checker_of(document, self._document.limits)
+        return tuple(Asked(document, _question(terms), checker) for terms in self._numbers)
 
     def _is_local(self, term: Literal) -> bool:
         of = term.of if isinstance(term, Negation) else term
         return not isinstance(of, Place) or self._document.is_lexical(of)
 
 
-def _has_format(name: str, text: str) -> bool | None:
-    known = StringSet.format(name)
-    return None if known is None else known.contains(text)
-
-
-def _check(checker: Checker, terms: Conjunction) -> Check:
-    """The question whether a text satisfies every term."""
-    places = [term.pointer for term in terms if isinstance(term, Place)]
-    opposites = [term.of.pointer for term in terms if isinstance(term, Negation) and isinstance(term.of, Place)]
-    same = [term.key for term in terms if isinstance(term, Exactly)]
-    other = [term.of.key for term in terms if isinstance(term, Negation) and isinstance(term.of, Exactly)]
-    valid = checker.check(places, opposites)
-    if not (same or other):
-        return valid
-
-    def holds(text: str) -> bool:
-        if not valid(text):
-            return False
-        key = identity(parse(text))
-        return all(key == wanted for wanted in same) and all(key != unwanted for unwanted in other)
-
-    return holds
+def _question(terms: Conjunction) -> Question:
+    """Whether a text satisfies every term."""
+    negated = [term.of for term in terms if isinstance(term, Negation)]
+    return Question(
+        places=[term.pointer for term in terms if isinstance(term, Place)],
+        opposites=[term.pointer for term in negated if isinstance(term, Place)],
+        same=[term.value for term in terms if isinstance(term, Exactly)],
+        other=[term.value for term in negated if isinstance(term, Exactly)],
+    )

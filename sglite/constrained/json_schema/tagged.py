@@ -12,7 +12,6 @@ What cannot be said of separate values is refused with its pointer.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +36,7 @@ from sglite.constrained.grammar import (
     seq,
 )
 from sglite.constrained.json_schema.affordable import affordable
+from sglite.constrained.json_schema.asked import Asked
 from sglite.constrained.json_schema.cells import Cell, cells_of, names_told
 from sglite.constrained.json_schema.document import Document
 from sglite.constrained.json_schema.kinds import STRING, TYPES, Kinds
@@ -272,4 +272,5 @@ def _looks_like(kinds: frozenset[str]) -> Node:
 
 def _of_text(check: Check) -> Check:
     """The question about a JSON text, of a string written as it is."""
-    return lambda text: check(json.dumps(text, ensure_ascii=False))
+    assert isinstance(check, Asked)
+    return check.bare()

@@ -81,13 +81,17 @@ def assemble(
     tokenizer: Tokenizer | None,
     on_outputs: Callable[[], None] = lambda: None,
     on_death: Callable[[str], None] = lambda reason: None,
+    compile_apart: bool = False,
 ) -> Launched:
-    """Load the model in ``folder`` and run it on a thread; ``on_outputs`` and ``on_death``: see ``EngineThread``."""
+    """Load the model in ``folder`` and run it on a thread; ``on_outputs`` and ``on_death``: see ``EngineThread``.
+
+    ``compile_apart``: constraints are read in a process, because they come from others.
+    """
     from sglite.runtime.executor.build import build
 
     built = build(args, folder)
     try:
-        return _around(built, args, folder, tokenizer, on_outputs, on_death)
+        return _around(built, args, folder, tokenizer, on_outputs, on_death, compile_apart)
     except BaseException:
         built.executor.shutdown()
         raise
@@ -100,12 +104,15 @@ def _around(
     tokenizer: Tokenizer | None,
     on_outputs: Callable[[], None],
     on_death: Callable[[str], None],
+    compile_apart: bool,
 ) -> Launched:
     config = built.config
     eos = built.eos_ids if tokenizer is None else (*built.eos_ids, *tokenizer.eos_token_ids)
     eos_ids = tuple(dict.fromkeys(i for i in eos if i < config.vocab_size))
     token_bytes = None if tokenizer is None else _token_bytes(folder, tokenizer, config.vocab_size)
-    compiler = None if tokenizer is None else _compiler(args, config, tokenizer, token_bytes or [], eos_ids)
+    compiler = None
+    if tokenizer is not None and eos_ids:  # else no constrained text could ever end
+        compiler = _compiler(args, config, tokenizer, token_bytes or [], eos_ids, compile_apart)
     make_core = functools.partial(_core, built.executor, args, config, eos_ids, token_bytes, compiler)
     client = EngineThread(make_core, on_outputs, on_death)
     return Launched(client, config, eos_ids, built.weight_bytes, compiler)
@@ -166,10 +173,8 @@ def _compiler(
     tokenizer: Tokenizer,
     token_bytes: Sequence[bytes | None],
     eos_ids: tuple[int, ...],
-) -> ConstraintCompiler | None:
-    """``None`` where no constrained text could ever end."""
-    if not eos_ids:
-        return None
+    apart: bool,
+) -> ConstraintCompiler:
     from sglite.constrained.compiler import ConstraintCompiler
     from sglite.constrained.vocab import Vocabulary
 
@@ -177,7 +182,7 @@ def _compiler(
     specials = {text: i for text, i in named if text}
     encode = functools.partial(tokenizer.encode, parse_special=False)
     vocabulary = Vocabulary(token_bytes, eos_ids, encode, config.vocab_size, specials)
-    return ConstraintCompiler(vocabulary, deadline_s=args.grammar_timeout_s, engine=config.grammar_backend)
+    return ConstraintCompiler(vocabulary, deadline_s=args.grammar_timeout_s, engine=config.grammar_backend, apart=apart)
 
 
 def text_folder(args: EngineArgs, folder: Path) -> Path:

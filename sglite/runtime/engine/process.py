@@ -100,7 +100,7 @@ class EngineServer:
             _log_to(self._channel, order.log_level)
             folder, args = Path(order.folder), order.args
             tokenizer = None if args.skip_tokenizer_init else load_tokenizer(text_folder(args, folder))
-            launched = assemble(args, folder, tokenizer, self._send_outputs, self._die)
+            launched = assemble(args, folder, tokenizer, self._send_outputs, self._die, compile_apart=True)
             _replace_weights(launched.client, order.weights)
         except (ValueError, ModuleNotFoundError) as error:
             self._channel.send(NotLoaded(_one_line(error), users=True))
