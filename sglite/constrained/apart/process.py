@@ -22,7 +22,7 @@ from typing import Any
 
 from sglite.constrained.apart import messages
 from sglite.constrained.apart.messages import Verdict
-from sglite.constrained.engines.native_calls import OUT_OF_MEMORY, library, try_out
+from sglite.constrained.engines.native_calls import OUT_OF_MEMORY, Trial
 from sglite.constrained.engines.stream import serialise
 from sglite.constrained.idle import NICENESS
 from sglite.constrained.limits import Limits
@@ -50,19 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup = _receive(connection)
     if setup is None:
         return 0
-    lib = library()  # the client's engine has built it
+    trial = Trial()  # the client's engine has built it
     with contextlib.suppress(OSError, ValueError):  # not every system bounds it, or lets it be lowered
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-    _serve(connection, *messages.setup_of(setup[0]), lib)
+    _serve(connection, *messages.setup_of(setup[0]), trial)
     return 0
 
 
-def _serve(connection: socket.socket, limits: Limits, specials: Mapping[str, int], lib: Any) -> None:
+def _serve(connection: socket.socket, limits: Limits, specials: Mapping[str, int], trial: Trial) -> None:
     """Each job on a thread, so that the end of the socket is heard of meanwhile, and priority is whole for the next."""
     while (job := _receive(connection)) is not None:
         spec = job[0]
         thread = threading.Thread(
-            target=_answer, args=(connection, lambda spec=spec: _read(spec, limits, specials, lib)), daemon=True
+            target=_answer, args=(connection, lambda spec=spec: _read(spec, limits, specials, trial)), daemon=True
         )
         thread.start()
         thread.join(_MOMENT_S)
@@ -80,14 +80,14 @@ def _answer(connection: socket.socket, read: Callable[[], list[bytes | memoryvie
         messages.send(connection, parts)
 
 
-def _read(job: bytes, limits: Limits, specials: Mapping[str, int], lib: Any) -> list[bytes | memoryview]:
+def _read(job: bytes, limits: Limits, specials: Mapping[str, int], trial: Trial) -> list[bytes | memoryview]:
     """The parts of the answer to a job."""
     lasting = True
     try:
         lowered = lower(messages.spec_of(job), limits, specials=specials)
         lasting = False
         stream = serialise(lowered.grammar)
-        try_out(lib, stream)
+        trial.compile(stream)
         checks, report = messages.checks_to_json(lowered.grammar.checks), messages.report_to_json(lowered.report)
         return [_verdict("read"), checks, report, memoryview(stream).cast("B")]
     except ConstraintRefused as error:

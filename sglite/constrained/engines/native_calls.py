@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from typing import Any
 
 from sglite.constrained.engines.native_build import load
@@ -29,17 +30,21 @@ def new_program(lib: Any, vocab: int, address: int, length: int, max_states: int
     return handle
 
 
-def try_out(lib: Any, stream: Any) -> None:
-    """Compile the array `stream` for nobody: a program depends on its vocabulary only in what it does later.
+class Trial:
+    """Compiles for nobody: what a program is depends on its vocabulary only once it runs. It remembers leaves."""
 
-    Raises ConstraintRefused.
-    """
-    offsets, eos = (ctypes.c_int64 * 2)(), (ctypes.c_int32 * 1)()
-    vocab = lib.sg_vocab_new(b"", offsets, 1, eos, 1, MAX_LEAF_STATES, MAX_LEAF_WORK)
-    try:
-        lib.sg_program_free(new_program(lib, vocab, *stream.buffer_info()))
-    finally:
-        lib.sg_vocab_free(vocab)
+    def __init__(self) -> None:
+        self._lib = library()
+        offsets, eos = (ctypes.c_int64 * 2)(), (ctypes.c_int32 * 1)()
+        self._vocab = self._lib.sg_vocab_new(b"", offsets, 1, eos, 1, MAX_LEAF_STATES, MAX_LEAF_WORK)
+
+    def compile(self, stream: array[int]) -> None:
+        """Raises ConstraintRefused where the engine would."""
+        self._lib.sg_program_free(new_program(self._lib, self._vocab, *stream.buffer_info()))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_vocab"):
+            self._lib.sg_vocab_free(self._vocab)
 
 
 def _declare(lib: ctypes.CDLL) -> Any:
