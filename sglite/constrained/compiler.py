@@ -31,7 +31,7 @@ from sglite.constrained.lower import check_size
 from sglite.constrained.matcher import Matcher
 from sglite.constrained.readings import Readings
 from sglite.constrained.report import KeywordReport
-from sglite.constrained.spec import ConstraintRefused, ConstraintSpec
+from sglite.constrained.spec import CompilerBusy, ConstraintRefused, ConstraintSpec
 from sglite.constrained.vocab import Vocabulary
 
 _MAX_LATE = 4
@@ -97,14 +97,15 @@ class ConstraintCompiler:
         cache_bytes: int = 256 * 1024 * 1024,
         deadline_s: float = 10.0,
         max_schema_bytes: int = 256 * 1024,
+        max_queued: int = 1024,
         workers: int = 1,
         engine: Engine | str = "auto",
         apart: bool = False,
     ) -> None:
-        if cache_entries < 1 or cache_bytes < 1 or workers < 1 or deadline_s <= 0:
+        if min(cache_entries, cache_bytes, max_queued, workers) < 1 or deadline_s <= 0:
             raise ValueError(
-                f"cache_entries {cache_entries}, cache_bytes {cache_bytes}, workers {workers} and deadline_s "
-                f"{deadline_s} must be positive"
+                f"cache_entries {cache_entries}, cache_bytes {cache_bytes}, max_queued {max_queued}, workers {workers} "
+                f"and deadline_s {deadline_s} must be positive"
             )
         if isinstance(engine, str) and engine not in ENGINES:
             raise ValueError(f"the constraint engine {engine!r} is not one of {', '.join(ENGINES)}")
@@ -117,6 +118,7 @@ class ConstraintCompiler:
         self._cache_entries = cache_entries
         self._cache_bytes = cache_bytes
         self._deadline_s = deadline_s
+        self._max_queued = max_queued
         self._workers = workers
         self._engine_name = engine if isinstance(engine, str) else ""
         self._engine = None if isinstance(engine, str) else engine
@@ -145,7 +147,7 @@ class ConstraintCompiler:
         return self.submit(spec).result()
 
     def submit(self, spec: ConstraintSpec) -> Future[CompiledConstraint]:
-        """Compile on a pool thread. A cached result is there at once."""
+        """Compile on a pool thread. A cached result is there at once, and so is CompilerBusy when too many wait."""
         key = spec.key()
         with self._changed:
             if self._closed:
@@ -159,6 +161,10 @@ class ConstraintCompiler:
                 done.set_result(cached)
                 return done
             job = self._jobs.get(key)  # one compile for equal specs in flight
+            if job is None and len(self._queue) >= self._max_queued:
+                full: Future[CompiledConstraint] = Future()
+                full.set_exception(CompilerBusy(f"{self._max_queued} constraints wait to be compiled; try again later"))
+                return full
             if job is None:
                 deadline = None if self._engine is None else time.monotonic() + self._deadline_s
                 job = self._jobs[key] = _Job(spec, deadline)
@@ -262,9 +268,11 @@ class ConstraintCompiler:
             if known is not None:
                 return known
             check_size(job.spec, self._limits)
-            process.start()  # it gets ready while the engine is loaded
+            if self._engine_name in ("auto", "native"):
+                process.start()  # it gets ready while the engine is loaded
             engine, tokens = self._ready_engine()
             if not isinstance(engine, StreamEngine):
+                process.close()
                 return self._run(job)
             assert job.deadline is not None
             written = process.read(job.spec, job.deadline)

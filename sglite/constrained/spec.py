@@ -43,6 +43,10 @@ class ConstraintRefused(ValueError):
         return (_refused, (self.reason, self.pointer, self.keyword))
 
 
+class CompilerBusy(RuntimeError):
+    """So many constraints wait to be compiled that this one was not taken; it may be asked for again later."""
+
+
 def _refused(reason: str, pointer: str, keyword: str) -> ConstraintRefused:
     return ConstraintRefused(reason, pointer=pointer, keyword=keyword)
 

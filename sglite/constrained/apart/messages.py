@@ -60,33 +60,33 @@ def lengths(head: bytes) -> list[int]:
 
 def setup_to_json(limits: Limits, specials: Mapping[str, int]) -> bytes:
     """What a process has to know before its first job."""
-    return json.dumps({"limits": dataclasses.asdict(limits), "specials": dict(specials)}).encode()
+    return _written({"limits": dataclasses.asdict(limits), "specials": dict(specials)})
 
 
 def setup_of(data: bytes) -> tuple[Limits, dict[str, int]]:
     """The way back."""
-    found = json.loads(data)
+    found = _read(data)
     return Limits(**found["limits"]), found["specials"]
 
 
 def spec_to_json(spec: ConstraintSpec) -> bytes:
     """A job."""
-    return json.dumps(dataclasses.asdict(spec)).encode()
+    return _written(dataclasses.asdict(spec))
 
 
 def spec_of(data: bytes) -> ConstraintSpec:
     """The way back."""
-    return ConstraintSpec(**json.loads(data))
+    return ConstraintSpec(**_read(data))
 
 
 def verdict_to_json(verdict: Verdict) -> bytes:
     """The first part of an answer."""
-    return json.dumps(verdict).encode()
+    return _written(verdict)
 
 
 def verdict_of(data: bytes) -> Verdict:
     """The way back."""
-    verdict: Verdict = json.loads(data)
+    verdict: Verdict = _read(data)
     return verdict
 
 
@@ -102,12 +102,12 @@ def checks_to_json(checks: Sequence[Check]) -> bytes:
         if number == len(trees):
             trees.append(check.document)
         questions.append((number, check.question))
-    return json.dumps({"documents": trees, "questions": questions}).encode()
+    return _written({"documents": trees, "questions": questions})
 
 
 def checks_of(data: bytes, limits: Limits, budget: Budget) -> tuple[Asked, ...]:
     """The way back; `budget` is spent on making the rules of the documents."""
-    found = json.loads(data)
+    found = _read(data)
     checkers = [checker_of(document, limits, budget) for document in found["documents"]]
     return tuple(
         Asked(found["documents"][number], Question(*question), checkers[number])
@@ -117,9 +117,18 @@ def checks_of(data: bytes, limits: Limits, budget: Budget) -> tuple[Asked, ...]:
 
 def report_to_json(report: KeywordReport) -> bytes:
     """Verdicts and reasons."""
-    return json.dumps({"verdicts": dict(report.verdicts), "reasons": dict(report.reasons)}).encode()
+    return _written({"verdicts": dict(report.verdicts), "reasons": dict(report.reasons)})
 
 
 def report_of(data: bytes) -> KeywordReport:
     """The way back."""
-    return KeywordReport(**json.loads(data))
+    return KeywordReport(**_read(data))
+
+
+def _written(value: Any) -> bytes:
+    """JSON. Halves of surrogate pairs stay what they are, side by side too."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _read(data: bytes) -> Any:
+    return json.loads(data.decode("utf-8", "surrogatepass"))

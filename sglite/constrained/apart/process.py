@@ -1,8 +1,8 @@
 """The compile process: ``python -m sglite.constrained.apart.process --fd N``, started by `client`.
 
 It knows the socket of that number and does one job after another. When the socket ends it ends, at once and whatever
-it is doing. Its memory is bounded. A job that takes more than a moment goes on at low priority. It heeds no SIGINT and
-no SIGTERM, which terminals and service managers send to every process of a group: its client ends it.
+it is doing. Its memory is bounded. A job that takes longer than most goes on at lower and lower priority. It heeds no
+SIGINT and no SIGTERM, which terminals and service managers send to every process of a group: its client ends it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -32,7 +33,7 @@ from sglite.constrained.spec import ConstraintError, ConstraintRefused
 MAX_MEMORY = 1 << 30
 """Bytes of address space."""
 _FULL = 256 << 20  # bytes of memory, at most, after which it had better be replaced
-_MOMENT_S = 0.02
+_LOWERED = ((0.02, NICENESS // 2), (0.5, NICENESS))  # after so many seconds, to what
 _NAME = "sglite-compile"
 
 
@@ -65,10 +66,12 @@ def _serve(connection: socket.socket, limits: Limits, specials: Mapping[str, int
             target=_answer, args=(connection, lambda spec=spec: _read(spec, limits, specials, trial)), daemon=True
         )
         thread.start()
-        thread.join(_MOMENT_S)
-        if thread.is_alive():
-            with contextlib.suppress(OSError, AttributeError):  # it has ended; no priorities for threads here
-                os.setpriority(os.PRIO_PROCESS, thread.native_id or 0, NICENESS)
+        for seconds, niceness in _LOWERED:
+            if select.select([connection], [], [], seconds)[0]:  # the next job, or the end
+                break
+            if thread.is_alive():
+                with contextlib.suppress(OSError, AttributeError):  # it has ended; no priorities for threads here
+                    os.setpriority(os.PRIO_PROCESS, thread.native_id or 0, niceness)
 
 
 def _answer(connection: socket.socket, read: Callable[[], list[bytes | memoryview]]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sglite.constrained.spec import ConstraintError, ConstraintRefused, ConstraintSpec
+from sglite.constrained.spec import CompilerBusy, ConstraintError, ConstraintRefused, ConstraintSpec
 from sglite.runtime.cache.allocator import PageAllocator
 from sglite.runtime.cache.frames import Frames, WindowSpec
 from sglite.runtime.cache.radix import RadixCache
@@ -267,6 +267,8 @@ class EngineCore:
             except (ConstraintRefused, ConstraintError) as error:
                 message = _named(request, str(error))
                 self.scheduler.end(request, FinishReason(type="error", code="constraint_refused", message=message))
+            except CompilerBusy as error:
+                self.scheduler.end(request, FinishReason(type="error", code="queue_full", message=str(error)))
             except Exception as error:
                 message = f"the constraint could not be compiled: {type(error).__name__}: {error}"
                 self.scheduler.end(request, FinishReason(type="error", code="internal", message=message))
