@@ -77,8 +77,13 @@ class _Job:
         self.future: Future[CompiledConstraint] = Future()
         self.future.set_running_or_notify_cancel()  # shared: one caller cannot cancel it for the others
         self.key = spec.key()
-        self.started: float | None = None  # time.monotonic
+        self.running = False
+        self.reading_since: float | None = None  # time.monotonic; of one that is read apart
         self.set_aside = False  # its worker does not count any more
+
+    def is_read(self) -> None:
+        """From now on."""
+        self.reading_since = time.monotonic()
 
 
 class ConstraintCompiler:
@@ -242,7 +247,7 @@ class ConstraintCompiler:
                 self._threads -= 1
                 return None
             job = self._queue.popleft()
-            job.started = time.monotonic()
+            job.running = True
             return job
 
     def _rejoin(self) -> bool:
@@ -275,7 +280,7 @@ class ConstraintCompiler:
                 process.close()
                 return self._run(job)
             assert job.deadline is not None
-            written = process.read(job.spec, job.deadline)
+            written = process.read(job.spec, job.deadline, job.is_read)
             program = run_idle(lambda: engine.compile_stream(written.stream, written.checks))
         except Refusal as refusal:
             if refusal.lasting:
@@ -317,10 +322,9 @@ class ConstraintCompiler:
                 late = [job for job in self._jobs.values() if job.deadline is not None and job.deadline <= now]
                 for job in late:
                     self._give_up(job)
-                if self._apart:
-                    for job in self._jobs.values():
-                        if job.started is not None and job.started + _SLOW_S <= now:
-                            self._set_aside(job)
+                for job in self._jobs.values():
+                    if job.reading_since is not None and job.reading_since + _SLOW_S <= now:
+                        self._set_aside(job)
                 if not late:
                     ends = [job.deadline - now for job in self._jobs.values() if job.deadline is not None]
                     self._changed.wait(min([*ends, _SLOW_S] if self._apart else ends, default=None))
@@ -330,10 +334,10 @@ class ConstraintCompiler:
     def _give_up(self, job: _Job) -> None:
         del self._jobs[job.key]
         self._counts["timeouts"] += 1
-        if job.started is None:
-            self._queue.remove(job)
-        else:
+        if job.running:
             self._set_aside(job)
+        else:
+            self._queue.remove(job)
 
     def _set_aside(self, job: _Job) -> None:
         """The job's worker does not count any more, until it is back."""

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +71,7 @@ class CompileProcess:
         self._command = command
         self._lock = threading.Lock()
         self._running: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        self._ready = False
         self._closed = False
 
     @property
@@ -83,8 +84,8 @@ class CompileProcess:
         """Have a process, without waiting until it is ready. OSError when there is none to be had."""
         self._connected()
 
-    def read(self, spec: ConstraintSpec, until: float) -> Written:
-        """The constraint, read. `until` is of time.monotonic.
+    def read(self, spec: ConstraintSpec, until: float, begins: Callable[[], None] = lambda: None) -> Written:
+        """The constraint, read. `until` is of time.monotonic; `begins` is called when the process is ready for it.
 
         Raises Refusal, and OutOfTime when it took longer; then the process has been ended. One that dies is tried once
         more.
@@ -92,7 +93,7 @@ class CompileProcess:
         job, how = messages.spec_to_json(spec), ""
         for _ in range(2):
             try:
-                return self._read(job, until)
+                return self._read(job, until, begins)
             except TimeoutError:
                 self._end(killed=True)
                 raise OutOfTime("making it a grammar took too long; simplify it") from None
@@ -105,8 +106,12 @@ class CompileProcess:
         self._closed = True
         self._end(killed=True)
 
-    def _read(self, job: bytes, until: float) -> Written:
+    def _read(self, job: bytes, until: float, begins: Callable[[], None]) -> Written:
         connection = self._connected()
+        if not self._ready:
+            _received(connection, until)
+            self._ready = True
+        begins()
         connection.settimeout(max(until - time.monotonic(), _LEAST_S))
         messages.send(connection, [job])
         parts = _received(connection, until)
@@ -129,7 +134,7 @@ class CompileProcess:
             if self._closed:
                 raise ConnectionAbortedError("closed")
             if self._running is None:
-                self._running = _spawn(self._command)
+                self._running, self._ready = _spawn(self._command), False
                 messages.send(self._running[1], [self._setup])
             return self._running[1]
 

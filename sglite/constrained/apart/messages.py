@@ -2,6 +2,7 @@
 
     frame    count, 1 byte | lengths, 4 bytes each | parts
     setup    limits, special tokens                          once, to the process
+    ready    READY                                           once, from it
     job      spec                                            to the process
     answer   verdict | checks | report | stream              from it; the last three when the spec was read
 
@@ -24,7 +25,7 @@ from sglite.constrained.limits import Limits
 from sglite.constrained.report import KeywordReport
 from sglite.constrained.spec import ConstraintSpec
 
-MAX_PARTS = 4
+READY = b"ready"
 MAX_PART = 64 << 20
 """Bytes of one part."""
 

@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trial = Trial()  # the client's engine has built it
     with contextlib.suppress(OSError, ValueError):  # not every system bounds it, or lets it be lowered
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    messages.send(connection, [messages.READY])
     _serve(connection, *messages.setup_of(setup[0]), trial)
     return 0
 

@@ -288,7 +288,7 @@ def test_there_is_none_until_there_is_something_to_read_and_none_after_close() -
 
 
 def test_what_is_quick_does_not_wait_for_what_is_slow() -> None:
-    compiler = ConstraintCompiler(VOCAB, apart=True, deadline_s=3 * PATIENCE)
+    compiler = ConstraintCompiler(VOCAB, apart=True, deadline_s=6 * PATIENCE)
     compiler.compile(ConstraintSpec.regex("a"))
     slow = [compiler.submit(ConstraintSpec("json_schema", FOREVER.value + " " * i)) for i in range(2)]
     time.sleep(0.1)
@@ -299,7 +299,7 @@ def test_what_is_quick_does_not_wait_for_what_is_slow() -> None:
     for future in slow:
         with pytest.raises(ConstraintRefused, match=r"compiling took longer than .* s; simplify it"):
             future.result(10 * PATIENCE)
-    assert time.monotonic() - began < 4 * PATIENCE
+    assert time.monotonic() - began < 7 * PATIENCE
     assert waits_for(lambda: compiler.counts()["restarts"] == 2)
     assert compiler.counts()["timeouts"] == 2
     compiler.close()
