@@ -36,6 +36,7 @@ from sglite.constrained.vocab import Vocabulary
 
 _MAX_LATE = 4
 _SLOW_S = 0.25
+_MAX_SPARE = 2  # processes that are kept for the next slow constraint
 _PAUSE_S = 0.0005  # how long a front end on a worker thread keeps the interpreter to itself
 
 
@@ -119,6 +120,7 @@ class ConstraintCompiler:
         self._readings = Readings(self._limits, vocab.special_ids)
         self._apart = apart
         self._processes: list[CompileProcess] = []
+        self._spare: list[CompileProcess] = []  # of them, those that no worker has
         self._restarts = 0  # of processes that are no longer listed
         self._cache_entries = cache_entries
         self._cache_bytes = cache_bytes
@@ -207,15 +209,10 @@ class ConstraintCompiler:
             threading.Thread(target=self._watch, name="constraint-deadline", daemon=True).start()
 
     def _work(self) -> None:
-        process = self._new_process() if self._apart else None
-        try:
-            self._work_with(process)
-        finally:
-            if process is not None:
-                process.close()
-                with self._changed:
-                    self._processes.remove(process)
-                    self._restarts += process.restarts
+        process = self._take_process() if self._apart else None
+        self._work_with(process)
+        if process is not None:
+            self._put_back(process)
 
     def _work_with(self, process: CompileProcess | None) -> None:
         while (job := self._next_job()) is not None:
@@ -290,13 +287,24 @@ class ConstraintCompiler:
             return error
         return CompiledConstraint(job.spec, written.report, program, tokens)
 
-    def _new_process(self) -> CompileProcess:
-        process = CompileProcess(self._limits, self.vocab.special_ids, _PAUSE_S)
+    def _take_process(self) -> CompileProcess:
         with self._changed:
+            if self._spare:
+                return self._spare.pop()
+            process = CompileProcess(self._limits, self.vocab.special_ids, _PAUSE_S)
             self._processes.append(process)
             if self._closed:
                 process.close()
-        return process
+            return process
+
+    def _put_back(self, process: CompileProcess) -> None:
+        with self._changed:
+            if len(self._spare) < _MAX_SPARE:
+                self._spare.append(process)
+                return
+            self._processes.remove(process)
+            self._restarts += process.restarts
+        process.close()
 
     def _ready_engine(self) -> tuple[Engine, StableTokens]:
         with self._engine_lock:

@@ -96,6 +96,7 @@ class CompileProcess:
                 return self._read(job, until, begins)
             except TimeoutError:
                 self._end(killed=True)
+                self.start()
                 raise OutOfTime("making it a grammar took too long; simplify it") from None
             except OSError:
                 how = self._end()

@@ -6,12 +6,14 @@ a `Guard` asks is answered here: the library hands out the text of a value, and 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sglite.constrained import bitmask
 from sglite.constrained.charset import EVERY
 from sglite.constrained.engines.native_calls import MAX_LEAF_STATES, MAX_LEAF_WORK, MAX_STATES, library, new_program
 from sglite.constrained.engines.stream import serialise
@@ -26,6 +28,8 @@ _PENDING = -1
 _NONE = -3
 _FORCED_BYTES = 1024
 _COUNTED = 1000  # characters, a limit beyond which the engine counts
+_LARGE = 10_000  # numbers of a stream
+_AHEAD = 4  # tokens
 _MAX_ROUNDS = 10_000  # of questions about values, within one call
 
 
@@ -78,7 +82,10 @@ class NativeEngine:
     def compile_stream(self, stream: NDArray[np.int32], checks: tuple[Check, ...]) -> NativeProgram:
         """The same for a grammar that has been written down (`serialise`)."""
         handle = new_program(self._lib, self._handle, stream.ctypes.data, len(stream), self._max_states)
-        return NativeProgram(self, handle, checks)
+        program = NativeProgram(self, handle, checks)
+        if len(stream) > _LARGE and not checks:  # what is checked is Python, which low priority would hold up
+            program.look_ahead()
+        return program
 
     def __del__(self) -> None:
         if hasattr(self, "_handle"):
@@ -103,6 +110,16 @@ class NativeProgram:
 
     def raw_matcher(self) -> NativeMatcher:
         return NativeMatcher(self, self._lib.sg_matcher_new(self._handle))
+
+    def look_ahead(self) -> None:
+        """Make the masks of one text's beginning, and what they are made from: else a step would wait for that."""
+        matcher, mask = self.raw_matcher(), np.empty(self.vocab.words, dtype=np.int32)
+        with contextlib.suppress(ConstraintError):  # whoever comes there is told
+            for _ in range(_AHEAD):
+                matcher.fill(mask)
+                allowed = bitmask.to_ids(mask)
+                if not len(allowed) or not matcher.accept(int(allowed[0])):
+                    return
 
     def matcher(self, jump_forward: bool = True, close_at: int | None = None) -> TokenMatcher:
         return TokenMatcher(self.raw_matcher(), self.vocab, jump_forward, close_at, self._shared)

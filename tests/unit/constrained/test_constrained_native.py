@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from sglite.constrained import bitmask
 from sglite.constrained.charset import EVERY, make
 from sglite.constrained.engines import native_build
 from sglite.constrained.engines.native import NativeEngine, NativeMatcher
@@ -135,3 +136,15 @@ def test_a_text_too_long_to_be_written_out_is_known_before_it_is_written() -> No
     started = time.process_time()
     assert doubled(40).shortest() is None
     assert time.process_time() - started < 1
+
+
+def test_a_large_grammar_has_looked_ahead_when_it_is_compiled() -> None:
+    vocab, names = small_vocabulary(), [f"r{i}" for i in range(2000)]
+    rules: dict[str, Node] = {name: Text(f"word {i}") for i, name in enumerate(names)}
+    program = NativeEngine(vocab).compile(Grammar({"root": alt([Ref(name) for name in names]), **rules}))
+    size, matcher = program.nbytes, program.raw_matcher()
+    mask = np.empty(vocab.words, dtype=np.int32)
+    for _ in range(3):
+        matcher.fill(mask)
+        assert matcher.accept(int(bitmask.to_ids(mask)[0]))
+    assert program.nbytes == size > 1_000_000, "what the masks are made from was there"
