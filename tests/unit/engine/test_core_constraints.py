@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import pytest
 from engines import END_MANY, Bench, ToyCompiler, script, toy_outcome, toy_reference
 
-from sglite.constrained.spec import ConstraintSpec
+from sglite.constrained.spec import CompilerBusy, ConstraintSpec
 from sglite.runtime.executor.scripted import reference
 from sglite.runtime.protocol import GenerateRequest, LogprobOptions
 from sglite.runtime.sample.params import SamplingParams
@@ -360,3 +361,19 @@ def test_a_token_sampled_again_is_another_attempt() -> None:
     tasks = [task for step in b.worker.steps for task in step.samples if task.position == len(PROMPT) - 1]
     attempts = [task.attempt for task in tasks]
     assert attempts == sorted(set(attempts)) and len(attempts) > 5
+
+
+def test_a_constraint_that_finds_too_many_before_it_is_told_to_come_again() -> None:
+    class Busy(ToyCompiler):
+        def submit(self, spec: ConstraintSpec) -> Any:
+            future: Future[Any] = Future()
+            future.set_exception(CompilerBusy("7 constraints wait to be compiled; try again later"))
+            return future
+
+    b = bench(compiler=Busy())
+    ask(b, "it", "* *")
+    b.run()
+    assert (end(b, "it").code, end(b, "it").message) == (
+        "queue_full",
+        "7 constraints wait to be compiled; try again later",
+    )

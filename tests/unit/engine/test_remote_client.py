@@ -21,6 +21,7 @@ from scripted_process import command, local_engine, remote_engine
 from sequence_engines import COUNTERS, text_folder
 
 from sglite import Engine
+from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.config import ConfigError
 from sglite.runtime.engine import remote
 from sglite.runtime.engine.child import EngineProcess
@@ -523,3 +524,57 @@ def test_a_client_that_is_killed_leaves_nothing_behind(folder: Path, step: str) 
     owner.wait()
     assert settles(lambda: not is_alive(pid), 2)
     owner.stdout.close()
+
+
+# --- the process that compiles ----------------------------------------------------------------------------------------
+
+BOMB = {"patternProperties": {f"^(a|b){{{i}}}": {"const": i} for i in range(60)}}
+"""Reading it takes a minute."""
+
+
+def compile_processes(engine: Engine) -> list[int]:
+    tasks = Path(f"/proc/{client_of(engine).pid}/task")
+    found = [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+    return [pid for pid in found if b"apart.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_a_compile_that_is_killed_costs_its_own_request_at_most(slow: Engine) -> None:
+    def text(pattern: str) -> Any:
+        return slow.generate(input_ids=PROMPT, sampling_params={"regex": pattern, "max_new_tokens": 20})
+
+    assert not compile_processes(slow), "nothing has been asked of one"
+    want = text("[a-e]{3}")["text"]
+    pid, killed = client_of(slow).pid, list[int]()
+
+    def another() -> set[int]:
+        return set(compile_processes(slow)) - set(killed)
+
+    long, bomb = Waiter(), Waiter()
+    client_of(slow).submit(request("long"), long)
+    sampling, constraint = SamplingParams(max_new_tokens=4), ConstraintSpec.json_schema(BOMB)
+    bad = GenerateRequest(request_id="bomb", token_ids=PROMPT, sampling=sampling, constraint=constraint)
+    client_of(slow).submit(bad, bomb)
+    for _ in range(2):
+        assert settles(lambda: bool(another()))
+        time.sleep(0.3)
+        killed += another()
+        os.kill(killed[-1], signal.SIGKILL)
+    assert settles(lambda: bool(bomb.ends))
+    reason = bomb.outputs[-1].finish_reason
+    assert reason is not None and reason.code == "constraint_refused"
+    assert "the process that compiles it was killed by SIGKILL, twice; simplify it" in reason.message
+    assert text("[a-e]{3}")["text"] == want and text("[x-z]{4}")["meta_info"]["completion_tokens"] == 4
+    assert settles(lambda: bool(long.ends)) and long.outputs[-1].finish_reason.type == "length"  # type: ignore[union-attr]
+    assert client_of(slow).pid == pid and slow.get_server_info()["grammar"]["restarts"] == 2
+
+
+def test_the_compile_process_ends_with_the_engine_s(folder: Path) -> None:
+    with remote_engine(folder) as engine:
+        engine.generate(input_ids=PROMPT, sampling_params={"regex": "[a-e]{3}"})
+        (compiling,) = compile_processes(engine)
+        os.kill(client_of(engine).pid, signal.SIGKILL)
+        assert settles(lambda: not is_alive(compiling))
+    with remote_engine(folder) as engine:
+        engine.generate(input_ids=PROMPT, sampling_params={"regex": "[a-e]{3}"})
+        (compiling,) = compile_processes(engine)
+    assert settles(lambda: not is_alive(compiling))
