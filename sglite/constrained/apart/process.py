@@ -33,7 +33,7 @@ from sglite.constrained.spec import ConstraintError, ConstraintRefused
 MAX_MEMORY = 1 << 30
 """Bytes of address space."""
 _FULL = 256 << 20  # bytes of memory, at most, after which it had better be replaced
-_LOWERED = ((0.02, NICENESS // 2), (2.0, NICENESS))  # after so many seconds, to what
+_LOWERED = ((0.02, NICENESS // 2), (0.5, NICENESS))  # after so many seconds, to what
 _NAME = "sglite-compile"
 
 

@@ -30,6 +30,7 @@ _FORCED_BYTES = 1024
 _COUNTED = 1000  # characters, a limit beyond which the engine counts
 _LARGE = 10_000  # numbers of a stream
 _AHEAD = 4  # tokens
+_ROOM = 1 << 20  # bytes
 _MAX_ROUNDS = 10_000  # of questions about values, within one call
 
 
@@ -116,6 +117,7 @@ class NativeProgram:
         matcher, mask = self.raw_matcher(), np.empty(self.vocab.words, dtype=np.int32)
         with contextlib.suppress(ConstraintError):  # whoever comes there is told
             for _ in range(_AHEAD):
+                matcher.fill(mask, _ROOM)  # another way through the vocabulary, of texts that have to end in time
                 matcher.fill(mask)
                 allowed = bitmask.to_ids(mask)
                 if not len(allowed) or not matcher.accept(int(allowed[0])):

@@ -145,6 +145,7 @@ def test_a_large_grammar_has_looked_ahead_when_it_is_compiled() -> None:
     size, matcher = program.nbytes, program.raw_matcher()
     mask = np.empty(vocab.words, dtype=np.int32)
     for _ in range(3):
+        matcher.fill(mask, 8)
         matcher.fill(mask)
         assert matcher.accept(int(bitmask.to_ids(mask)[0]))
     assert program.nbytes == size > 1_000_000, "what the masks are made from was there"
