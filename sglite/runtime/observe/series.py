@@ -106,6 +106,7 @@ ENGINE_COUNTERS: dict[str, tuple[str, Read]] = {
     "num_grammar_compiled": ("Constraints compiled.", _at("grammar", "compiled")),
     "num_grammar_refused": ("Constraints that compiling refused.", _at("grammar", "refused")),
     "num_grammar_timeout": ("Constraints whose compiling took too long.", _at("grammar", "timeouts")),
+    "num_grammar_restarts": ("Compile processes that were killed or died.", _at("grammar", "restarts")),
 }
 ENGINE_GAUGES: dict[str, tuple[str, Read]] = {
     "num_running_reqs": ("Requests that the engine works on.", _at("num_running")),
