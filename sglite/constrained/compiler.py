@@ -270,7 +270,7 @@ class ConstraintCompiler:
             if known is not None:
                 return known
             check_size(job.spec, self._limits)
-            if self._engine_name in ("auto", "native"):
+            if self._engine is None and self._engine_name in ("auto", "native"):
                 process.start()  # it gets ready while the engine is loaded
             engine, tokens = self._ready_engine()
             if not isinstance(engine, StreamEngine):

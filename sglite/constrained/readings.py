@@ -47,7 +47,7 @@ class Readings:
 
     def refused(self, spec: ConstraintSpec, error: ConstraintError | ConstraintRefused) -> None:
         """Remember what somebody else read: that the spec is refused."""
-        self._remember(spec, error)
+        self._remember(spec, copy.copy(error))
 
     def _find(self, spec: ConstraintSpec) -> Lowered | ConstraintError | ConstraintRefused | None:
         key = spec.key()

@@ -23,12 +23,12 @@ from sglite.constrained.apart.client import CompileProcess, Refusal
 from sglite.constrained.apart.process import MAX_MEMORY
 from sglite.constrained.budget import Budget, OutOfTime
 from sglite.constrained.compiler import CompiledConstraint, ConstraintCompiler
+from sglite.constrained.engines.reference import ReferenceEngine
 from sglite.constrained.json_schema.asked import Asked, Question, checker_of
 from sglite.constrained.limits import Limits
 from sglite.constrained.spec import CompilerBusy, ConstraintError, ConstraintRefused, ConstraintSpec
 
 VOCAB = small_vocabulary()
-PATIENCE = float(os.environ.get("SGLITE_FAULTS_PATIENCE", "1"))
 
 FOREVER = ConstraintSpec.json_schema({"patternProperties": {f"^(a|b){{{i}}}": {"const": i} for i in range(60)}})
 """Reading it takes a minute."""
@@ -176,7 +176,7 @@ def process() -> Iterator[CompileProcess]:
 
 
 def until(seconds: float) -> float:
-    return time.monotonic() + seconds * PATIENCE
+    return time.monotonic() + seconds
 
 
 def is_gone(pid: int) -> bool:
@@ -206,7 +206,7 @@ def test_past_its_deadline_it_is_ended_and_the_next_one_is_read(process: Compile
     assert pid is not None
     with pytest.raises(OutOfTime):
         process.read(FOREVER, time.monotonic() + 0.5)
-    assert time.monotonic() - began < 0.5 + 1 * PATIENCE and is_gone(pid)
+    assert time.monotonic() - began < 2 and is_gone(pid)
     assert process.read(ConstraintSpec.regex("a"), until(20)) and process.restarts == 1
 
 
@@ -230,7 +230,7 @@ def test_a_killed_one_is_tried_once_more(process: CompileProcess) -> None:
         seen.add(pid)
         time.sleep(0.3)
         os.kill(pid, signal.SIGKILL)
-    thread.join(20 * PATIENCE)
+    thread.join(20)
     (error,) = found
     assert isinstance(error, ConstraintRefused)
     assert str(error) == "the process that compiles it was killed by SIGKILL, twice; simplify it"
@@ -288,7 +288,7 @@ def test_there_is_none_until_there_is_something_to_read_and_none_after_close() -
 
 
 def test_what_is_quick_does_not_wait_for_what_is_slow() -> None:
-    compiler = ConstraintCompiler(VOCAB, apart=True, deadline_s=6 * PATIENCE)
+    compiler = ConstraintCompiler(VOCAB, apart=True, deadline_s=6)
     compiler.compile(ConstraintSpec.regex("a"))
     slow = [compiler.submit(ConstraintSpec("json_schema", FOREVER.value + " " * i)) for i in range(2)]
     time.sleep(0.1)
@@ -298,8 +298,8 @@ def test_what_is_quick_does_not_wait_for_what_is_slow() -> None:
     began = time.monotonic()
     for future in slow:
         with pytest.raises(ConstraintRefused, match=r"compiling took longer than .* s; simplify it"):
-            future.result(10 * PATIENCE)
-    assert time.monotonic() - began < 7 * PATIENCE
+            future.result(15)
+    assert time.monotonic() - began < 8
     assert waits_for(lambda: compiler.counts()["restarts"] == 2)
     assert compiler.counts()["timeouts"] == 2
     compiler.close()
@@ -314,9 +314,9 @@ def test_a_refusal_of_the_front_end_is_remembered(apart: ConstraintCompiler, mon
 
 
 def test_too_many_at_once_are_told() -> None:
-    compiler = ConstraintCompiler(VOCAB, apart=True, max_queued=2, deadline_s=2 * PATIENCE)
+    compiler = ConstraintCompiler(VOCAB, apart=True, max_queued=2, deadline_s=2)
     futures = [compiler.submit(ConstraintSpec("json_schema", FOREVER.value + " " * i)) for i in range(12)]
-    errors = [future.exception(20 * PATIENCE) for future in futures]
+    errors = [future.exception(30) for future in futures]
     busy = [error for error in errors if isinstance(error, CompilerBusy)]
     assert len(busy) >= 5 and "2 constraints wait to be compiled; try again later" in str(busy[0])
     assert all(isinstance(error, ConstraintRefused | CompilerBusy) for error in errors)
@@ -327,5 +327,14 @@ def test_other_engines_read_where_they_are() -> None:
     before = children()
     compiler = ConstraintCompiler(VOCAB, engine="reference", apart=True)
     assert compiler.compile(ConstraintSpec.regex("ab"))
+    assert children() == before
+    compiler.close()
+
+
+def test_where_there_is_no_native_engine_its_stand_in_reads_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sglite.constrained.compiler.load", lambda name, vocab: ReferenceEngine(vocab))
+    before, compiler = children(), ConstraintCompiler(VOCAB, apart=True)
+    for pattern in ("ab", "cd", "ef"):
+        assert compiler.compile(ConstraintSpec.regex(pattern)).shortest_tokens() > 0
     assert children() == before
     compiler.close()
