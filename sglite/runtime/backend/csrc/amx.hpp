@@ -6,7 +6,7 @@
 //     tile 5  16 rows    tile 2   tile 3      sums
 //
 // A thread has shapes for its tiles from the begin of a product to its end, and gives them up then: a thread without
-// costs the kernel nothing to switch. Few rows are not worth it: the weights come no faster.
+// costs the kernel nothing to switch. A few rows are not worth it: the weights come no faster.
 //
 // Many rows are arranged first, in strips of up to 32: [inputs / 32][rows of the strip][32], so that a tile of them is
 // one stretch of memory, and go through the weights a stretch of inputs at a time, which then stays in the first cache.
@@ -43,6 +43,32 @@ SG_INLINE void shape_tiles(int64_t rows) {
     tile_shapes(shapes);
 }
 
+// Tiles 0 to 3, as many as there are: zeros; or read and written as rows of 16 numbers, `line` bytes apart, the second
+// block's `right` numbers and the second rows' `below` numbers behind.
+template <bool TwoRows, bool TwoBlocks>
+SG_INLINE void zero_sums() {
+    tile_zero<0>();
+    if constexpr (TwoBlocks) tile_zero<1>();
+    if constexpr (TwoRows) tile_zero<2>();
+    if constexpr (TwoRows && TwoBlocks) tile_zero<3>();
+}
+
+template <bool TwoRows, bool TwoBlocks>
+SG_INLINE void load_sums(const float* from, int64_t line, int64_t right, int64_t below) {
+    tile_load<0>(from, line);
+    if constexpr (TwoBlocks) tile_load<1>(from + right, line);
+    if constexpr (TwoRows) tile_load<2>(from + below, line);
+    if constexpr (TwoRows && TwoBlocks) tile_load<3>(from + below + right, line);
+}
+
+template <bool TwoRows, bool TwoBlocks>
+SG_INLINE void store_sums(float* to, int64_t line, int64_t right, int64_t below) {
+    tile_store<0>(to, line);
+    if constexpr (TwoBlocks) tile_store<1>(to + right, line);
+    if constexpr (TwoRows) tile_store<2>(to + below, line);
+    if constexpr (TwoRows && TwoBlocks) tile_store<3>(to + below + right, line);
+}
+
 // One tile of inputs: rows `stride` bytes apart, the second block `block` bytes behind the first.
 template <class T, bool TwoRows, bool TwoBlocks>
 SG_INLINE void tile_step(const void* x, int64_t stride, const void* w, int64_t block) {
@@ -77,10 +103,7 @@ template <class T, bool TwoRows, bool TwoBlocks, class Put>
 static void tile_block(int64_t rows, const T* x, int64_t x_stride, const T* w, int64_t block, int64_t ins, bool fetched,
                        int64_t first, const Put& put) {
     constexpr int64_t inputs = kTileInputs<T>, bytes = kTileLines * kTileLine;
-    tile_zero<0>();
-    if constexpr (TwoBlocks) tile_zero<1>();
-    if constexpr (TwoRows) tile_zero<2>();
-    if constexpr (TwoRows && TwoBlocks) tile_zero<3>();
+    zero_sums<TwoRows, TwoBlocks>();
     const int64_t whole = ins / inputs, apart = block * (int64_t)sizeof(T);
     for (int64_t i = 0; i < whole; i++) {
         const char* at = (const char*)w + i * bytes;
@@ -96,10 +119,7 @@ static void tile_block(int64_t rows, const T* x, int64_t x_stride, const T* w, i
         last_tile_step<T, TwoRows, TwoBlocks>(rows, x + whole * inputs, x_stride, w + whole * inputs * kLanes, block,
                                               ins - whole * inputs);
     alignas(64) float sums[2 * kTileLines][2 * kLanes];
-    tile_store<0>(sums[0], sizeof sums[0]);
-    if constexpr (TwoBlocks) tile_store<1>(sums[0] + kLanes, sizeof sums[0]);
-    if constexpr (TwoRows) tile_store<2>(sums[kTileLines], sizeof sums[0]);
-    if constexpr (TwoRows && TwoBlocks) tile_store<3>(sums[kTileLines] + kLanes, sizeof sums[0]);
+    store_sums<TwoRows, TwoBlocks>(sums[0], sizeof sums[0], kLanes, kTileLines * 2 * kLanes);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t b = 0; b < (TwoBlocks ? 2 : 1); b++) put(r, first + b, load<vf>(sums[r] + b * kLanes));
 }
@@ -144,15 +164,9 @@ template <bool TwoRows, bool TwoBlocks>
 SG_INLINE void strip_tiles(int64_t rows, const char* x, TileWeights& w, int64_t from, int64_t to, float* sums) {
     constexpr int64_t bytes = kTileLines * kTileLine, size = kTileLines * kLanes;
     if (from == 0) {
-        tile_zero<0>();
-        if constexpr (TwoBlocks) tile_zero<1>();
-        if constexpr (TwoRows) tile_zero<2>();
-        if constexpr (TwoRows && TwoBlocks) tile_zero<3>();
+        zero_sums<TwoRows, TwoBlocks>();
     } else {
-        tile_load<0>(sums, kTileLine);
-        if constexpr (TwoBlocks) tile_load<1>(sums + size, kTileLine);
-        if constexpr (TwoRows) tile_load<2>(sums + 2 * size, kTileLine);
-        if constexpr (TwoRows && TwoBlocks) tile_load<3>(sums + 3 * size, kTileLine);
+        load_sums<TwoRows, TwoBlocks>(sums, kTileLine, size, 2 * size);
     }
     for (int64_t i = from; i < to; i++) {
         for (int64_t line = 0; line < w.lines; line++, w.next += kTileLine) {
@@ -161,10 +175,7 @@ SG_INLINE void strip_tiles(int64_t rows, const char* x, TileWeights& w, int64_t 
         }
         tile_step<bf16, TwoRows, TwoBlocks>(x + i * rows * kTileLine, kTileLine, w.at + i * bytes, w.apart);
     }
-    tile_store<0>(sums, kTileLine);
-    if constexpr (TwoBlocks) tile_store<1>(sums + size, kTileLine);
-    if constexpr (TwoRows) tile_store<2>(sums + 2 * size, kTileLine);
-    if constexpr (TwoRows && TwoBlocks) tile_store<3>(sums + 3 * size, kTileLine);
+    store_sums<TwoRows, TwoBlocks>(sums, kTileLine, size, 2 * size);
 }
 
 static void any_strip_tiles(int64_t rows, const char* x, TileWeights& w, int64_t from, int64_t to, float* sums) {
@@ -227,32 +238,22 @@ static void strip_pairs(int64_t rows, const char* x, const bf16* weights, int64_
     }
 }
 
-// Of whole tiles: `out` [rows, outs] = x [rows, ins] times weights packed, or added to it; 16 lines of x and out, and
-// 32 inputs, are read and written also where there are fewer. `ins_of_block` of what lies in memory. Shapes are those
-// of 32 rows.
+// `out` [rows, outs] = x [rows, ins] times packed weights, or added to what it has, in whole tiles: 16 rows of x and out
+// and 32 inputs are read and written where there are fewer. A block of the weights has `ins_of_block` inputs in memory.
+// The caller has shapes for 32 rows.
 template <bool kAdd, bool TwoRows, bool TwoBlocks>
 SG_INLINE void multiply_block(const bf16* x, int64_t x_stride, const bf16* w, int64_t block, int64_t ins, float* out,
                               int64_t stride) {
     const int64_t line = stride * (int64_t)sizeof(float);
-    float* const below = out + kTileLines * stride;
     if constexpr (kAdd) {
-        tile_load<0>(out, line);
-        if constexpr (TwoBlocks) tile_load<1>(out + kLanes, line);
-        if constexpr (TwoRows) tile_load<2>(below, line);
-        if constexpr (TwoRows && TwoBlocks) tile_load<3>(below + kLanes, line);
+        load_sums<TwoRows, TwoBlocks>(out, line, kLanes, kTileLines * stride);
     } else {
-        tile_zero<0>();
-        if constexpr (TwoBlocks) tile_zero<1>();
-        if constexpr (TwoRows) tile_zero<2>();
-        if constexpr (TwoRows && TwoBlocks) tile_zero<3>();
+        zero_sums<TwoRows, TwoBlocks>();
     }
     for (int64_t i = 0; i < ins; i += kTileInputs<bf16>)
         tile_step<bf16, TwoRows, TwoBlocks>(x + i, x_stride * (int64_t)sizeof(bf16), w + i * kLanes,
                                             block * (int64_t)sizeof(bf16));
-    tile_store<0>(out, line);
-    if constexpr (TwoBlocks) tile_store<1>(out + kLanes, line);
-    if constexpr (TwoRows) tile_store<2>(below, line);
-    if constexpr (TwoRows && TwoBlocks) tile_store<3>(below + kLanes, line);
+    store_sums<TwoRows, TwoBlocks>(out, line, kLanes, kTileLines * stride);
 }
 
 template <bool kAdd>
