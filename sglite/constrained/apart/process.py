@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import functools
 import os
 import resource
 import select
@@ -51,21 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup = _receive(connection)
     if setup is None:
         return 0
-    trial = Trial()  # the client's engine has built it
     with contextlib.suppress(OSError, ValueError):  # not every system bounds it, or lets it be lowered
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     messages.send(connection, [messages.READY])
-    _serve(connection, *messages.setup_of(setup[0]), trial)
+    _serve(connection, *messages.setup_of(setup[0]))
     return 0
 
 
-def _serve(connection: socket.socket, limits: Limits, specials: Mapping[str, int], trial: Trial) -> None:
+def _serve(connection: socket.socket, limits: Limits, specials: Mapping[str, int]) -> None:
     """Each job on a thread, so that the end of the socket is heard of meanwhile, and priority is whole for the next."""
+    trial: Trial | None = None
     while (job := _receive(connection)) is not None:
-        spec = job[0]
-        thread = threading.Thread(
-            target=_answer, args=(connection, lambda spec=spec: _read(spec, limits, specials, trial)), daemon=True
-        )
+        trial = trial or Trial()  # whoever has a job has loaded the library, and built it first if need be
+        read = functools.partial(_read, job[0], limits, specials, trial)
+        thread = threading.Thread(target=_answer, args=(connection, read), daemon=True)
         thread.start()
         for seconds, niceness in _LOWERED:
             if select.select([connection], [], [], seconds)[0]:  # the next job, or the end
