@@ -1,12 +1,12 @@
 """Memory for the first pages of a pool before a prompt needs it.
 
 A pool takes memory as it is filled, and the system clears what it hands out: a fifth of the time of a first long prompt
-on a virtual machine. So what is handed out first is brought in while nothing else wants the processor.
+on a virtual machine. So what is handed out first is brought in beside whatever comes after loading. Not at a lower priority:
+whoever brings in memory holds a lock that the whole process waits for.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 
@@ -33,8 +33,6 @@ def bring_first_pages(library: Library, pool: KVPool) -> threading.Thread | None
 
 
 def _bring(library: Library, pool: KVPool, share: float) -> None:
-    if hasattr(os, "SCHED_IDLE"):  # of this thread alone
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     for part in _parts(pool, share):
         library.bring(part)
 
