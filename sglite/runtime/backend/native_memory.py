@@ -1,8 +1,8 @@
 """Memory for the first pages of a pool before a prompt needs it.
 
 A pool takes memory as it is filled, and the system clears what it hands out: a fifth of the time of a first long prompt
-on a virtual machine. So what is handed out first is brought in beside whatever comes after loading. Not at a lower priority:
-whoever brings in memory holds a lock that the whole process waits for.
+on a virtual machine. So what is handed out first is brought in beside whatever comes after loading; not at a lower
+priority, since whoever brings in memory holds a lock that the whole process waits for.
 """
 
 from __future__ import annotations
