@@ -20,7 +20,7 @@ from sglite.runtime.backend.base import Backend, BackendError, BatchLayout
 from sglite.runtime.backend.base import FixedBatch as AnyFixedBatch
 from sglite.runtime.backend.cuda_plan import CUDAMetadata, FixedBatch
 from sglite.runtime.backend.flashinfer import FlashInfer
-from sglite.runtime.backend.timing import Run, Timed, attention_run, least_times
+from sglite.runtime.backend.timing import Run, Timed, attention_run, decoding_layout, least_times
 from sglite.runtime.backend.workload import Workload
 from sglite.runtime.cache.pool import KVPool
 
@@ -211,15 +211,8 @@ def _decoding(workload: Workload) -> BatchLayout:
     """Rows of one token each, with pages of their own."""
     rows, end = min(ROWS, workload.rows), min(CONTEXT, workload.context)
     pages = -(-end // workload.page_size)
-    return BatchLayout(
-        query_starts=range(rows + 1),
-        starts=[end - 1] * rows,
-        seq_lens=[end] * rows,
-        positions=[end - 1] * rows,
-        slot_mapping=[-1] * rows,
-        page_tables=[range(row * pages, (row + 1) * pages) for row in range(rows)],
-        page_size=workload.page_size,
-    )
+    tables = [range(row * pages, (row + 1) * pages) for row in range(rows)]
+    return decoding_layout(end, tables, workload.page_size)
 
 
 def _chunk(workload: Workload) -> BatchLayout:

@@ -17,7 +17,7 @@ import torch
 from sglite.runtime.backend.base import Backend, BatchLayout, FixedBatch
 from sglite.runtime.backend.cuda_plan import Planner
 from sglite.runtime.backend.sharing import ESTIMATED, Point, Sharing, least_saving, never
-from sglite.runtime.backend.timing import Run, Timed, attention_run, least_times
+from sglite.runtime.backend.timing import Run, Timed, attention_run, decoding_layout, least_times
 from sglite.runtime.backend.workload import Workload
 from sglite.runtime.cache.pool import KVPool
 from sglite.runtime.protocol import GroupSpec
@@ -152,13 +152,5 @@ def _something_else(device: torch.device) -> torch.Tensor:
 def _layout(rows: int, shared: int, page_size: int) -> BatchLayout:
     """Rows of one token each that begin with the same pages."""
     common, own = shared // page_size, -(-OWN // page_size)
-    end = shared + OWN
-    return BatchLayout(
-        query_starts=range(rows + 1),
-        starts=[end - 1] * rows,
-        seq_lens=[end] * rows,
-        positions=[end - 1] * rows,
-        slot_mapping=[-1] * rows,
-        page_tables=[[*range(common), *range(common + own * r, common + own * (r + 1))] for r in range(rows)],
-        page_size=page_size,
-    )
+    tables = [[*range(common), *range(common + own * r, common + own * (r + 1))] for r in range(rows)]
+    return decoding_layout(shared + OWN, tables, page_size)

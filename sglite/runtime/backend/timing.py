@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from sglite.runtime.backend.base import AttentionMetadata, Backend
+from sglite.runtime.backend.base import AttentionMetadata, Backend, BatchLayout
 from sglite.runtime.backend.workload import Workload
 from sglite.runtime.cache.pool import KVPool
 
@@ -45,6 +45,20 @@ def least_times(runs: Sequence[Run], timed: Timed) -> list[float]:
             run()
     rounds = [[timed(run) for run in runs] for _ in range(ROUNDS)]
     return [min(times) for times in zip(*rounds, strict=True)]
+
+
+def decoding_layout(end: int, page_tables: Sequence[Sequence[int]], page_size: int) -> BatchLayout:
+    """A row of one token behind ``end - 1`` others for each table; nothing is stored."""
+    rows = len(page_tables)
+    return BatchLayout(
+        query_starts=range(rows + 1),
+        starts=[end - 1] * rows,
+        seq_lens=[end] * rows,
+        positions=[end - 1] * rows,
+        slot_mapping=[-1] * rows,
+        page_tables=page_tables,
+        page_size=page_size,
+    )
 
 
 def attention_run(

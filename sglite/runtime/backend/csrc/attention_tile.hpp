@@ -20,7 +20,7 @@ template <class T>
 struct Tiles {
     T *q, *keys, *values, *shares;  // packed; [slots][dim]; packed; [lanes][slots]
     float *scores, *sums, *added;   // [slots][lanes]; [lanes][v_dim] twice
-    float *most, *total, *corrections;  // [lanes]; `added` and what sums are multiplied with before: of vectors
+    float *most, *total, *corrections;  // [lanes]
     int32_t *low, *high;                // [lanes] slots that each sees
     float *key_scales, *value_scales;   // [slots]
     int64_t lanes;                      // a multiple of 16

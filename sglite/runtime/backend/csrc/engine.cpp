@@ -71,7 +71,8 @@ void Engine::multiply_gated(Product job, Gated after) {
 
 void Engine::find_greatest(Product product, int64_t* ids, float* tops) {
     lay_out(product);
-    const int64_t count = threads.count(), rows = product.rows, each = product.strip ? product.strip : product.groups ? parts(rows, product.groups) : 1;
+    const int64_t count = threads.count(), rows = product.rows;
+    const int64_t each = product.strip ? product.strip : product.groups ? parts(rows, product.groups) : 1;
     const int64_t room = product.row_step * each * product.block_step * kBlock;
     std::vector<float> sums(count * room), found(count * rows, -std::numeric_limits<float>::infinity());
     std::vector<int64_t> places(count * rows, std::numeric_limits<int64_t>::max());
