@@ -13,12 +13,13 @@ page or a state slot is decided elsewhere; a pool only has room for it.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,10 +115,18 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     """On the host, memory that the system hands out when it is first written to: a pool costs what is used of it."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    size, line = math.prod(shape) * dtype.itemsize, 64
-    room = np.zeros(size + line, dtype=np.uint8)
-    first = -room.ctypes.data % line
-    return torch.from_numpy(room[first : first + size]).view(dtype).view(shape)
+    size = math.prod(shape) * dtype.itemsize
+    if not size:
+        return torch.zeros(shape, dtype=dtype)
+    # A mapping of its own: what the C library has kept of memory once freed would be cleared here, all of it.
+    if hasattr(mmap, "MAP_PRIVATE"):
+        room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        room = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            room.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(room, dtype=dtype).view(shape)
 
 
 def in_frames(group: GroupSpec, num_frames: int) -> bool:

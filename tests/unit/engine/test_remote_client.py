@@ -427,7 +427,12 @@ def test_a_step_loop_that_breaks_says_so_and_its_process_ends(folder: Path, capl
         assert settles(lambda: "exit code 3" in caplog.text, 2)
 
 
-NONSENSE = "import socket, sys; s = socket.socket(fileno=int(sys.argv[2])); s.sendall(b'HTTP/1.1 200 OK'); s.recv(9)"
+NONSENSE = """
+import socket, sys, time
+said = socket.socket(fileno=int(sys.argv[2]))
+said.sendall(b'HTTP/1.1 200 OK')
+time.sleep(600)  # it hears nothing and does not leave by itself
+"""
 
 
 def test_a_process_that_talks_nonsense_is_ended(folder: Path) -> None:
