@@ -138,6 +138,8 @@ class NativeMatcher:
         self._lib = program._lib
         self._handle = handle
         self._words = program.vocab.words
+        self._known_flags: int | None = None
+        """Of the state as it is."""
 
     def fill(self, mask: NDArray[np.int32], room: int | None = None) -> bool:
         if mask.shape != (self._words,) or mask.dtype != np.int32 or not mask.flags.c_contiguous:
@@ -149,12 +151,14 @@ class NativeMatcher:
         return bool(result)
 
     def accept(self, token_id: int) -> bool:
+        self._known_flags = None
         result = self._lib.sg_matcher_accept(self._handle, token_id)
         if result < 0:
             result = self._ask(lambda: self._lib.sg_matcher_accept(self._handle, token_id))
         return bool(result)
 
     def rollback(self, n: int) -> None:
+        self._known_flags = None
         if n < 0 or not self._ask(lambda: self._lib.sg_matcher_rollback(self._handle, n)):
             raise ValueError(f"cannot roll back {n} tokens: {self.num_accepted} were accepted")
 
@@ -214,8 +218,13 @@ class NativeMatcher:
         self._lib.sg_matcher_free(self._handle)
 
     def _flags(self) -> int:
-        result: int = self._lib.sg_matcher_flags(self._handle)
-        return result if result >= 0 else self._ask(lambda: self._lib.sg_matcher_flags(self._handle))
+        known = self._known_flags
+        if known is None:
+            known = self._lib.sg_matcher_flags(self._handle)
+            if known < 0:
+                known = self._ask(lambda: self._lib.sg_matcher_flags(self._handle))
+            self._known_flags = known
+        return known
 
     def _ask(self, call: Callable[[], int], none: int = 0) -> int:
         """The result of a call that may want to know whether some values are right before it has one."""

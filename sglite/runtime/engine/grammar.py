@@ -209,8 +209,13 @@ class GrammarState:
     def fill(self, row: NDArray[np.int32]) -> None:
         """Write the mask for the next token into one row of a bitmask; all ones, and ``stuck``, where none is left."""
         started = time.perf_counter()
-        if self._ask(lambda matcher: matcher.fill(row), False) and not row.any():
-            self.stuck = True
+        matcher = self._matcher()
+        if matcher is not None:
+            try:
+                if matcher.fill(row) and not np.count_nonzero(row):  # of a few words faster than any()
+                    self.stuck = True
+            except Exception as error:
+                self._fail(error)
         if self.stuck:
             row.fill(-1)
         self._row = row
@@ -219,20 +224,41 @@ class GrammarState:
 
     def run_follows(self) -> bool:
         """Whatever the token being sampled is, forced tokens or the end come after it. False where that costs much."""
-        row = self._row
-        return row is not None and not self.held and self._ask(lambda matcher: matcher.run_follows(row), False)
+        row, matcher = self._row, self._matcher()
+        if row is None or self.held or matcher is None:
+            return False
+        try:
+            return matcher.run_follows(row)
+        except Exception as error:
+            self._fail(error)
+            return False
 
     def accept(self, token: int) -> bool:
         """Move past an output token; ``False``: it was not allowed."""
         self._row = None
-        self.num_before += self._gate is not None and self._gate.thinking
-        taken = self._ask(lambda matcher: matcher.accept(token), False)
-        self.held = self._ask(lambda matcher: matcher.held, self.held)
+        if self._gate is not None:
+            self.num_before += self._gate.thinking
+        matcher = self._matcher()
+        if matcher is None:
+            return False
+        try:
+            taken = matcher.accept(token)
+            self.held = matcher.held
+        except Exception as error:
+            self._fail(error)
+            return False
         return taken
 
     def forced(self, limit: int) -> list[int]:
         """Tokens that are the only allowed ones from here, in order."""
-        return self._ask(lambda matcher: matcher.forced(limit), []) if limit > 0 else []
+        matcher = self._matcher()
+        if matcher is None or limit <= 0:
+            return []
+        try:
+            return matcher.forced(limit)
+        except Exception as error:
+            self._fail(error)
+            return []
 
     def retreat(self) -> int:
         """Take back what leads nowhere: how many tokens; 0 when there is no other way left to try."""
@@ -256,7 +282,14 @@ class GrammarState:
     @property
     def finished(self) -> bool:
         """Nothing more can follow."""
-        return self._ask(lambda matcher: matcher.finished, False)
+        matcher = self._matcher()
+        if matcher is None:
+            return False
+        try:
+            return matcher.finished
+        except Exception as error:
+            self._fail(error)
+            return False
 
     @property
     def complete(self) -> bool:
@@ -269,16 +302,24 @@ class GrammarState:
         return self.failure or self._ask(lambda matcher: matcher.error, None)
 
     def _ask(self, question: Callable[[Matcher], T], otherwise: T) -> T:
-        """A matcher that raises ends its own request, as one that is stuck for good, and nobody else's."""
-        assert self.matcher is not None
-        if self.failure is not None:
+        matcher = self._matcher()
+        if matcher is None:
             return otherwise
         try:
-            return question(self.matcher)
+            return question(matcher)
         except Exception as error:
-            self.failure = f"the constraint failed at run time: {type(error).__name__}: {error}"
-            self.stuck = True
+            self._fail(error)
             return otherwise
+
+    def _matcher(self) -> Matcher | None:
+        """``None``: it has failed."""
+        assert self.matcher is not None
+        return self.matcher if self.failure is None else None
+
+    def _fail(self, error: Exception) -> None:
+        """A matcher that raises ends its own request, as one that is stuck for good, and nobody else's."""
+        self.failure = f"the constraint failed at run time: {type(error).__name__}: {error}"
+        self.stuck = True
 
 
 def name_the_constraint(spec: ConstraintSpec, message: str) -> str:
