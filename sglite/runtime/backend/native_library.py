@@ -43,8 +43,7 @@ _SIGNATURES = {
         [_POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _INT, _INT],
     ),
     "sg_rotate": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 10, *[_LONG] * 5, _FLOAT, _INT, _INT]),
-    "sg_dense_room": (_LONG, [_POINTER, *[_LONG] * 3, _INT]),
-    "sg_dense_layers": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 10, *[_LONG] * 4, _INT]),
+    "sg_dense_layers": (None, [_POINTER, _POINTER, _LONG, *[_POINTER] * 9, *[_LONG] * 4, _INT]),
     "sg_sample": (None, [_POINTER, _POINTER, _LONG, _POINTER, _LONG, *[_POINTER] * 8, _LONG, _LONG]),
     "sg_route": (None, [_POINTER, _POINTER]),
     "sg_experts": (None, [_POINTER, _POINTER, _POINTER]),
@@ -233,11 +232,10 @@ class Library:
         all that needs the interpreter: whom it wakes does not keep the kernels waiting.
         """
         (tokens, hidden), kind, count = x.shape, TYPES[x.dtype], len(layers)
-        room = torch.empty(self._lib.sg_dense_room(layers, count, tokens, hidden, kind), dtype=torch.uint8)
         plans = [None if batch is None else batch[0] for batch in batches]
         slots = [None if batch is None else batch[1].ctypes.data for batch in batches]
         given = (
-            self._handle, layers, count, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), *plans, *slots, room.data_ptr(),
+            self._handle, layers, count, x.data_ptr(), cos.data_ptr(), sin.data_ptr(), *plans, *slots,
             *((None, None, 0) if last is None else (last[0], last[1].ctypes.data, len(last[1]))), tokens, hidden,
             2 * cos.shape[-1], kind,
         )  # fmt: skip

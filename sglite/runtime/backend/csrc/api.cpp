@@ -183,19 +183,15 @@ SG_API void sg_sample(void* engine, const float* logits, int64_t stride, const u
                           rows, width, nullptr, 0, 0});
 }
 
-SG_API int64_t sg_dense_room(const DenseLayer* layers, int64_t count, int64_t tokens, int64_t hidden, int type) {
-    return dense_room(layers, count, tokens, hidden, type);
-}
-
 // `plans` and `slots` of the batch in pages and in frames; null where there are none, as `last` where all is wanted.
 SG_API void sg_dense_layers(void* engine, const DenseLayer* layers, int64_t count, void* x, const void* cos,
                             const void* sin, void* plan, void* framed_plan, const int64_t* slots,
-                            const int64_t* framed_slots, void* room, void* last, const int64_t* wanted,
+                            const int64_t* framed_slots, void* last, const int64_t* wanted,
                             int64_t num_wanted, int64_t tokens, int64_t hidden, int64_t turned, int type) {
     Turn turn(engine);
     dense_layers(turn.engine, layers, count,
                  {x, cos, sin, {static_cast<Plan*>(plan), static_cast<Plan*>(framed_plan)}, {slots, framed_slots},
-                  static_cast<char*>(room), static_cast<Plan*>(last), wanted, num_wanted, tokens, hidden, turned, type});
+                  static_cast<Plan*>(last), wanted, num_wanted, tokens, hidden, turned, type});
 }
 
 // The jobs below are structs of mixers.hpp; what is known here alone Python leaves at zero.

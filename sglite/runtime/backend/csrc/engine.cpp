@@ -43,7 +43,7 @@ void Engine::lay_out(Product& job) {
     const int64_t rows = cut.strip ? cut.strip : parts(job.rows, cut.groups);
     job.row_step = least(cut.groups, cut.strip ? together / rows : parts(together, rows));
     job.step_step = parts(kArrangeNumbers / rows, kBlock) * kBlock;
-    job.arranged = grown(arranged, job.rows * job.weight.ins * cut.number);
+    job.arranged = arranged.at_least(job.rows * job.weight.ins * cut.number);
     const int64_t steps = job.weight.ins * size_of(job.weight.kind) / 4;
     threads.run(kernels.arrange, &job, cut.groups * parts(steps, job.step_step));
 }
@@ -109,9 +109,7 @@ Inputs Engine::prepare(const Product& job) {
     // A line more than a row has: rows a power of two apart would get into each other's way in the cache.
     made.stride = whole ? parts(weight.ins * kernels.code_bytes, kLine) * kLine + kLine : 0;
     const int64_t table = job.rows * (weight.ins / weight.group);
-    const int64_t needed = kLine + job.rows * made.stride + 2 * table * 4;
-    if (static_cast<int64_t>(inputs.size()) < needed) inputs.resize(needed);
-    made.codes = inputs.data() + kLine - reinterpret_cast<uintptr_t>(inputs.data()) % kLine;
+    made.codes = inputs.at_least(job.rows * made.stride + 2 * table * 4);
     made.scales = reinterpret_cast<float*>(made.codes + job.rows * made.stride);
     made.sums = made.scales + table;
     made.row_step = row_step(job.rows, weight.ins, threads.count());
@@ -136,7 +134,7 @@ void Engine::activate(Gated job) {
 
 void Engine::sample(Sample job) {
     job.room_size = kLists * (parts(job.width, kBlock) + 2) * kBlock;
-    job.room = reinterpret_cast<float*>(grown(tiles, job.room_size * threads.count() * 4));
+    job.room = reinterpret_cast<float*>(tiles.at_least(job.room_size * threads.count() * 4));
     job.row_step = row_step(job.rows, job.width, threads.count());
     threads.run(kernels.sample, &job, parts(job.rows, job.row_step));
 }

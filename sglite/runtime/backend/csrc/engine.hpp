@@ -7,6 +7,7 @@
 
 #include "kernels.hpp"
 #include "mixers.hpp"
+#include "room.hpp"
 #include "threads.hpp"
 
 namespace sglite {
@@ -18,7 +19,7 @@ struct ExpertsRoom {
     std::vector<int64_t> firsts, next;
     std::vector<int32_t> order, places;
     std::vector<ExpertPiece> pieces;
-    std::vector<char> hidden, results, scratch;
+    Room hidden, results, scratch;
 };
 
 struct Engine {
@@ -28,13 +29,14 @@ struct Engine {
     const Kernels& kernels;
     Threads threads;
     std::vector<std::vector<char>> scratch;  // of each thread
-    std::vector<char> tiles, arranged;
+    Room tiles, arranged;
+    Room layers;  // what a step's layers use one after another
     ExpertsRoom experts;
     std::vector<LatentPiece> latent_pieces;
-    std::vector<char> ready;   // keys and values for tiles of queries
+    Room ready;                // keys and values for tiles of queries
     std::vector<float> found;  // by pieces of attention, of tokens that have parts
     int64_t slots_read = 0;    // keys that attention has read, of all KV heads of a layer
-    std::vector<char> inputs;  // of products with codes
+    Room inputs;               // of products with codes
 
     // Sizes of pieces are set here.
     void multiply(Product job);
@@ -87,12 +89,6 @@ inline int64_t size_of(int32_t type) { return type ? 2 : 4; }
 // Rows of some numbers each so that a piece of them is worth handing out.
 inline int64_t rows_at_once(int64_t rows, int64_t numbers, int threads) {
     return most(most<int64_t>(1, 8192 / most<int64_t>(numbers, 1)), parts(rows, 4 * threads));
-}
-
-// At least `bytes` of room, on a line of the cache.
-inline char* grown(std::vector<char>& room, int64_t bytes) {
-    if (static_cast<int64_t>(room.size()) < bytes + 64) room.resize(bytes + 64);
-    return room.data() + (64 - reinterpret_cast<uintptr_t>(room.data()) % 64) % 64;
 }
 
 // Bytes of so many numbers of a weight's kind.

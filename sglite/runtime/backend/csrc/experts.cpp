@@ -50,7 +50,7 @@ void Engine::mix(Experts job, const int64_t* ids) {
     const int64_t tables = job.gate_up.kind < 2 ? 0 : 2 * (job.gate_up.ins / job.gate_up.group) * 4;
     const int64_t row = parts(job.gate_up.ins * most(size, kernels.code_bytes), 64) * 64 + 64 + tables;
     job.scratch_size = parts(kExpertRows * (row + 2 * kExpertBlocks * kBlock * 4) + 4 * 64, 64) * 64;
-    job.scratch = grown(experts.scratch, job.scratch_size * threads.count());
+    job.scratch = experts.scratch.at_least(job.scratch_size * threads.count());
     const int64_t all = job.tokens;
     const auto* x = static_cast<const char*>(job.x);
     auto* out = static_cast<char*>(job.out);
@@ -64,8 +64,8 @@ void Engine::mix(Experts job, const int64_t* ids) {
         sort_pairs(experts, ids + first * job.chosen, pairs, job.down.count);
         job.order = experts.order.data(), job.places = experts.places.data();
         job.pieces = experts.pieces.data(), job.num_pieces = static_cast<int64_t>(experts.pieces.size());
-        job.hidden = grown(experts.hidden, pairs * job.down.ins * size);
-        job.results = grown(experts.results, pairs * job.down.outs * size);
+        job.hidden = experts.hidden.at_least(pairs * job.down.ins * size);
+        job.results = experts.results.at_least(pairs * job.down.outs * size);
         Inputs made;
         job.inputs = prepare(job, job.x, job.x_stride, job.tokens, job.gate_up, made);
         cut(job, job.down.ins / kBlock, bytes_of(2 * kBlock * job.gate_up.ins, job.gate_up.kind), threads.count());

@@ -24,7 +24,7 @@ void Engine::attend_latents(Latents job, Plan& plan) {
     }
     const int64_t tile = kLatentRows * kLatentSlots;
     job.scratch_size = parts(tile * (4 + size_of(job.type)) + kLatentRows * job.v_dim * 4, 64) * 64;
-    job.scratch = grown(tiles, job.scratch_size * threads.count());
+    job.scratch = tiles.at_least(job.scratch_size * threads.count());
     job.tables = plan.tables.data();
     job.table_from = plan.table_from.data();
     job.query_from = plan.query_from.data();

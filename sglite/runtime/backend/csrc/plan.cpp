@@ -157,7 +157,6 @@ const Plan::Cut& Plan::cut(int64_t heads, int64_t kv_heads, int64_t v_dim, int64
 void Engine::attend(Attention job, Plan& plan) {
     const Plan::Cut& cut = plan.cut(job.heads, job.kv_heads, job.v_dim, job.window, threads.count());
     const int64_t room = scratch_bytes(job);
-    tiles.resize(room * threads.count() + 64);
     job.part_size = job.heads * job.v_dim + parts(2 * job.heads, 16) * 16;
     const size_t needed = static_cast<size_t>(cut.part_from.back() * job.part_size);
     if (found.size() < needed) found.resize(needed);
@@ -172,13 +171,13 @@ void Engine::attend(Attention job, Plan& plan) {
     job.pieces = cut.pieces.data();
     job.num_pieces = static_cast<int64_t>(cut.pieces.size());
     job.threads = threads.count();
-    job.scratch = tiles.data() + (64 - reinterpret_cast<uintptr_t>(tiles.data()) % 64) % 64;
+    job.scratch = tiles.at_least(room * threads.count());
     job.scratch_size = room;
     slots_read += cut.slots_read;
     if (kernels.ready && job.type && !job.k_scales && !cut.stretches.empty()) {
         const int64_t count = static_cast<int64_t>(cut.stretches.size());
         job.stretches = cut.stretches.data();
-        job.ready = grown(ready, count * kTileSlots * (job.dim + job.v_dim) * size_of(job.type));
+        job.ready = ready.at_least(count * kTileSlots * (job.dim + job.v_dim) * size_of(job.type));
         threads.run(kernels.ready, &job, count);
     }
     threads.run(kernels.attention, &job, job.num_pieces);

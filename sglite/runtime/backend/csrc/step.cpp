@@ -8,10 +8,10 @@ namespace {
 int64_t aligned(int64_t bytes) { return parts(bytes, 64) * 64; }
 
 // Rows of numbers that layers use one after another.
-struct Room {
+struct Sizes {
     int64_t narrow, qkv, q, wide, gated;  // bytes: of hidden states, what heads are made of, q, gates and ups, their products
 
-    Room(const DenseLayer* layers, int64_t count, int64_t tokens, int64_t hidden, int32_t type)
+    Sizes(const DenseLayer* layers, int64_t count, int64_t tokens, int64_t hidden, int32_t type)
         : narrow(aligned(tokens * hidden * size_of(type))), qkv(0), q(0), wide(0), gated(0) {
         for (int64_t i = 0; i < count; i++) {
             const DenseLayer& layer = layers[i];
@@ -30,15 +30,15 @@ struct Rows {
     DenseStep step;
     char *normed, *added, *qkv, *q, *seen, *wide, *gated;
 
-    Rows(Engine& given, const DenseStep& of, const Room& room) : engine(given), step(of) {
-        char* at = step.room;
+    Rows(Engine& given, const DenseStep& of, const Sizes& sizes) : engine(given), step(of) {
+        char* at = engine.layers.at_least(sizes.all());
         const auto take = [&at](int64_t bytes) {
             char* here = at;
             at += bytes;
             return here;
         };
-        normed = take(room.narrow), added = take(room.narrow), qkv = take(room.qkv), q = take(room.q);
-        seen = take(room.q), wide = take(room.wide), gated = take(room.gated);
+        normed = take(sizes.narrow), added = take(sizes.narrow), qkv = take(sizes.qkv), q = take(sizes.q);
+        seen = take(sizes.q), wide = take(sizes.wide), gated = take(sizes.gated);
     }
 
     void norm(const void* weight, float eps, int32_t weight_type, bool first) {
@@ -106,12 +106,8 @@ struct Rows {
 
 }  // namespace
 
-int64_t dense_room(const DenseLayer* layers, int64_t count, int64_t tokens, int64_t hidden, int32_t type) {
-    return Room(layers, count, tokens, hidden, type).all();
-}
-
 void dense_layers(Engine& engine, const DenseLayer* layers, int64_t count, const DenseStep& step) {
-    Rows rows(engine, step, Room(layers, count, step.tokens, step.hidden, step.type));
+    Rows rows(engine, step, Sizes(layers, count, step.tokens, step.hidden, step.type));
     for (int64_t i = 0; i < count; i++) {
         const DenseLayer& layer = layers[i];
         rows.norm(layer.attention_norm, layer.attention_eps, layer.norm_type, i == 0);

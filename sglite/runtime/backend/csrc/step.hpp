@@ -26,15 +26,12 @@ struct DenseStep {
     const void *cos, *sin;
     Plan* plans[2];
     const int64_t* slots[2];
-    char* room;  // `dense_room` bytes
     Plan* last;             // of the tokens whose results alone are wanted, a row each; or null: all are
     const int64_t* wanted;  // which they are, ascending
     int64_t num_wanted;
     int64_t tokens, hidden, turned;
     int32_t type;
 };
-
-int64_t dense_room(const DenseLayer* layers, int64_t count, int64_t tokens, int64_t hidden, int32_t type);
 
 void dense_layers(Engine& engine, const DenseLayer* layers, int64_t count, const DenseStep& step);
 
