@@ -20,7 +20,7 @@ constexpr int64_t kLeastTileRows = 5;   // from which tiles are faster than vect
 constexpr int64_t kTileAhead = 2048;    // bytes of a block that are fetched before they are needed
 constexpr int64_t kMostTileRows = 64;   // beyond which they are arranged
 constexpr int64_t kStrip = 2 * kTileLines;
-constexpr int64_t kStretchTiles = 8;    // tiles of a block that stay in the first cache while strips meet them
+constexpr int64_t kStretchTiles = 16;   // tiles of a block that stay in the first cache while strips meet them
 constexpr int64_t kPanelRows = 512;     // of strips that do so, at most
 
 template <class T>
@@ -69,10 +69,11 @@ SG_INLINE void store_sums(float* to, int64_t line, int64_t right, int64_t below)
     if constexpr (TwoRows && TwoBlocks) tile_store<3>(to + below + right, line);
 }
 
-// One tile of inputs: rows `stride` bytes apart, the second block `block` bytes behind the first.
-template <class T, bool TwoRows, bool TwoBlocks>
+// One tile of inputs: rows `stride` bytes apart, the second block `block` bytes behind the first. x may be passing by:
+// the first cache keeps the weights then.
+template <class T, bool TwoRows, bool TwoBlocks, bool kPassing = false>
 SG_INLINE void tile_step(const void* x, int64_t stride, const void* w, int64_t block) {
-    tile_load<4>(x, stride);
+    tile_load<4, kPassing>(x, stride);
     tile_load<6>(w, kTileLine);
     tile_dot<(int)sizeof(T), 0, 4, 6>();
     if constexpr (TwoBlocks) {
@@ -80,7 +81,7 @@ SG_INLINE void tile_step(const void* x, int64_t stride, const void* w, int64_t b
         tile_dot<(int)sizeof(T), 1, 4, 7>();
     }
     if constexpr (TwoRows) {
-        tile_load<5>((const char*)x + kTileLines * stride, stride);
+        tile_load<5, kPassing>((const char*)x + kTileLines * stride, stride);
         tile_dot<(int)sizeof(T), 2, 5, 6>();
         if constexpr (TwoBlocks) tile_dot<(int)sizeof(T), 3, 5, 7>();
     }
@@ -152,12 +153,21 @@ static void tile_products(int64_t rows, const T* x, int64_t x_stride, const T* w
     tile_release();
 }
 
-// Two blocks of weights, or one, and what comes after them, which is fetched little by little.
+// Two blocks of weights, or one. What comes next is fetched little by little: not much of it, the cache is full of rows.
 struct TileWeights {
-    const char *at, *next;
-    int64_t apart, lines;  // bytes between the blocks; lines of both that come next, fetched with every tile
+    const char *at, *next;  // or null
+    int64_t apart;          // bytes between the blocks
     bool two;
+    const char* coming;  // where the next stretch of both is fetched, and so many lines of each with every tile
+    int64_t lines;
 };
+
+// What comes after tiles `from` up to `to`, while so many strips meet those.
+SG_INLINE void fetch_after(TileWeights& w, int64_t from, int64_t to, int64_t tiles, int64_t strips) {
+    w.coming = to < tiles ? w.at + to * kTileLines * kTileLine : w.next;
+    const int64_t wanted = least(kStretchTiles, to < tiles ? tiles - to : tiles) * kTileLines;
+    w.lines = w.coming ? (wanted + strips * (to - from) - 1) / (strips * (to - from)) : 0;
+}
 
 // Tiles from `from` up to `to` of a strip of `rows` rows: `sums` [4 tiles] += x w.
 template <bool TwoRows, bool TwoBlocks>
@@ -169,11 +179,11 @@ SG_INLINE void strip_tiles(int64_t rows, const char* x, TileWeights& w, int64_t 
         load_sums<TwoRows, TwoBlocks>(sums, kTileLine, size, 2 * size);
     }
     for (int64_t i = from; i < to; i++) {
-        for (int64_t line = 0; line < w.lines; line++, w.next += kTileLine) {
-            __builtin_prefetch(w.next, 0, 2);
-            __builtin_prefetch(w.next + w.apart, 0, 2);
+        for (int64_t line = 0; line < w.lines; line++, w.coming += kTileLine) {
+            __builtin_prefetch(w.coming, 0, 2);
+            __builtin_prefetch(w.coming + w.apart, 0, 2);
         }
-        tile_step<bf16, TwoRows, TwoBlocks>(x + i * rows * kTileLine, kTileLine, w.at + i * bytes, w.apart);
+        tile_step<bf16, TwoRows, TwoBlocks, true>(x + i * rows * kTileLine, kTileLine, w.at + i * bytes, w.apart);
     }
     store_sums<TwoRows, TwoBlocks>(sums, kTileLine, size, 2 * size);
 }
@@ -194,6 +204,7 @@ SG_INLINE void strip_blocks(int64_t rows, const char* x, TileWeights w, int64_t 
     int64_t shaped = 0;
     for (int64_t i = 0; i < tiles; i += kStretchTiles) {
         const int64_t to = least(tiles, i + kStretchTiles);
+        fetch_after(w, i, to, tiles, (rows + kStrip - 1) / kStrip);
         for (int64_t row = 0; row < rows; row += kStrip) {
             const int64_t count = least(kStrip, rows - row);
             if (count != shaped) shape_tiles(count);
@@ -214,12 +225,12 @@ SG_INLINE void strip_blocks(int64_t rows, const char* x, TileWeights w, int64_t 
 template <class Put>
 static void strip_products(int64_t rows, const char* x, const bf16* weights, int64_t blocks, int64_t tiles,
                            const Put& put) {
-    const int64_t block = tiles * kTileLines * kTileLine, strips = (rows + kStrip - 1) / kStrip;
+    const int64_t block = tiles * kTileLines * kTileLine;
     for (int64_t b = 0; b < blocks; b += 2) {
         const char* at = (const char*)weights + b * block;
-        const int64_t lines = blocks - b >= 4 ? (kTileLines + strips - 1) / strips : 0;
+        const char* next = blocks - b >= 4 ? at + 2 * block : nullptr;
         const bool two = blocks - b > 1;
-        strip_blocks(rows, x, {at, at + 2 * block, block, lines, two}, tiles, [&](int64_t row, vf first, vf second) {
+        strip_blocks(rows, x, {at, next, block, two, nullptr, 0}, tiles, [&](int64_t row, vf first, vf second) {
             put(row, b, first);
             if (two) put(row, b + 1, second);
         });
@@ -229,11 +240,10 @@ static void strip_products(int64_t rows, const char* x, const bf16* weights, int
 template <class Put>
 static void strip_pairs(int64_t rows, const char* x, const bf16* weights, int64_t apart, int64_t blocks, int64_t tiles,
                         const Put& put) {
-    const int64_t block = tiles * kTileLines * kTileLine, strips = (rows + kStrip - 1) / kStrip;
+    const int64_t block = tiles * kTileLines * kTileLine;
     for (int64_t b = 0; b < blocks; b++) {
         const char* at = (const char*)weights + b * block;
-        const int64_t lines = blocks - b > 1 ? (kTileLines + strips - 1) / strips : 0;
-        strip_blocks(rows, x, {at, at + block, apart * block, lines, true}, tiles,
+        strip_blocks(rows, x, {at, blocks - b > 1 ? at + block : nullptr, apart * block, true, nullptr, 0}, tiles,
                      [&](int64_t row, vf first, vf second) { put(row, b, first, second); });
     }
 }

@@ -40,7 +40,7 @@ SG_INLINE void tile_zero() {
     memset(imitated.lines[Tile], 0, sizeof imitated.lines[Tile]);
 }
 
-template <int Tile>
+template <int Tile, bool kPassing = false>
 static void tile_load(const void* from, int64_t stride) {
     if (!imitated.shapes.lines[Tile]) __builtin_trap();
     tile_zero<Tile>();
@@ -107,9 +107,13 @@ SG_INLINE void tile_zero() {
     asm volatile("tilezero %%tmm%c0" ::"i"(Tile));
 }
 
-template <int Tile>
+// What is passing by need not stay in the first cache.
+template <int Tile, bool kPassing = false>
 SG_INLINE void tile_load(const void* from, int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(Tile) : "memory");
+    if constexpr (kPassing)
+        asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(Tile) : "memory");
+    else
+        asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(Tile) : "memory");
 }
 
 template <int Tile>

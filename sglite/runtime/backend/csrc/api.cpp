@@ -120,13 +120,13 @@ SG_API void sg_pack(void* engine, void* weight, int64_t outs, int64_t ins, int k
 
 SG_API void sg_product(void* engine, const Weight* weight, const void* x, int64_t x_stride, const void* bias, void* out,
                        int64_t rows, int out_type) {
-    Turn(engine)->multiply({x, x_stride, *weight, bias, out, rows, out_type});
+    Turn(engine)->multiply({x, x_stride, *weight, bias, out, weight->outs, rows, out_type});
 }
 
 // Of every row the first place of its greatest product, and that; see Engine::find_greatest.
 SG_API void sg_greatest(void* engine, const Weight* weight, const void* x, int64_t x_stride, int64_t rows, int64_t* ids,
                         float* tops) {
-    Turn(engine)->find_greatest({x, x_stride, *weight, nullptr, nullptr, rows, 0}, ids, tops);
+    Turn(engine)->find_greatest({x, x_stride, *weight, nullptr, nullptr, weight->outs, rows, 0}, ids, tops);
 }
 
 // Rows `ids` of a packed weight: [count, ins].
@@ -172,7 +172,7 @@ SG_API void sg_rotate(void* engine, const void* qkv, int64_t stride, const void*
 
 SG_API void sg_gated(void* engine, const void* x, int64_t x_stride, void* out, int64_t rows, int64_t size,
                      int activation, int type) {
-    Turn(engine)->activate({x, x_stride, out, rows, size, activation, type, 0});
+    Turn(engine)->activate({x, x_stride, out, size, rows, size, activation, type, 0});
 }
 
 // `mask` or null: [rows, words].

@@ -261,8 +261,8 @@ static void codes(void* job, int64_t piece, int) {
     const int64_t blocks = least(p.block_step, all_blocks - first), rows = least(p.row_step, p.rows - row);
     const int64_t size = p.out_type ? 2 : 4, bias_size = p.weight.type ? 2 : 4;
     Written to;
-    to.out = (char*)p.out + (row * p.weight.outs + first * kLanes) * size;
-    to.stride = p.weight.outs;
+    to.out = (char*)p.out + (row * p.out_stride + first * kLanes) * size;
+    to.stride = p.out_stride;
     to.bias = p.bias ? (const char*)p.bias + first * kLanes * bias_size : nullptr;
     to.out_type = p.out_type;
     to.bias_type = p.weight.type;

@@ -62,7 +62,7 @@ void Engine::multiply_gated(Product job, Gated after) {
     const bool halves = job.weight.kind == 1 && job.weight.outs == 2 * after.size && after.size % kBlock == 0;
     if (halves && after.type && kernels.cut(job.rows, job.weight.ins, job.weight.kind).strip) {
         job.gated = after.activation + 1;
-        job.out = after.out;
+        job.out = after.out, job.out_stride = after.out_stride;
         return multiply(job);
     }
     multiply(job);

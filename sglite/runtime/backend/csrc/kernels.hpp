@@ -41,7 +41,8 @@ struct Product {
     int64_t x_stride;  // between rows, in numbers
     Weight weight;
     const void* bias;  // or null
-    void* out;         // rows one behind the other
+    void* out;
+    int64_t out_stride;
     int64_t rows;
     int32_t out_type;
     const void* arranged;  // x as the kernels read it, where there are groups
@@ -169,6 +170,7 @@ struct Gated {
     const void* x;
     int64_t x_stride;
     void* out;
+    int64_t out_stride;
     int64_t rows, size;
     int32_t activation;  // 0 silu, 1 gelu by tanh, 2 gpt-oss's
     int32_t type;

@@ -357,7 +357,7 @@ static void compute(const sglite::Product& p, const Piece& piece, const Written&
 template <class T>
 static void product_piece(const sglite::Product& p, int64_t number) {
     const Piece piece = Piece::of(p, number);
-    const Written all = {p.out, outs_of(p), p.bias, p.out_type, p.weight.kind};
+    const Written all = {p.out, p.out_stride, p.bias, p.out_type, p.weight.kind};
     const int64_t row = p.groups ? group_start(p, piece.row) : piece.row;
     compute<T>(p, piece, moved(all, row, piece.block));
 }

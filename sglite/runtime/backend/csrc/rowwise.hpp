@@ -130,7 +130,7 @@ static void rotate(void* job, int64_t piece, int) {
 template <class T>
 static void gated_row(const sglite::Gated& g, int64_t row) {
     const T* x = (const T*)g.x + row * g.x_stride;
-    T* out = (T*)g.out + row * g.size;
+    T* out = (T*)g.out + row * g.out_stride;
     for (int64_t i = 0; i < g.size; i += kLanes)
         store_floats(out + i, activated(load_floats(x + i), load_floats(x + g.size + i), g.activation));
 }
