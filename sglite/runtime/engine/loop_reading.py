@@ -10,26 +10,21 @@ from collections.abc import Callable
 _LOOP_SECONDS = 1.0
 """After so long it is noticed that an event loop that was to read does so no more."""
 
-_PACE_SECONDS = 0.002
-"""What comes more often than this is read together by a loop: waking up costs more than a token."""
-
 
 class LoopReading:
     """Who reads: the thread that calls ``lend``, or the loop that it lends to.
 
     Args:
-        receive: reads what is there without waiting; whether more is to come soon, ``None``: there is nothing more.
+        receive: reads what is there without waiting; whether more is to come.
         closing: set when nobody needs to read any more.
     """
 
-    def __init__(self, receive: Callable[[], bool | None], closing: threading.Event) -> None:
+    def __init__(self, receive: Callable[[], bool], closing: threading.Event) -> None:
         self._receive = receive
         self._closing = closing
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lent: int | None = None
         """Number of the socket that the loop reads in place of the thread."""
-        self._read_at = 0.0
-        """When the loop read, by its clock."""
         self._back = threading.Event()
 
     def read_on(self, loop: asyncio.AbstractEventLoop | None) -> None:
@@ -59,27 +54,9 @@ class LoopReading:
             self._take_back()
 
     def _read_here(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
-        more = self._receive()
-        if more is None:
+        if not self._receive():
             loop.remove_reader(number)
             self._take_back()
-            return
-        before, self._read_at = self._read_at, loop.time()
-        if more and self._read_at - before < _PACE_SECONDS:
-            loop.remove_reader(number)
-            loop.call_later(_PACE_SECONDS, self._go_on, loop, number)
-
-    def _go_on(self, loop: asyncio.AbstractEventLoop, number: int) -> None:
-        """Read what has come meanwhile, and again and again at this pace as long as more is to come."""
-        if self._loop is not loop or self._lent != number:
-            return
-        more = self._receive()
-        if more is None:
-            self._take_back()
-        elif more:
-            loop.call_later(_PACE_SECONDS, self._go_on, loop, number)
-        else:
-            loop.add_reader(number, self._read_here, loop, number)
 
     def _take_back(self) -> None:
         self._lent = None

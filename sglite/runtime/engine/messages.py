@@ -4,7 +4,8 @@
     client <--Loaded or NotLoaded, then Outputs ...---- engine
 
 Every message stands for one operation of ``EngineClient``, carried out in the order in which they were sent. ``Ask``
-and ``AskWeights`` are answered by one ``Answer`` with their number; ``Outputs`` has what came of one step.
+and ``AskWeights`` are answered by one ``Answer`` with their number; ``Outputs`` has what came of a step, or of several
+in quick succession.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class NotLoaded(msgspec.Struct, tag="not_loaded", frozen=True):
 
 
 class Outputs(msgspec.Struct, tag="outputs", frozen=True):
-    """What became of requests in one step."""
+    """What became of requests; one output a request."""
 
     outputs: list[RequestOutput]
 

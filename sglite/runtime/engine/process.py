@@ -47,6 +47,7 @@ from sglite.runtime.engine.messages import (
     ToEngine,
     Unpin,
 )
+from sglite.runtime.engine.paced import PacedOutputs
 from sglite.runtime.engine.wire import Channel, WireError
 from sglite.runtime.protocol import FinishReason, PauseMode, RequestOutput, UpdateWeights
 
@@ -78,6 +79,8 @@ class EngineServer:
         self._orders: queue.SimpleQueue[LoadModel] = queue.SimpleQueue()
         self._client: EngineClient | None = None
         self._outputs: list[RequestOutput] = []
+        """Of the step whose outputs are being handed out."""
+        self._paced = PacedOutputs(self._send_outputs)
         self._ends: queue.SimpleQueue[int] = queue.SimpleQueue()
         """Exit codes, as soon as there is a reason to end."""
 
@@ -87,6 +90,7 @@ class EngineServer:
         code = self._load() or self._ends.get()
         if self._client is not None:
             self._client.close()
+        self._paced.flush()
         self._channel.drain(_DRAIN_SECONDS)
         return code
 
@@ -100,7 +104,7 @@ class EngineServer:
             _log_to(self._channel, order.log_level)
             folder, args = Path(order.folder), order.args
             tokenizer = None if args.skip_tokenizer_init else load_tokenizer(text_folder(args, folder))
-            launched = assemble(args, folder, tokenizer, self._send_outputs, self._die, compile_apart=True)
+            launched = assemble(args, folder, tokenizer, self._hand_on, self._die, compile_apart=True)
             _replace_weights(launched.client, order.weights)
         except (ValueError, ModuleNotFoundError) as error:
             self._channel.send(NotLoaded(_one_line(error), users=True))
@@ -169,6 +173,7 @@ class EngineServer:
 
         def send(done: Future[Any]) -> None:
             error = done.exception()
+            self._paced.flush()
             if error is None:
                 self._channel.send(Answer(number, msgspec.to_builtins(done.result())))
             else:
@@ -181,12 +186,16 @@ class EngineServer:
     def _outputs_of(self, output: RequestOutput) -> None:
         self._outputs.append(output)
 
-    def _send_outputs(self) -> None:
-        """What one step gave, as one message."""
+    def _hand_on(self) -> None:
+        """What one step gave."""
         outputs, self._outputs = self._outputs, []
+        if outputs:
+            self._paced.put(outputs, more=self._client is not None and self._client.num_open > 0)
+
+    def _send_outputs(self, outputs: list[RequestOutput]) -> None:
+        """As one message."""
         try:
-            if outputs:
-                self._channel.send(Outputs(outputs))
+            self._channel.send(Outputs(outputs))
         except WireError:
             for output in outputs:
                 self._send_alone(output)
@@ -202,6 +211,7 @@ class EngineServer:
                 self._client.abort(output.request_id)
 
     def _die(self, message: str) -> None:
+        self._paced.flush()
         self._channel.send(Dying(message))
         self._ends.put(3)
 

@@ -257,13 +257,12 @@ class RemoteClient:
     def _read(self) -> str:
         """Hand on what the process says until it says nothing more; what it said of its end."""
         self._said = ""
-        while self._receive(wait=True) is not None:
+        while self._receive(wait=True):
             self._on_loop.lend(self._process.fileno)
         return self._said
 
-    def _receive(self, wait: bool) -> bool | None:
-        """Hand on what the process has said; whether it had something to say and is to say more, ``None``: it says
-        nothing more."""
+    def _receive(self, wait: bool) -> bool:
+        """Hand on what the process has said; whether it is to say more."""
         with self._reading:
             found = self._process.receive(wait)
             outputs: list[RequestOutput] = []
@@ -279,7 +278,7 @@ class RemoteClient:
                     self._said = message.message
             if outputs:
                 self._dispatch(gathered(outputs) if len(outputs) > 1 else outputs)
-            return None if found is None else bool(found and self._handlers)
+            return found is not None
 
     def read_on(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Hand on what comes on ``loop`` from soon on; see ``LoopReading``."""
