@@ -266,9 +266,9 @@ def _prepare(message: Mapping[str, Any], where: str) -> dict[str, Any]:
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             _check_arguments(arguments, f"{where}.tool_calls[{index}].function.arguments")
-    reasoning = next((plain[name] for name in _REASONING if plain.get(name) is not None), None)
-    if reasoning is not None:
-        plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+    for name in _REASONING:
+        if plain.get(name) is not None:
+            return {"thinking": plain[name], **plain, "reasoning_content": plain[name]}
     return plain
 
 
@@ -295,7 +295,7 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
         return value
     if isinstance(value, str):
         return str.__str__(value)
-    if isinstance(value, Mapping):
+    if type(value) is dict or isinstance(value, Mapping):  # the second takes its time
         return {str(key): _plain(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]

@@ -142,19 +142,17 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         """Everything that runs inside of it, on this thread, shares one fresh `Meter`."""
         return _Metered(self._active)
 
-    @property
-    def meter(self) -> Meter:
-        """The meter of the rendering that runs on this thread."""
-        meter: Meter = self._active.meter
-        return meter
-
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Count every call, and check the methods of strings that can build large ones."""
-        __self.meter.charge(STEP)
+        __self._active.meter.charge(STEP)
         if type(__obj) is Macro:  # the template's own: nothing to check, and all that it is given are values
             kwargs.pop("_block_vars", None)
             kwargs.pop("_loop_vars", None)
             return __obj(__context.eval_ctx, *args, **kwargs)
+        if __obj is _Namespace:
+            kwargs.pop("_block_vars", None)
+            kwargs.pop("_loop_vars", None)
+            return _Namespace(*args, **kwargs)
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             __self._check_method(owner, getattr(__obj, "__name__", ""), args, kwargs)
@@ -167,7 +165,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         if type(obj) is dict and attribute in obj and attribute not in _DICT_ATTRIBUTES:
             return obj[attribute]
         if type(obj) is _Namespace and not attribute.startswith("_"):
-            value = getattr(obj, attribute, None)
+            value = object.__getattribute__(obj, "_Namespace__attrs").get(attribute)
             if type(value) in _HARMLESS:
                 return value
         return super().getattr(obj, attribute)
@@ -184,7 +182,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
             fields = [spec for _, _, spec, _ in string.Formatter().parse(value.__self__) if spec is not None]
             if any("{" in spec or re.search(r"\d{5}", spec) for spec in fields):
                 raise TemplateOverrun("a format with a nested or five-digit width is not allowed")
-            size = self.meter.measure([*args, *kwargs.values()])
+            size = self._active.meter.measure([*args, *kwargs.values()])
             self._allow(len(value.__self__) + len(fields) * (size + MAX_WIDTH))
             return wrapped(*args, **kwargs)
 
@@ -206,7 +204,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         """Charge for a value of `size` characters or items before it is built."""
         if size > MAX_TEXT:
             raise TemplateOverrun(f"the template builds a value of {size} characters or items; {MAX_TEXT} are allowed")
-        self.meter.charge(size)
+        self._active.meter.charge(size)
 
     def _check_product(self, left: Any, right: Any) -> None:
         for sequence, count in ((left, right), (right, left)):
@@ -218,17 +216,17 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
     def _check_percent(self, template: str, values: Any) -> None:
         if _PERCENT_WIDTH.search(template):
             raise TemplateOverrun("a % format with a width of five digits or more, or '*', is not allowed")
-        self._allow(len(template) + (self.meter.measure(values) + MAX_WIDTH) * template.count("%"))
+        self._allow(len(template) + (self._active.meter.measure(values) + MAX_WIDTH) * template.count("%"))
 
     def _check_method(self, owner: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.meter.charge(len(owner))
+        self._active.meter.charge(len(owner))
         if name in _WIDTH_METHODS:
             width = max([8, *(abs(a) for a in [*args, *kwargs.values()] if isinstance(a, int))])
             self._allow(len(owner) * width if name == "expandtabs" else len(owner) + width)
         elif name == "replace" and len(args) >= 2 and all(isinstance(a, str) for a in args[:2]):
             self._allow(len(owner) + owner.count(args[0]) * len(args[1]))
         elif name == "join" and args and isinstance(args[0], list | tuple | dict | str):
-            self._allow(self.meter.measure(args[0]) + len(owner) * len(args[0]))
+            self._allow(self._active.meter.measure(args[0]) + len(owner) * len(args[0]))
         elif name in ("translate", "join"):
             raise TemplateOverrun(f"str.{name} on this argument is not allowed in a template")
 
@@ -238,7 +236,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
 
         @functools.wraps(function)
         def metered(*args: Any, **kwargs: Any) -> Any:
-            self.meter.charge(STEP)
+            self._active.meter.charge(STEP)
             value, rest = args[at], [*args[at + 1 :], *kwargs.values()]
             if name in _PRINTING:
                 value = list(self._counted(value)) if isinstance(value, Iterator) else value
@@ -255,7 +253,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         return metered
 
     def _check_printing(self, name: str, value: Any, rest: list[Any]) -> None:
-        size = self.meter.measure(value)
+        size = self._active.meter.measure(value)
         if name == "join":
             separator = max((len(str(a)) for a in rest if isinstance(a, str)), default=0)
             self._allow(size + separator * (len(value) if hasattr(value, "__len__") else 0))
@@ -272,24 +270,24 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
 
     def _counted(self, value: Any) -> Any:
         """`value`, paid for: at once when its length is known, else item by item."""
-        if isinstance(value, Iterator):
+        if type(value) not in _HARMLESS and isinstance(value, Iterator):
             return self._counted_items(value)
-        self.meter.charge(len(value) if hasattr(value, "__len__") else 1)
+        self._active.meter.charge(len(value) if hasattr(value, "__len__") else 1)
         return value
 
     def _counted_items(self, items: Iterator[Any]) -> Iterator[Any]:
         for item in items:
-            self.meter.charge(STEP)
+            self._active.meter.charge(STEP)
             yield item
 
     def _finalize(self, value: Any) -> Any:
         if not isinstance(value, Undefined):
-            self.meter.measure(value)
+            self._active.meter.measure(value)
         return value
 
     @pass_context
     def _charge(self, _context: Context, work: int) -> None:
-        self.meter.charge(work)
+        self._active.meter.charge(work)
 
     @pass_context
     def _turns(self, _context: Context, value: Any) -> Any:
@@ -297,7 +295,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
 
     @pass_context
     def _concat(self, _context: Context, values: list[Any]) -> str:
-        self._allow(self.meter.measure(values))
+        self._allow(self._active.meter.measure(values))
         return "".join(map(str, values))
 
     def _tojson(
@@ -309,7 +307,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         sort_keys: bool = False,
     ) -> str:
         """JSON without Jinja's HTML escapes, as chat templates expect."""
-        size = self.meter.measure(value)
+        size = self._active.meter.measure(value)
         if isinstance(indent, int):
             self._check_width("", [indent])
             self._allow(size * (max(indent, 0) + 1))
@@ -326,7 +324,8 @@ class _Namespace(Namespace):
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         attributes = dict(*args, **kwargs)
         for name in attributes:
-            _check_name(name)
+            if type(name) is not str or name[:1] == "_":
+                _check_name(name)
         super().__init__(attributes)
 
     def __setitem__(self, name: str, value: Any) -> None:
