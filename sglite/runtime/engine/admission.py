@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -43,8 +42,7 @@ MAX_NODE = 4096
 """Characters of a name in ``hints``: the path of a request in its program's graph."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     """A call for ``sampling.n`` outputs, read and checked: requests can be made of it for any prompt."""
 
     rid: str
@@ -76,7 +74,7 @@ class Admitted:
 
     def again(self) -> Admitted:
         """The same call under a name of its own."""
-        return replace(self, rid=uuid.uuid4().hex)
+        return msgspec.structs.replace(self, rid=uuid.uuid4().hex)
 
     def requests(
         self, token_ids: list[int], capacity: int, program: ProgramRef | None, pin: str

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import msgspec
+
 
 @dataclass(frozen=True)
 class Tool:
@@ -26,22 +28,19 @@ class Tool:
     strict: bool = False
 
 
-@dataclass(frozen=True)
-class Content:
+class Content(msgspec.Struct, frozen=True):
     """Text for the reader."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Reasoning:
+class Reasoning(msgspec.Struct, frozen=True):
     """Text of the model's thinking."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class CallStart:
+class CallStart(msgspec.Struct, frozen=True):
     """Call ``index`` (0, 1, ... in a turn) of a tool begins. ``id``: as the model wrote one, if its format has ids."""
 
     index: int
@@ -49,16 +48,14 @@ class CallStart:
     id: str | None = None
 
 
-@dataclass(frozen=True)
-class CallArguments:
+class CallArguments(msgspec.Struct, frozen=True):
     """More of the JSON text of the arguments of call ``index``; all of a call's pieces are one JSON object."""
 
     index: int
     text: str
 
 
-@dataclass(frozen=True)
-class CallEnd:
+class CallEnd(msgspec.Struct, frozen=True):
     """Call ``index`` is whole. A call that the output breaks off in has none."""
 
     index: int

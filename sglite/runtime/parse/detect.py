@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from sglite.runtime.parse.base import (
     CallArguments,
@@ -50,8 +51,7 @@ _PROBE = Tool("get_weather", {"type": "object", "properties": {"city": {"type": 
 _ID = "abcdefghi"  # nine letters: templates of Mistral take no other
 
 
-@dataclass(frozen=True)
-class Formats:
+class Formats(msgspec.Struct, frozen=True):
     """``None``: the model has no such format, or none that is known."""
 
     tools: ToolFormat | None = None

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from sglite.runtime.engine.engine import Engine
 from sglite.runtime.engine.generation import Generation
 from sglite.runtime.engine.presenter import Progress
@@ -19,14 +21,13 @@ _BREATH = 16
 """Generations that are submitted before others get a turn on the loop."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt, checked as far as the engine does not. ``sampling``: SGLang's ``sampling_params``; ``options``: of
     ``Engine.submit``; ``rid``: the client's name for it."""
 
     input_ids: list[int]
-    sampling: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     rid: str | None = None
 
     @property

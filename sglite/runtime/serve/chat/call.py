@@ -5,9 +5,11 @@ OpenAI chat, responses | Ollama | Anthropic  ->  ChatCall  ->  plan  ->  engine 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
+
+import msgspec
 
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.engine.presenter import Progress
@@ -24,8 +26,7 @@ class ToolChoice:
     among: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChatCall:
+class ChatCall(msgspec.Struct, frozen=True, kw_only=True):
     """What a client asks for.
 
     ``messages`` are in OpenAI's form and checked. ``tool_dicts``: the tools as templates read them. ``sampling``:
@@ -37,15 +38,15 @@ class ChatCall:
 
     messages: list[dict[str, Any]]
     tools: tuple[Tool, ...] = ()
-    tool_dicts: list[dict[str, Any]] = field(default_factory=list)
+    tool_dicts: list[dict[str, Any]] = []
     choice: ToolChoice = ToolChoice()
     parallel: bool = True
     constraint: ConstraintSpec | None = None
     constraint_field: str = ""
     parameters_field: str = "function.parameters"
-    sampling: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    template_kwargs: dict[str, Any] = {}
     chat_template: str | None = None
     add_generation_prompt: bool = True
     continue_final: bool = False
@@ -56,7 +57,7 @@ class ChatCall:
 
     def about(self, messages: list[dict[str, Any]]) -> ChatCall:
         """The same call with other messages, which are checked."""
-        return replace(self, messages=messages)
+        return msgspec.structs.replace(self, messages=messages)
 
     @property
     def idle_stops(self) -> tuple[str, ...]:
@@ -77,8 +78,7 @@ class CallDelta:
     name: str | None = None
 
 
-@dataclass(kw_only=True)
-class ChatDelta:
+class ChatDelta(msgspec.Struct, kw_only=True, dict=True):
     """News of turn ``index`` of a call. ``progress``: the engine's, so far; ``finish``: why it ended, at its end."""
 
     index: int

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.parse.base import Tool, TurnParser
@@ -31,8 +32,7 @@ _LONG_TEXT = 20_000
 """Rendering and encoding more characters than this takes long enough to be done beside the loop."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A request that can be submitted, and how its turns are to be read."""
 
     row: Row

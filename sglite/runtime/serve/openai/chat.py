@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -53,8 +52,7 @@ _REFUSED = {
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """A chat request, read. ``name``: what the answer calls the model; ``ignored``: fields without effect."""
 
     call: ChatCall
@@ -109,12 +107,12 @@ class Chat:
             return read_chat(self._serving, body)
         known = self._lately.get(key)
         if known is not None:
-            return replace(known, call=known.call.about(read_messages(Fields(body))))
+            return msgspec.structs.replace(known, call=known.call.about(read_messages(Fields(body))))
         ask = read_chat(self._serving, body)
         if len(key) <= _SHORT_BYTES and ask.call.messages and ask.call.rid is None:
             if len(self._lately) >= _REMEMBERED:
                 self._lately.clear()
-            self._lately[key] = replace(ask, call=ask.call.about([]))
+            self._lately[key] = msgspec.structs.replace(ask, call=ask.call.about([]))
         return ask
 
 
