@@ -20,8 +20,6 @@ from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.text.stop import StopMatcher
 from sglite.runtime.text.tokenizer import Tokenizer
 
-_UTF8 = codecs.getincrementaldecoder("utf-8")
-
 
 @dataclass(frozen=True, kw_only=True)
 class LogprobLayout:
@@ -162,8 +160,8 @@ class Presenter:
         self._ends: list[int] = []
         """Bytes of text after each output token."""
         self._cut: int | None = None
-        self._utf8 = _UTF8("replace")
         self._decoded = 0
+        """Bytes that are text already: whole characters."""
         self._text = ""
         self._stop = StopMatcher(sampling.stop, sampling.stop_regex) if sampling.stop or sampling.stop_regex else None
         self._special_bytes = 0
@@ -278,6 +276,7 @@ class Presenter:
         if over:
             return bytes(self._bytes[:end]).decode("utf-8", "replace")
         if end > self._decoded:
-            self._text += self._utf8.decode(bytes(self._bytes[self._decoded : end]))
-            self._decoded = end
+            text, size = codecs.utf_8_decode(self._bytes[self._decoded : end], "replace", False)
+            self._text += text
+            self._decoded += size
         return self._text

@@ -31,19 +31,6 @@ from sglite.runtime.protocol import Accounting, RequestOutput
 logger = logging.getLogger(__name__)
 
 CLIENT_GONE = 499
-_PROMPT = (
-    ("prompt_tokens", "prompt_tokens"),
-    ("cached_tokens", "cached_tokens"),
-    ("computed_prompt_tokens", "computed_tokens"),
-)
-"""Fields of the accounting that stand with the first token, and the counters they go into."""
-_REST = (
-    ("forced_tokens", "forced_tokens"),
-    ("resampled_tokens", "resampled_tokens"),
-    ("forward_passes", "forward_passes"),
-    ("replayed_tokens", "replayed_tokens"),
-    ("masks_filled", "masks_filled"),
-)
 _REFUSED = ("invalid_request", "constraint_refused")
 """Codes of requests that the engine did not take in: an HTTP error without usage."""
 _REASONS = {
@@ -166,14 +153,16 @@ class Observer:
 
     def _prompt(self, tracked: Tracked, accounting: Accounting, now: float) -> None:
         """Count what has been added to the prompt's numbers since they were counted last."""
-        before = tracked.accounting
+        before, counts = tracked.accounting, self.tally.counts
         if not before.forward_passes and accounting.forward_passes:
             self.tally.queue.observe(accounting.queue_ms / 1000)
-        for name, counter in _PROMPT:
-            self.tally.counts[counter] += getattr(accounting, name) - getattr(before, name)
+        prompt = accounting.prompt_tokens - before.prompt_tokens
+        cached = accounting.cached_tokens - before.cached_tokens
+        counts["prompt_tokens"] += prompt
+        counts["cached_tokens"] += cached
+        counts["computed_tokens"] += accounting.computed_prompt_tokens - before.computed_prompt_tokens
         if accounting.forward_passes:
-            cached, prompt = (getattr(accounting, name) for name in ("cached_tokens", "prompt_tokens"))
-            self.tally.prompts.add(now, cached - before.cached_tokens, prompt - before.prompt_tokens)
+            self.tally.prompts.add(now, cached, prompt)
         tracked.accounting = msgspec.structs.replace(accounting)
 
     def _end(self, tracked: Tracked, output: RequestOutput, now: float) -> None:
@@ -186,8 +175,11 @@ class Observer:
             counts["num_refused_requests"] += 1
             return
         self._prompt(tracked, accounting, now)
-        for name, counter in _REST:
-            counts[counter] += getattr(accounting, name)
+        counts["forced_tokens"] += accounting.forced_tokens
+        counts["resampled_tokens"] += accounting.resampled_tokens
+        counts["forward_passes"] += accounting.forward_passes
+        counts["replayed_tokens"] += accounting.replayed_tokens
+        counts["masks_filled"] += accounting.masks_filled
         if output.constraint_complete is not None:
             tracked.constrained = True
             counts["num_so_requests"] += 1

@@ -106,7 +106,7 @@ class _Turn(Machine):
         return self._rest.feed(text) if self._passing else super().feed(text)
 
     def finish(self) -> list[Event]:
-        return [*super().finish(), *self._rest.finish()]
+        return self._rest.finish() if self._passing else [*super().finish(), *self._rest.finish()]
 
     def _turn(self) -> Reading[None]:
         if (yield from self._begins()):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import random
+from typing import cast
 
 from sglite.runtime.engine.presenter import LogprobLayout, Presenter, Progress
 from sglite.runtime.protocol import Accounting, FinishReason, RequestOutput, TokenLogprob
 from sglite.runtime.sample.params import SamplingParams
+from sglite.runtime.text.tokenizer import Tokenizer
 
 
 def outputs(rng: random.Random, count: int) -> list[RequestOutput]:
@@ -56,3 +59,29 @@ def test_news_put_together_are_the_whole() -> None:
     whole = presenter.progress().event()
     assert whole["output_ids"] == ids
     assert whole["meta_info"]["output_token_logprobs"] == rows and whole["meta_info"]["output_top_logprobs"] == tops
+
+
+class Bytes:
+    """A tokenizer whose ids are bytes."""
+
+    special_token_ids: frozenset[int] = frozenset()
+
+    def pieces(self, ids: list[int], **_: object) -> list[bytes]:
+        return [bytes([one]) for one in ids]
+
+
+def test_the_text_so_far_has_whole_characters_whatever_the_bytes_are_cut_into() -> None:
+    rng = random.Random(7)
+    for _ in range(300):
+        text = "".join(rng.choice("aé漢😀") for _ in range(rng.randint(0, 8))).encode()
+        data = bytes(byte if rng.random() < 0.9 else rng.randrange(256) for byte in text)
+        presenter = Presenter("r", SamplingParams(), cast(Tokenizer, Bytes()), None)
+        decoder, want, at = codecs.getincrementaldecoder("utf-8")("replace"), "", 0
+        while at < len(data):
+            end = rng.randint(at + 1, len(data))
+            presenter.add(RequestOutput(request_id="r", new_token_ids=list(data[at:end])))
+            want += decoder.decode(data[at:end])
+            assert presenter.progress().text == want
+            at = end
+        presenter.add(RequestOutput(request_id="r", finish_reason=FinishReason(type="length")))
+        assert presenter.progress().text == data.decode("utf-8", "replace")
