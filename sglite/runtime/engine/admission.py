@@ -201,7 +201,7 @@ class Admission:
         self, given: dict[str, Any], constraint: ConstraintSpec | None
     ) -> tuple[SamplingParams, ConstraintSpec | None]:
         """Sampling parameters, read and checked; most requests sample as one of the last did."""
-        plain = all(type(value) in _PLAIN for value in given.values())
+        plain = _PLAIN.issuperset(map(type, given.values()))
         key = (*given.items(), *map(type, given.values())) if plain and constraint is None else None
         if key is not None and (known := self._lately.get(key)) is not None:
             return known, None

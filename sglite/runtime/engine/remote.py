@@ -129,9 +129,9 @@ class RemoteClient:
         named = {request.request_id: handler for request, handler in zip(requests, each, strict=True)}
         with self._lock:
             self._check_running()
-            taken = next((name for name in named if name in self._handlers), None)
-            if taken is not None:
-                raise RequestRefused(f"rid {taken!r} belongs to a request that is still open; give another one")
+            for name in named:
+                if name in self._handlers:
+                    raise RequestRefused(f"rid {name!r} belongs to a request that is still open; give another one")
             self._handlers.update(named)
             try:
                 self._process.send(Submit(list(requests)))

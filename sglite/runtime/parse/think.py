@@ -102,7 +102,7 @@ class _Turn(Machine):
 
     def feed(self, text: str) -> list[Event]:
         if not self._passing and text and not self._opened and self._run is None and not self._base:
-            self._passing = text[0] != self._form.opening[0] and not text[0].isspace()
+            self._passing = text.lstrip()[:1] not in ("", self._form.opening[0])
         return self._rest.feed(text) if self._passing else super().feed(text)
 
     def finish(self) -> list[Event]:

@@ -22,9 +22,11 @@ MAX_DEPTH = 200
 
 async def read_bytes(request: Request, limit: int) -> bytes:
     """The body; 413 as soon as more than ``limit`` bytes are announced or have come."""
-    announced = next((value for name, value in request.scope["headers"] if name == b"content-length"), b"0")
-    if announced.isdigit() and len(announced) < 19 and int(announced) > limit:
-        raise too_large(limit)
+    for name, announced in request.scope["headers"]:
+        if name == b"content-length":
+            if announced.isdigit() and len(announced) < 19 and int(announced) > limit:
+                raise too_large(limit)
+            break
     parts: list[bytes] = []
     size, more = 0, True
     while more:

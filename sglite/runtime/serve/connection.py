@@ -55,6 +55,7 @@ class Connection(asyncio.Protocol):
         self._config = config
         self._server = server_state
         self._app_state = app_state
+        self._asgi = {"version": config.asgi_version, "spec_version": "2.3"}
         self._loop = _loop or asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # from connection_made on
@@ -189,12 +190,15 @@ class Connection(asyncio.Protocol):
         version = self._parser.get_http_version()
         url = httptools.parse_url(self._url)
         path = url.path.decode("ascii")
-        names = [name for name, _ in self._headers]
-        if version not in ("1.0", "1.1") or names.count(b"host") > 1 or (version == "1.1" and b"host" not in names):
+        hosts, expects = 0, False
+        for name, value in self._headers:
+            hosts += name == b"host"
+            expects |= name == b"expect" and value.lower() == b"100-continue"
+        if version not in ("1.0", "1.1") or hosts > 1 or (version == "1.1" and not hosts):
             raise ValueError("this version is not spoken, or which host is meant is not known")
         scope = {
             "type": "http",
-            "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
+            "asgi": self._asgi,
             "http_version": version,
             "method": self._parser.get_method().decode("ascii"),
             "scheme": "http",
@@ -207,9 +211,6 @@ class Connection(asyncio.Protocol):
             **self._ends,
         }
         keep_alive = version == "1.1" and self._parser.should_keep_alive()
-        expects = b"expect" in names and (b"expect", b"100-continue") in (
-            (name, value.lower()) for name, value in self._headers
-        )
         self._incoming = Cycle(self, scope, self._default_headers, keep_alive=keep_alive, expects=expects)
         if self._is_answering:
             self._waiting.append(self._incoming)

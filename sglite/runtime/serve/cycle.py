@@ -186,9 +186,8 @@ class Cycle:
 
     def _head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         parts = [_STATUS[status]] if status in _STATUS else [b"HTTP/1.1 %d " % status]
-        given = [*self._default_headers(), *headers]
-        parts += [name + b": " + value for name, value in given]
-        for name, value in given:
+        for name, value in (*self._default_headers(), *headers):
+            parts.append(name + b": " + value)
             lower = name.lower()
             if lower == b"content-length":
                 self._left = int(value)

@@ -94,7 +94,8 @@ class _News(AsyncIterator[tuple[int, Progress]]):
 async def start(engine: Engine, in_flight: InFlight, rows: Sequence[Row]) -> Started:
     """Begins all of ``rows`` or, with ``Refused`` or ``ValueError``, none."""
     logprobs = [count_logprobs(len(row.input_ids), row.sampling, row.options, in_flight.longest) for row in rows]
-    in_flight.admit(sum(row.width for row in rows), sum(logprobs))
+    widths = [row.width for row in rows]
+    in_flight.admit(sum(widths), sum(logprobs))
     started = Started(in_flight)
     try:
         for index, row in enumerate(rows):
@@ -103,7 +104,7 @@ async def start(engine: Engine, in_flight: InFlight, rows: Sequence[Row]) -> Sta
             in_flight.add(rid, generation, logprobs=logprobs[index])
             started.rids.append(rid)
             started.generations.append(generation)
-            started.widths.append(row.width)
+            started.widths.append(widths[index])
             if index % _BREATH == _BREATH - 1:
                 await asyncio.sleep(0)
     except BaseException:

@@ -118,5 +118,5 @@ class Merged(AsyncIterator[tuple[int, list[Progress]]]):
 
     def _begin(self, index: int, progress: list[Progress]) -> None:
         self._beginning[index] += 1
-        if self._beginning[index] > 1 or any(part.text for part in progress):
+        if self._beginning[index] > 1 or progress[0].text or any(part.text for part in progress):
             del self._beginning[index]

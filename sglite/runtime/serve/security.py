@@ -87,21 +87,24 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Refused | None:
         size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        host = origin = None
         for name, value in scope["headers"]:
             size += len(name) + len(value)
+            if name == b"host" and host is None:
+                host = value.decode("latin-1")
+            elif name == b"origin" and origin is None:
+                origin = value.decode("latin-1")
         if size > MAX_HEADER_BYTES:
             message = f"path and headers have {size} bytes, {MAX_HEADER_BYTES} are allowed; send less"
             return Refused(431, message, code="headers_too_large")
         if not self._keyless:
             return None
-        host = _first(scope, b"host") or ""
         if self._loopback and host and not self._is_here(host):
             message = (
                 f"Host {host[:100]!r} is not this machine: without an API key this server answers to localhost and to "
                 "addresses only; start it with --api-key, or have the proxy before it send 'Host: localhost'"
             )
             return Refused(403, message, code="foreign_host")
-        origin = _first(scope, b"origin")
         if origin is not None and not self._may_call(origin, Headers(scope=scope)):
             message = (
                 f"pages of {origin[:100]!r} may not call this server; name the origin in --cors-origins, or start the "
@@ -127,21 +130,16 @@ def is_loopback(host: str) -> bool:
     return _is_address(host) and ipaddress.ip_address(host).is_loopback
 
 
-def _first(scope: Scope, wanted: bytes) -> str | None:
-    """The first header of that name, which is lower case as those of a scope are."""
-    for name, value in scope["headers"]:
-        if name == wanted:
-            found: str = value.decode("latin-1")
-            return found
-    return None
-
-
 def _marked(message: Message, path: str) -> Message:
     """The beginning of an answer, with the headers that all have and those of a page."""
-    given = message.get("headers", ())
-    raw = [pair for pair in given if pair[0].lower() != _NO_SNIFFING[0]]
+    raw, is_page = [], False
+    for pair in message.get("headers", ()):
+        name = pair[0].lower()
+        if name != _NO_SNIFFING[0]:
+            raw.append(pair)
+            is_page |= name == b"content-type" and pair[1].startswith(b"text/html")
     message = {**message, "headers": [*raw, _NO_SNIFFING]}
-    if any(value.startswith(b"text/html") for name, value in raw if name.lower() == b"content-type"):
+    if is_page:
         headers = MutableHeaders(scope=message)
         headers["Referrer-Policy"] = "no-referrer"
         headers.setdefault("Content-Security-Policy", _POLICIES.get(path, PAGE_POLICY))

@@ -84,8 +84,10 @@ async def plan(serving: Serving, call: ChatCall) -> Plan:
 async def _prompt(serving: Serving, tokenizer: Tokenizer, call: ChatCall, with_tools: bool) -> tuple[str, list[int]]:
     if call.input_ids is not None:
         return tokenizer.decode(call.input_ids[-64:], skip_special_tokens=False), call.input_ids
-    size = sum(len(str(message.get("content") or "")) for message in call.messages)
-    if size + 50 * len(call.messages) > _LONG_TEXT:
+    size = 50 * len(call.messages)
+    for message in call.messages:
+        size += len(str(message.get("content") or ""))
+    if size > _LONG_TEXT:
         text = await asyncio.to_thread(render, serving, call, with_tools)
         check_characters(serving, [text], "messages")
         return text, await asyncio.to_thread(tokenizer.encode, text)

@@ -49,6 +49,7 @@ _REFUSED = {
     "session_params": "sessions are a matter of /generate",
     "mm_processor_kwargs": "this model takes text only",
 }
+_SPELLED = spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "top_logprobs"})
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
 
@@ -85,7 +86,7 @@ class Chat:
     async def answer(self, request: Request, body: Mapping[str, Any]) -> Response:
         """The answer to a body that was read."""
         ask = self._read(body)
-        with spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "top_logprobs"}):
+        with _SPELLED:
             run = await begin(self._serving, ask.call)
         answer = _Answer(self._serving, ask, run)
         if ask.stream:

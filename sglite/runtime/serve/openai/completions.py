@@ -42,6 +42,7 @@ _REFUSED = {
     "session_params": "sessions are a matter of /generate",
     "image_data": "this model takes text only",
 }
+_SPELLED = spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "logprobs"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ class Completions:
     async def answer(self, request: Request, body: Mapping[str, Any]) -> Response:
         """The answer to a body that was read."""
         ask = await read_completion(self._serving, body)
-        with spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "logprobs"}):
+        with _SPELLED:
             started = await start(self._serving.engine, self._serving.in_flight, ask.rows)
         answer = _Answer(self._serving, ask, started)
         if ask.stream:
