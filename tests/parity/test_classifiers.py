@@ -109,7 +109,7 @@ def test_one_score_ranks_documents(tmp_path: Path) -> None:
             1 / (1 + math.exp(-float(score[0])))
             for score in scores_of_transformers(folder, [ids[0] + document for document in ids[1:]])
         ]
-        found = httpx.post(f"{server}/v1/rerank", json={"query": TEXTS[0], "documents": TEXTS[1:]}).json()
+        found = httpx.post(f"{server}/rerank", json={"query": TEXTS[0], "documents": TEXTS[1:]}).json()
         assert [row["index"] for row in found["results"]] == sorted(range(3), key=lambda i: -expected[i])
         for row in found["results"]:
             assert row["relevance_score"] == pytest.approx(expected[row["index"]], abs=TOLERANCE)

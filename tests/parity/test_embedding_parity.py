@@ -178,7 +178,7 @@ def test_the_relevance_of_texts_is_the_cosine_of_their_vectors(server: Served, r
     wanted = rows[1:] @ rows[0]
     found = server.post("/v1/score", {"text_1": query, "text_2": documents})
     assert np.abs(np.array([entry["score"] for entry in found["data"]]) - wanted).max() < TOLERANCE
-    ranked = server.post("/v1/rerank", {"query": query, "documents": documents, "top_n": 3})["results"]
+    ranked = server.post("/rerank", {"query": query, "documents": documents, "top_n": 3})["results"]
     assert [one["index"] for one in ranked] == [int(i) for i in np.argsort(-wanted)[:3]]
     assert [one["document"]["text"] for one in ranked] == [documents[one["index"]] for one in ranked]
 

@@ -345,7 +345,7 @@ def logprob_options(
         raise InvalidParameter("top_logprobs_num", top_n, message)
     bad = next((token for token in given or [] if not 0 <= token < vocab_size), None)
     if bad is not None:
-        message = f"token_ids_logprob has {bad}, outside the vocabulary of {vocab_size} tokens"
+        message = f"token_ids_logprob has {bad}, an out-of-vocabulary id: there are {vocab_size} tokens"
         raise InvalidParameter("token_ids_logprob", given, message)
     layout = LogprobLayout(top_n=top_n or 0, given=bool(given), text=text)
     return layout, LogprobOptions(start_len=start, top_n=top_n or 0, token_ids=tuple(given or ()))

@@ -118,6 +118,8 @@ class ReasoningFormat(ABC):
     aliases: ClassVar[tuple[str, ...]] = ()
     marks: ClassVar[tuple[str, ...]] = ()
     """As in ``ToolFormat``."""
+    closing: ClassVar[str | None] = None
+    """What ends a thought, where that is one mark."""
 
     @abstractmethod
     def opened_by(self, prompt: str) -> bool:

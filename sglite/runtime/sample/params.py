@@ -34,7 +34,7 @@ MAX_TEMPERATURE = 10**6
 """Hotter rows are as uniform as fp32 can tell; beyond its range, masked tokens would turn into NaN."""
 
 _ALIASES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "sampling_seed": "seed"}
-_CONSTRAINTS = ("json_schema", "regex", "ebnf", "choice", "structural_tag")
+CONSTRAINTS = ("json_schema", "regex", "ebnf", "choice", "structural_tag")
 
 
 class InvalidParameter(ValueError):
@@ -169,13 +169,13 @@ def parse_sampling_params(
     given: dict[str, Any] = {}
     for key, value in mapping.items():
         name = _ALIASES.get(key, key) if isinstance(key, str) else key
-        if name not in SamplingParams.__struct_fields__ and name not in _CONSTRAINTS:
+        if name not in SamplingParams.__struct_fields__ and name not in CONSTRAINTS:
             raise _unknown(key, value)
         if name in given:
             raise InvalidParameter(name, value, f"{name} is given twice, under two names; give it once.")
         if value is not None or name == "max_new_tokens":
             given[name] = value
-    asked = [name for name in _CONSTRAINTS if name in given]
+    asked = [name for name in CONSTRAINTS if name in given]
     if len(asked) > 1:
         raise InvalidParameter(asked[1], given[asked[1]], f"only one of {' and '.join(asked)} can be set.")
     if asked and constraint is not None:
@@ -184,7 +184,7 @@ def parse_sampling_params(
         constraint = _constraint(asked[0], given.pop(asked[0]))
     limit = given.get("on_limit")
     if constraint is None and limit in ("close", "try_close"):
-        raise InvalidParameter("on_limit", limit, f"on_limit={limit!r} needs one of {', '.join(_CONSTRAINTS)}.")
+        raise InvalidParameter("on_limit", limit, f"on_limit={limit!r} needs one of {', '.join(CONSTRAINTS)}.")
     return SamplingParams(**{name: _plain(name, value) for name, value in given.items()}), constraint
 
 
@@ -273,7 +273,7 @@ def _bad(name: str, value: object, rule: str) -> InvalidParameter:
 
 
 def _unknown(key: object, value: object) -> InvalidParameter:
-    known = [*SamplingParams.__struct_fields__, *_ALIASES, *_CONSTRAINTS]
+    known = [*SamplingParams.__struct_fields__, *_ALIASES, *CONSTRAINTS]
     near = difflib.get_close_matches(key[:64], known, n=1) if isinstance(key, str) else []
     hint = f"did you mean {near[0]}?" if near else "see the list of sampling parameters."
     message = f"{_show(key)} is no sampling parameter (value {_show(value)}); {hint}"

@@ -21,29 +21,34 @@ def check_characters(serving: Serving, texts: Sequence[str], prompt: str) -> Non
     longest = max(map(len, texts), default=0)
     if longest > most:
         message = (
-            f"{prompt} has {longest} characters and the context length is {serving.capacity} tokens, {most} characters "
-            "at the very most; shorten it"
+            f"{prompt} has {longest} characters, which is longer than the model's context length of {serving.capacity} "
+            f"tokens, {most} characters at the very most; shorten it"
         )
         raise Refused(400, message, param=prompt, code=CODE)
 
 
 def check_length(
-    serving: Serving, num_prompt: int, max_tokens: int | None, prompt: str, limit: str = "max_tokens"
+    serving: Serving, num_prompt: int, max_tokens: int | None, prompt: str, limits: Sequence[str] = ("max_tokens",)
 ) -> None:
     """``Refused`` if a prompt of so many tokens, or that and ``max_tokens`` more, exceed the context.
 
-    ``prompt`` and ``limit``: what the client calls the two. Without ``max_tokens`` one token has to fit.
+    ``prompt`` and ``limits``: what the client calls the two; a limit may have several names. Without ``max_tokens`` one
+    token has to fit.
     """
     most = serving.capacity
     if num_prompt > most or (num_prompt == most and max_tokens != 0):
-        message = f"{prompt} has {num_prompt} tokens and the context length is {most}, output included; shorten it"
+        message = (
+            f"{prompt} has {num_prompt} tokens, which is longer than the model's context length of {most}, output "
+            "included; shorten it"
+        )
         raise Refused(400, message, param=prompt, code=CODE)
     if max_tokens is not None and num_prompt + max_tokens > most:
+        limit = " or ".join(limits)
         message = (
-            f"{limit}={max_tokens} and the {num_prompt} tokens of {prompt} exceed the context length of {most}; "
-            f"give {limit}<={most - num_prompt} or leave it out"
+            f"{limit} is too large: {max_tokens} and the {num_prompt} tokens of {prompt} exceed the context length of "
+            f"{most}; give {limit}<={most - num_prompt} or leave it out"
         )
-        raise Refused(400, message, param=limit, code=CODE)
+        raise Refused(400, message, param=limits[0], code=CODE)
 
 
 def made_prompts(serving: Serving, prompts: Iterable[list[int]], where: str) -> list[list[int]]:

@@ -1,14 +1,17 @@
 """What a client is told when something cannot be done: a status, and the JSON shape that the route's clients know.
 
-    {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+    {"error": {"message": ..., "type": ..., "param": ..., "code": ...}, "object": "error", "message": ..., ...}
     {"type": "error", "error": {"type": ..., "message": ...}}              Anthropic's routes
     {"error": ...}                                                         Ollama's
 
-The message is what matters to a person; ``param`` names the field, ``code`` is for programs.
+The message is what matters to a person; ``param`` names the field, ``code`` is for programs. SGLang's own clients look
+for the same beside ``error``, where ``type`` is the status in words and ``code`` its number. An error within a stream,
+or beside other fields, is ``error`` alone.
 """
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from sglite.runtime.engine.generation import EngineError, RequestRefused
@@ -23,6 +26,8 @@ _ENGINE_STATUS = {"constraint_unsatisfied": 400, "queue_full": 429, "engine_dead
 """By the code of an engine's failure: what the request asked for, or that another try elsewhere makes sense."""
 _RETRY_SECONDS = 1
 MAX_MESSAGE = 2_000
+OLLAMA = "/api/"
+"""What the paths of Ollama's routes begin with."""
 
 
 class Refused(Exception):
@@ -46,13 +51,19 @@ class Refused(Exception):
     def body(self, path: str = "") -> dict[str, Any]:
         """The JSON body, as clients of ``path`` expect it."""
         message = str(self)[:MAX_MESSAGE]
-        if path.startswith("/api/"):
+        if path.startswith(OLLAMA):
             return {"error": message}
         if path.startswith("/v1/messages"):
             return {
                 "type": "error",
                 "error": {"type": _ANTHROPIC_TYPES.get(self.status, self._type), "message": message},
             }
+        flat = {"message": message, "type": _status_name(self.status), "param": self.param, "code": self.status}
+        return {"object": "error", **flat, **self.event()}
+
+    def event(self) -> dict[str, Any]:
+        """The error among other things: in a stream, or in an answer that says more."""
+        message = str(self)[:MAX_MESSAGE]
         return {"error": {"message": message, "type": self._type, "param": self.param, "code": self.code}}
 
     @property
@@ -63,6 +74,15 @@ class Refused(Exception):
         """The headers that belong to it."""
         found = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else {}
         return {**found, "WWW-Authenticate": "Bearer"} if self.status == 401 else found
+
+
+def _status_name(status: int) -> str:
+    """As SGLang and vLLM call it: ``BadRequestError`` of 400."""
+    try:
+        words = HTTPStatus(status).phrase.replace("Error", "")
+    except ValueError:
+        words = "Unknown"
+    return words.replace(" ", "") + "Error"
 
 
 def refusal(error: Exception) -> Refused:

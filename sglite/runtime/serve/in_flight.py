@@ -65,7 +65,8 @@ class InFlight:
     def name(self, given: str | None = None) -> str:
         """A request id, the given one if it is free."""
         if given is not None and given in self._open:
-            raise Refused(400, f"rid {given!r} belongs to a request that is still open; give another one", param="rid")
+            message = f"Duplicate request ID: rid {given!r} belongs to a request that is still open; give another one"
+            raise Refused(400, message, param="rid")
         return given or os.urandom(16).hex()
 
     def add(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -22,10 +22,12 @@ from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import ignored_header
 from sglite.runtime.serve.generations import Row, Started, start
 from sglite.runtime.serve.native_fields import (
+    EXTRAS,
     OPTIONS,
     check_fields,
     check_ids,
     checked,
+    is_constrained,
     switch,
     take_sampling,
 )
@@ -43,12 +45,22 @@ _LONG_TEXT = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class _Ask:
-    """A request, read. ``intervals``: tokens an event of each row has at least, but for the first and the last."""
+    """A request, read. ``intervals``: tokens an event of each row has at least, but for the first and the last;
+    ``thought_end``: what ends a thought, where its tokens are to be counted; ``prompt_ids``: outputs say their
+    prompt's."""
 
     rows: list[Row]
     intervals: list[int]
     many: bool
     turn: Turn | None = None
+    thought_end: tuple[int, ...] = ()
+    prompt_ids: bool = False
+
+    def told(self, event: dict[str, Any], row: Row) -> dict[str, Any]:
+        """``event`` of an output of ``row``, with what was asked for beside it."""
+        if self.thought_end:
+            event["meta_info"]["reasoning_tokens"] = _num_thought(event["output_ids"], self.thought_end)
+        return {**event, "prompt_token_ids": row.input_ids} if self.prompt_ids else event
 
 
 class Native:
@@ -110,11 +122,12 @@ class Native:
     async def _results(self, request: Request, ask: _Ask) -> list[dict[str, Any]]:
         started = await self._start(ask)
         try:
-            return await unless_gone(request, started.results())
+            events = await unless_gone(request, started.results())
         finally:
             started.end()
             if ask.turn is not None:
                 ask.turn.ended()
+        return [ask.told(event, row) for event, row in zip(events, _owners(started, ask), strict=True)]
 
     async def _start(self, ask: _Ask) -> Started:
         try:
@@ -132,6 +145,9 @@ class Native:
     async def _read(self, body: dict[str, Any]) -> _Ask:
         """The prompts with what belongs to each."""
         params = read_params(body.get("session_params"))
+        self._serving.models.check(body.get("model"))
+        thinks, prompt_ids = (switch(name, body.get(name)) for name in EXTRAS)
+        closing = self._closing() if thinks else ""
         prompts, many = await self._prompts(body.get("text"), body.get("input_ids"), params is None)
         names = _names(body.get("rid"), len(prompts), many)
         options = {name: body.get(name) for name in OPTIONS}
@@ -142,17 +158,32 @@ class Native:
                 pick(body.get("sampling_params"), index, len(prompts), "sampling_params", many)
             )
             given = {name: checked(name, value) for name, value in of.items() if value is not None}
+            if closing and is_constrained(sampling):
+                given.setdefault("constraint_after", closing)
             rows.append(Row(input_ids=ids, sampling=sampling, options=given, rid=names[index]))
             intervals.append(interval)
+        ask = _Ask(rows=rows, intervals=intervals, many=many or rows[0].width != 1, prompt_ids=prompt_ids)
+        if closing and self._engine.tokenizer is not None:
+            ask = replace(ask, thought_end=tuple(self._engine.tokenizer.encode(closing)))
         if params is None:
-            wide = many or rows[0].width != 1
-            return _Ask(rows=rows, intervals=intervals, many=wide)
-        if many or rows[0].width != 1:
+            return ask
+        if ask.many:
             raise Refused(400, "a session goes on with one prompt and one output (n=1)", param="session_params")
         bos = self._engine.tokenizer.bos_token_id if self._engine.tokenizer is not None else None
         turn = await self._sessions.begin(params, rows[0].rid, rows[0].input_ids, bos)
         row = Row(input_ids=turn.input_ids, sampling=rows[0].sampling, options=rows[0].options, rid=turn.rid)
-        return _Ask(rows=[row], intervals=intervals, many=False, turn=turn)
+        return replace(ask, rows=[row], turn=turn)
+
+    def _closing(self) -> str:
+        """What ends a thought of the served model. ``Refused`` where that is not known."""
+        form = self._serving.formats.reasoning
+        if form is None or form.closing is None or self._engine.tokenizer is None:
+            message = (
+                f"require_reasoning: what ends a thought of {self._serving.models.name} is not known; start the server "
+                "with --reasoning-parser, or give constraint_after"
+            )
+            raise Refused(400, message, param="require_reasoning")
+        return form.closing
 
     async def _prompts(self, text: Any, input_ids: Any, some: bool) -> tuple[list[list[int]], bool]:
         """Prompts as ids, and whether they came as a batch. ``some``: none may be empty."""
@@ -200,14 +231,28 @@ def _names(rid: Any, count: int, many: bool) -> list[str | None]:
     return [one or None for one in given]
 
 
+def _owners(started: Started, ask: _Ask) -> list[Row]:
+    """The row of each output."""
+    return [row for row, width in zip(ask.rows, started.widths, strict=True) for _ in range(width)]
+
+
+def _num_thought(ids: list[int], end: tuple[int, ...]) -> int:
+    """Tokens of a thought, its end included; all of them, where it has not ended."""
+    for at, token in enumerate(ids):
+        if token == end[0] and tuple(ids[at : at + len(end)]) == end:
+            return at + len(end)
+    return len(ids)
+
+
 async def _events(started: Started, ask: _Ask) -> AsyncGenerator[bytes, None]:
     """Each output's events by its place among all: ``index``, for more than one."""
     intervals = [step for step, width in zip(ask.intervals, started.widths, strict=True) for _ in range(width)]
     shown: dict[int, int] = {}
+    owners = _owners(started, ask)
     async for index, progress in started.news():
         length, over = progress.num_tokens, progress.finish_reason is not None
         if not over and length < shown.get(index, 0) + intervals[index] and index in shown:
             continue
         shown[index] = length
-        event = progress.event()
+        event = ask.told(progress.event(), owners[index])
         yield sse({**event, "index": index} if ask.many else event)

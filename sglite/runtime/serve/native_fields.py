@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglite.runtime.sample.params import SamplingParams
+from sglite.runtime.sample.params import CONSTRAINTS, SamplingParams
 from sglite.runtime.serve.body import check_names
 from sglite.runtime.serve.errors import Refused
 
@@ -17,7 +17,7 @@ OPTIONS = (
 """Of ``Engine.submit``."""
 IGNORED = (
     "log_metrics", "no_logs", "session_id", "conversation_id", "routing_key", "kv_router_hint", "custom_labels",
-    "received_time", "external_trace_header",
+    "received_time", "external_trace_header", "stream_output",
 )  # fmt: skip
 """Change no answer; named in a header."""
 _UNSUPPORTED = frozenset({
@@ -25,16 +25,19 @@ _UNSUPPORTED = frozenset({
     "video_config", "images_config", "max_dynamic_patch", "min_dynamic_patch", "image_max_dynamic_patch",
     "video_max_dynamic_patch", "input_embeds", "positional_embed_overrides", "lora_path", "lora_id",
     "return_hidden_states", "return_routed_experts", "return_indexer_topk", "return_sampling_mask", "return_entropy",
-    "return_prompt_token_ids", "return_bytes", "return_flat_raw_top_logprobs", "return_flat_raw_top_logprobs_b64",
+    "return_bytes", "return_flat_raw_top_logprobs", "return_flat_raw_top_logprobs_b64",
     "custom_logit_processor", "bootstrap_host", "bootstrap_port", "bootstrap_room", "bootstrap_pair_key",
     "decode_tp_size", "data_parallel_rank", "routed_dp_rank", "disagg_prefill_dp_rank", "background",
-    "multi_item_delimiter_indices", "require_reasoning", "max_thinking_tokens",
+    "multi_item_delimiter_indices", "max_thinking_tokens",
 })  # fmt: skip
-_FIELDS = frozenset({"text", "input_ids", "sampling_params", "stream", "rid", "session_params", *OPTIONS, *IGNORED})
+EXTRAS = ("require_reasoning", "return_prompt_token_ids")
+"""Switches of the whole request: what outputs say beside their own."""
+_FIELDS = frozenset({
+    "text", "input_ids", "sampling_params", "stream", "rid", "session_params", "model", *EXTRAS, *OPTIONS, *IGNORED
+})  # fmt: skip
 _ELSEWHERE = {name: f"{name} belongs into sampling_params" for name in SamplingParams.__struct_fields__}
 _INSTEAD = {
     "max_thinking_tokens": "give reasoning_budget with constraint_after",
-    "require_reasoning": "give reasoning_budget with constraint_after",
     "input_embeds": "send text or input_ids",
 }
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
@@ -74,6 +77,11 @@ def take_sampling(value: Any) -> tuple[dict[str, Any], int]:
     return sampling, interval or 1
 
 
+def is_constrained(sampling: dict[str, Any]) -> bool:
+    """Whether ``sampling_params`` say what the text must be."""
+    return any(sampling.get(name) is not None for name in CONSTRAINTS)
+
+
 def switch(name: str, value: Any) -> bool:
     """true or false; nothing is false."""
     if value is None or isinstance(value, bool):
@@ -87,12 +95,17 @@ def checked(name: str, value: Any) -> Any:
         return switch(name, value)
     if name in _COUNTS and type(value) is not int:
         raise Refused(400, f"{name} must be an integer", param=name)
-    if name == "token_ids_logprob":
-        check_ids(name, value)
+    if name == "token_ids_logprob" and not _are_ids(value):
+        message = f"{name} must be a flat list of integers, the token ids; in a batch, one such list a prompt"
+        raise Refused(400, message, param=name)
     return value
 
 
 def check_ids(where: str, value: Any) -> None:
     """``Refused`` unless it is a list of integers."""
-    if not isinstance(value, list) or not all(type(token) is int for token in value):
+    if not _are_ids(value):
         raise Refused(400, f"{where} must be a list of token ids", param=where.partition("[")[0])
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(token) is int for token in value)

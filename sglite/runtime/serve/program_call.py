@@ -42,7 +42,7 @@ class Call:
 
     def fail(self, node: AnyNode, error: Exception) -> None:
         """The node's last event, if it failed."""
-        self.finish(node, **refusal(error).body())
+        self.finish(node, **refusal(error).event())
 
     async def lines(self) -> AsyncGenerator[bytes, None]:
         """The answer, one JSON object a line; the last one says that nothing is missing."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
-from sglite.runtime.serve.errors import Refused, refusal
+from sglite.runtime.serve.errors import OLLAMA, Refused, refusal
 from sglite.runtime.serve.responses import NDJSON, SSE, EventStream, ndjson, sse
 
 FIRST_LINE_SECONDS = 2.0
@@ -26,9 +26,9 @@ class Wire:
     idle: bytes = b""
 
 
-OPENAI = Wire(SSE, lambda refused: sse(refused.body()), b"data: [DONE]\n\n", b": keep-alive\n\n")
+OPENAI = Wire(SSE, lambda refused: sse(refused.event()), b"data: [DONE]\n\n", b": keep-alive\n\n")
 """Server-sent events that end with ``[DONE]``."""
-LINES = Wire(NDJSON, lambda refused: ndjson(refused.body()))
+LINES = Wire(NDJSON, lambda refused: ndjson(refused.body(OLLAMA)))
 """One JSON object a line."""
 
 

@@ -31,7 +31,8 @@ MAX_CHARACTERS = 2**22
 _LONG = 20_000
 """Characters or ids that take long enough to be worked on beside the loop."""
 _CHAT = (
-    "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs",
+    "messages", "tools", "tool_choice", "add_generation_prompt", "continue_final_message", "chat_template",
+    "chat_template_kwargs", "reasoning_effort",
 )  # fmt: skip
 _ENCODE_FIELDS = ("model", "prompt", "add_special_tokens", "return_token_strs", *_CHAT)
 _DECODE_FIELDS = ("model", "tokens", "skip_special_tokens")
@@ -59,7 +60,7 @@ class Tokens:
         strings = fields.flag("return_token_strs")
         prompt = body.get("prompt")
         if (prompt is None) == (body.get("messages") is None):
-            raise Refused(400, "give either prompt or messages, and not both", param="prompt")
+            raise Refused(400, "Exactly one of prompt and messages must be given", param="prompt")
         if prompt is None:
             # A template writes the special tokens itself, so by default none is added.
             texts, bos = [await self._rendered(request, body)], fields.flag("add_special_tokens", False)
@@ -117,7 +118,7 @@ class Tokens:
     async def _rendered(self, request: Request, body: dict[str, Any]) -> str:
         """The prompt of a chat request with these fields."""
         ask = read_chat(self._serving, {name: body[name] for name in _CHAT if name in body})
-        work = asyncio.to_thread(render, self._serving, ask.call)
+        work = asyncio.to_thread(render, self._serving, ask.call, ask.call.choice.mode != "none")
         return await unless_gone(request, work)
 
 

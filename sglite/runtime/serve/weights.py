@@ -100,7 +100,7 @@ class WeightRoutes:
         if order.tensors is None:
             answer["num_paused_requests"] = result.num_paused_requests
         if not result.success:
-            answer.update(Refused(400, result.message, code="weights_refused").body())
+            answer.update(Refused(400, result.message, code="weights_refused").event())
         response = json_response(answer, 200 if result.success else 400)
         response.headers.update(ignored_header(ignored))
         return response

@@ -6,8 +6,9 @@ position where a match is complete, greedy and lazy repetition mean the same her
 digit.
 
 Syntax and the meaning of single characters are those of Python's `re` on text. Understood: alternation,
-groups, classes and escapes, `* + ? {m,n}`, flags i, s, a, u, and `^` or `\\A` at the start of a top-level
-alternative. Everything else (lookaround, back-references, `\\b`, `$`, ...) is refused with its position.
+groups, classes and escapes, `* + ? {m,n}`, flags i, s, a, u, `^` or `\\A` at the start of a top-level alternative,
+and `$` or `\\Z` at its end: the end of the text so far, where every match ends. Everything else (lookaround,
+back-references, `\\b`, ...) is refused with its position.
 """
 
 from __future__ import annotations
@@ -246,6 +247,7 @@ _ESCAPE = re.compile(
     r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|N\{[^}]*\}|0[0-7]{0,2}|[1-3][0-7]{2}|[^0-9AbBZ])",
     re.DOTALL,
 )
+_END = re.compile(r"(?:\$|\\Z)(?=\||\Z)")
 _COUNT = re.compile(r"\{(?:([0-9]+)|([0-9]*),([0-9]*))\}")
 
 
@@ -265,7 +267,9 @@ class _Parser:
         branches: list[tuple[_Tree, bool]] = []
         while True:
             anchored = self._take("^") or self._take("\\A")
-            branches.append((self._sequence(), anchored))
+            branches.append((self._sequence(top=True), anchored))
+            if end := _END.match(self._source, self._at):
+                self._at = end.end()
             if not self._take("|"):
                 return branches
 
@@ -275,9 +279,11 @@ class _Parser:
             return True
         return False
 
-    def _sequence(self) -> _Tree:
+    def _sequence(self, top: bool = False) -> _Tree:
         parts: list[_Tree] = []
         while self._at < len(self._source) and self._source[self._at] not in "|)":
+            if top and _END.match(self._source, self._at):
+                break
             if comment := _COMMENT.match(self._source, self._at):
                 self._at = comment.end()
                 continue
@@ -292,8 +298,8 @@ class _Parser:
         if char == "(":
             return self._group()
         if char in "^$*+?":
-            hint = "'^' may only start a top-level alternative; " if char == "^" else ""
-            self._refuse(f"{char!r} is not understood here ({hint}the end of an output is not known in advance)")
+            hint = {"^": " ('^' may only start a top-level alternative)", "$": " ('$' may only end one at the top)"}
+            self._refuse(f"{char!r} is not understood here{hint.get(char, '')}")
         if char in "[\\":
             match = (_CLASS if char == "[" else _ESCAPE).match(self._source, self._at)
             if match is None:

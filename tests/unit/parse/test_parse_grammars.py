@@ -147,7 +147,7 @@ def test_thinking_may_stand_before_a_turn_and_does_where_it_was_opened(judge: Ju
     form = tool_format("gpt-oss" if name == "gpt-oss" else "hermes")
     thinking = reasoning_format(name)
     text = form.write("", [Call("now")])
-    opening, closing = getattr(thinking, "opening", ""), getattr(thinking, "closing", "") + "\n\n"
+    opening, closing = getattr(thinking, "opening", ""), (thinking.closing or "") + "\n\n"
     if name == "gpt-oss":
         opening, closing = "<|channel|>analysis<|message|>", "<|end|><|start|>assistant"
     for rest in (form.calls(TOOLS, several=False), form.free(TOOLS, several=False)):

@@ -101,6 +101,9 @@ def test_a_fork_goes_its_own_way() -> None:
         (r"\d", "٣", (0, 2)),
         (r"(?a)\d", "٣4", (2, 3)),
         (r"a{0}b", "ab", (1, 2)),
+        (r"[.!?]\s*$", "Oh. Yes", (2, 3)),
+        (r"x\Z|ab$", "cab", (1, 3)),
+        (r"\$", "a$", (1, 2)),
     ],
 )
 def test_patterns_mean_what_they_mean_in_python(pattern: str, text: str, span: tuple[int, int]) -> None:
@@ -123,7 +126,9 @@ def test_patterns_mean_what_they_mean_in_python(pattern: str, text: str, span: t
         ("(?<!a)b", r"at 0: '\(\?<'"),
         (r"(a)\1", r"at 3: '\\\\1' is not understood"),
         (r"a\b", r"at 1: '\\\\b' is not understood"),
-        ("a$", r"at 1: '\$' is not understood here"),
+        ("a$b", r"at 1: '\$' is not understood here"),
+        ("(a$)", r"at 2: '\$' is not understood here"),
+        ("$", "matches the empty string"),
         ("(^a)", r"at 1: '\^' is not understood here"),
         ("(?m)^a", "flag 'm' is not understood"),
         ("(?x)a b", "flag 'x' is not understood"),

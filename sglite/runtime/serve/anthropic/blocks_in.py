@@ -66,7 +66,7 @@ def call_of(block: dict[str, Any], where: str) -> dict[str, Any]:
 
 def result_of(block: dict[str, Any], where: str) -> dict[str, Any]:
     """What a tool gave, in OpenAI's form, which marks no errors: one is marked in its text."""
-    name = block.get("tool_use_id")
+    name = block.get("tool_use_id", block.get("id"))  # as clients of SGLang's route call it
     if not isinstance(name, str) or not name:
         raise wrong(f"{where}.tool_use_id", "must be text")
     failed = block.get("is_error")

@@ -27,4 +27,5 @@ def blamed(call: ChatCall, error: ValueError) -> ValueError | Refused:
         field = f"tools[{call.tools.index(tools[int(tag[1])])}].{call.parameters_field}"
     if not field:
         return error
-    return Refused(400, f"{field}{place[2] or ''}: {message[place.end() :]}", param=field)
+    what = "" if tag is None else f"invalid {call.parameters_field.rpartition('.')[2]!r} schema: "
+    return Refused(400, f"{field}{place[2] or ''}: {what}{message[place.end() :]}", param=field)

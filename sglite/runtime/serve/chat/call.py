@@ -32,8 +32,8 @@ class ChatCall(msgspec.Struct, frozen=True, kw_only=True):
     ``messages`` are in OpenAI's form and checked. ``tool_dicts``: the tools as templates read them. ``sampling``:
     SGLang's sampling parameters, without a constraint. ``options``: of ``Engine.submit``. ``continue_final``: the last
     message is the beginning of the turn asked for. ``input_ids``: in place of what the template makes of the messages.
-    ``cut_to_room``: a limit beyond what the context has room for is cut to that, not refused. ``constraint_field``:
-    what the client calls ``constraint``, for messages.
+    ``cut_to_room``: a limit beyond what the context has room for is cut to that, not refused. ``constraint_field``,
+    ``limit_fields``: what the client calls ``constraint`` and the limit of tokens, for messages.
     """
 
     messages: list[dict[str, Any]]
@@ -44,6 +44,7 @@ class ChatCall(msgspec.Struct, frozen=True, kw_only=True):
     constraint: ConstraintSpec | None = None
     constraint_field: str = ""
     parameters_field: str = "function.parameters"
+    limit_fields: tuple[str, ...] = ("max_tokens",)
     sampling: dict[str, Any] = {}
     options: dict[str, Any] = {}
     template_kwargs: dict[str, Any] = {}

@@ -62,7 +62,7 @@ async def plan(serving: Serving, call: ChatCall) -> Plan:
     sampling = dict(call.sampling)
     if call.cut_to_room and (sampling.get("max_new_tokens") or 0) > serving.capacity - len(ids):
         sampling["max_new_tokens"] = None
-    check_length(serving, len(ids), sampling.get("max_new_tokens"), "messages")
+    check_length(serving, len(ids), sampling.get("max_new_tokens"), "messages", call.limit_fields)
     reasoning = serving.formats.reasoning if call.separate_reasoning else None
     formats = Formats(tools=serving.formats.tools if tools else None, reasoning=reasoning)
     opened = reasoning is not None and reasoning.opened_by(prompt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def thinking_kwargs(wanted: bool | None, effort: str | None = None) -> dict[str, Any]:
+def thinking_kwargs(wanted: bool | None, effort: str | float | None = None) -> dict[str, Any]:
     """Template variables. ``wanted`` and ``effort`` ``None``: as the template has it.
 
     ``enable_thinking`` is Qwen's and GLM's name, ``thinking`` DeepSeek's, ``reasoning_effort`` that of gpt-oss.

@@ -134,7 +134,7 @@ async def _begin_raw(serving: Serving, call: ChatCall, prompt: str) -> ChatRun:
     sampling = dict(call.sampling)
     if (sampling["max_new_tokens"] or 0) > serving.capacity - len(ids):
         sampling["max_new_tokens"] = None
-    check_length(serving, len(ids), sampling["max_new_tokens"], "prompt", "options.num_predict")
+    check_length(serving, len(ids), sampling["max_new_tokens"], "prompt", ("options.num_predict",))
     if call.constraint is not None:
         sampling["on_limit"] = "try_close"
     row = Row(input_ids=ids, sampling=sampling, options={**call.options, "constraint": call.constraint})

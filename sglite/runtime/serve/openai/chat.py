@@ -14,9 +14,9 @@ from sglite.runtime.engine.presenter import Progress
 from sglite.runtime.serve.body import read_object
 from sglite.runtime.serve.chat.call import ChatCall, ChatDelta, ChatTurn
 from sglite.runtime.serve.chat.run import ChatRun, begin
-from sglite.runtime.serve.chat.thinking import thinking_kwargs
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header, spelled
+from sglite.runtime.serve.openai.effort import read_effort
 from sglite.runtime.serve.openai.logprobs import chat_rows
 from sglite.runtime.serve.openai.messages import read_choice, read_messages, read_tools
 from sglite.runtime.serve.openai.sampling import (
@@ -29,7 +29,7 @@ from sglite.runtime.serve.openai.sampling import (
     read_sampling,
 )
 from sglite.runtime.serve.openai.stream_options import read_stream
-from sglite.runtime.serve.openai.usage import usage_of, usage_of_one
+from sglite.runtime.serve.openai.usage import cached_details, last_fields, usage_of, usage_of_one
 from sglite.runtime.serve.responses import json_response, sse, unless_gone
 from sglite.runtime.serve.serving import Route, Serving
 from sglite.runtime.serve.streaming import stream as streamed
@@ -50,7 +50,6 @@ _REFUSED = {
     "mm_processor_kwargs": "this model takes text only",
 }
 _SPELLED = spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "top_logprobs"})
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +62,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     usage_always: bool
     return_meta: bool
     return_ids: bool
+    return_prompt_ids: bool
+    return_cached: bool
     stream_reasoning: bool
     ignored: list[str]
 
@@ -127,6 +128,7 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
     tools, tool_dicts = read_tools(fields)
     choice = read_choice(fields, tools)
     options = {**read_options(fields), **_logprobs(fields)}
+    thinking, idle = read_effort(fields)
     call = ChatCall(
         messages=messages,
         tools=tools,
@@ -135,9 +137,10 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
         parallel=fields.flag("parallel_tool_calls", True),
         constraint=read_constraint(fields),
         constraint_field="response_format",
+        limit_fields=("max_tokens", "max_completion_tokens"),
         sampling={**serving.sampling(read_sampling(fields)), "max_new_tokens": _max_tokens(fields)},
         options=options,
-        template_kwargs=_template_kwargs(fields),
+        template_kwargs={**thinking, **_template_kwargs(fields)},
         chat_template=fields.text("chat_template"),
         add_generation_prompt=fields.flag("add_generation_prompt", True),
         continue_final=fields.flag("continue_final_message"),
@@ -159,9 +162,19 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
         usage_always=always,
         return_meta=fields.flag("return_meta_info"),
         return_ids=fields.flag("return_token_ids"),
+        return_prompt_ids=_prompt_ids(fields, stream),
+        return_cached=fields.flag("return_cached_tokens_details"),
         stream_reasoning=fields.flag("stream_reasoning", True),
-        ignored=[*given, *call.idle_stops, *fields.unread()],
+        ignored=[*given, *idle, *call.idle_stops, *fields.unread()],
     )
+
+
+def _prompt_ids(fields: Fields, stream: bool) -> bool:
+    wanted = fields.flag("return_prompt_token_ids")
+    if wanted and stream:
+        message = "return_prompt_token_ids is not supported with streaming; use return_token_ids, or stream=false"
+        raise Refused(400, message, param="return_prompt_token_ids")
+    return wanted
 
 
 def _input_ids(fields: Fields) -> list[int] | None:
@@ -192,9 +205,6 @@ def _template_kwargs(fields: Fields) -> dict[str, Any]:
     documents = fields.objects("documents")
     if documents:
         found["documents"] = documents
-    effort = fields.one_of("reasoning_effort", _EFFORTS)
-    if effort is not None:
-        found = {**thinking_kwargs(False if effort == "none" else None, effort), **found}
     own = {"messages", "tools", "add_generation_prompt", "chat_template", "conversation", "tokenize", "return_dict"}
     clash = sorted(own & found.keys())
     if clash:
@@ -228,7 +238,7 @@ class _Answer:
 
     def whole(self, turns: list[ChatTurn]) -> dict[str, Any]:
         """The completion."""
-        reasoning = sum(turn.reasoning_tokens for turn in turns) if self._thinks else None
+        reasoning = sum(turn.reasoning_tokens for turn in turns)
         if len(turns) == 1:
             usage = usage_of_one(turns[0].progress, reasoning)
         else:
@@ -240,6 +250,7 @@ class _Answer:
             "usage": usage,
             "system_fingerprint": None,
             **({"prompt_token_ids": self._run.prompt_ids} if self._ask.return_ids else {}),
+            **(cached_details(usage) if self._ask.return_cached else {}),
         }
 
     def _choice(self, index: int, turn: ChatTurn) -> dict[str, Any]:
@@ -249,12 +260,12 @@ class _Answer:
             "reasoning_content": turn.reasoning or None,
             "reasoning": turn.reasoning or None,
             "refusal": None,
-        }
-        if turn.calls:
-            message["tool_calls"] = [
+            "tool_calls": [
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
                 for call in turn.calls
             ]
+            or None,
+        }
         return {
             "index": index,
             "message": message,
@@ -268,10 +279,12 @@ class _Answer:
         reason = news.progress.finish_reason
         found: dict[str, Any] = {}
         if reason is not None:
-            found["matched_stop"] = reason.matched
+            found["matched_stop"] = None if news.finish == "tool_calls" else reason.matched
         if self._ask.return_ids:
             found["token_ids"] = news.progress.ids(self._shown_ids.get(index, 0))
             self._shown_ids[index] = news.progress.num_tokens
+        if isinstance(news, ChatTurn) and (self._ask.return_ids or self._ask.return_prompt_ids):
+            found["prompt_token_ids"] = self._run.prompt_ids
         if self._ask.return_meta and reason is not None:
             found["meta_info"] = news.event["meta_info"]
         return found
@@ -295,8 +308,10 @@ class _Answer:
             self._latest[delta.index] = delta
             if found := role + b"".join(self._news(delta)):
                 yield found
-        if self._ask.include_usage:
-            yield sse({**self._frame, "choices": [], "usage": self._usage()})
+        if self._ask.include_usage or self._ask.return_cached:
+            last = last_fields(self._usage(), self._ask.include_usage, self._ask.return_cached)
+            if last:
+                yield sse({**self._frame, "choices": [], **last})
 
     def _news(self, delta: ChatDelta) -> list[bytes]:
         found = []
@@ -309,7 +324,7 @@ class _Answer:
             told |= {"reasoning_content": reasoning, "reasoning": reasoning}
         ids = {"token_ids": extras.pop("token_ids")} if extras.get("token_ids") else {}
         if told or rows or ids:
-            found.append(self._chunk(delta.index, told, rows, **ids))
+            found.append(self._chunk(delta.index, told or {"content": ""}, rows, **ids))
         for call in delta.calls:
             entry: dict[str, Any] = {"index": call.index, "function": {"arguments": call.arguments}}
             if call.name is not None:
@@ -346,7 +361,7 @@ class _Answer:
 
     def _usage(self) -> dict[str, Any]:
         latest = [self._latest[index] for index in sorted(self._latest)]
-        reasoning = sum(self._run.reasoning_tokens(index) for index in self._latest) if self._thinks else None
+        reasoning = sum(self._run.reasoning_tokens(index) for index in self._latest)
         if len(latest) == 1:
             return usage_of_one(latest[0].progress, reasoning)
         return usage_of([delta.event for delta in latest], [len(latest)], reasoning)

@@ -28,7 +28,7 @@ from sglite.runtime.serve.openai.sampling import (
     read_sampling,
 )
 from sglite.runtime.serve.openai.stream_options import read_stream
-from sglite.runtime.serve.openai.usage import usage_of
+from sglite.runtime.serve.openai.usage import cached_details, last_fields, usage_of
 from sglite.runtime.serve.responses import json_response, sse, unless_gone
 from sglite.runtime.serve.serving import Route, Serving
 from sglite.runtime.serve.streaming import stream as streamed
@@ -59,6 +59,7 @@ class Ask:
     usage_always: bool
     return_ids: bool
     return_meta: bool
+    return_cached: bool
     ignored: list[str]
 
     @property
@@ -141,6 +142,7 @@ async def read_completion(serving: Serving, body: Mapping[str, Any]) -> Ask:
         usage_always=always,
         return_ids=fields.flag("return_token_ids"),
         return_meta=fields.flag("return_meta_info"),
+        return_cached=fields.flag("return_cached_tokens_details"),
         ignored=[*given, *fields.unread()],
     )
 
@@ -205,7 +207,8 @@ class _Answer:
         """The completion."""
         choices = [self._choice(index, outcome) for index, outcome in enumerate(outcomes)]
         usage = usage_of([outcome.event() for outcome in outcomes], self._started.widths)
-        return {**self._head, "choices": choices, "usage": usage}
+        details = cached_details(usage) if self._ask.return_cached else {}
+        return {**self._head, "choices": choices, "usage": usage, **details}
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events."""
@@ -220,8 +223,10 @@ class _Answer:
             elif self._ask.include_usage:
                 chunk["usage"] = None
             yield sse(chunk)
-        if self._ask.include_usage:
-            yield sse({**self._head, "choices": [], "usage": self._usage()})
+        if self._ask.include_usage or self._ask.return_cached:
+            last = last_fields(self._usage(), self._ask.include_usage, self._ask.return_cached)
+            if last:
+                yield sse({**self._head, "choices": [], **last})
 
     def _usage(self) -> dict[str, Any]:
         """Of what has been heard of so far."""

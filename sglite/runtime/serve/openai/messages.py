@@ -12,6 +12,8 @@ from sglite.runtime.serve.fields import Fields
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 MAX_MESSAGES = 16_384
 MAX_TOOLS = 1024
+_THOUGHTS = frozenset({"thinking", "reasoning"})
+"""Parts of an assistant's message."""
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _MEDIA = {
     "image_url": "images", "input_image": "images", "image": "images", "video_url": "videos", "audio_url": "audio",
@@ -34,9 +36,10 @@ def read_messages(fields: Fields) -> list[dict[str, Any]]:
 
 def checked(message: dict[str, Any], where: str) -> dict[str, Any]:
     """One message."""
-    role = message.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        shown = repr(role[:40]) if isinstance(role, str) else "no text"
+    given = message.get("role")
+    role = given.lower() if isinstance(given, str) else ""
+    if role not in ROLES:
+        shown = repr(given[:40]) if isinstance(given, str) else "no text"
         told = f"{where}.role must be one of {', '.join(sorted(ROLES))}, got {shown}"
         raise Refused(400, told, param=f"{where}.role")
     made = message.get("tool_calls")
@@ -44,9 +47,12 @@ def checked(message: dict[str, Any], where: str) -> dict[str, Any]:
         made = [{"function": message["function_call"]}]
     calls = _calls(made, f"{where}.tool_calls")
     content = message.get("content")
-    if content is None and not (role == "assistant" and (calls or _thought(message) or message.get("refusal"))):
+    if content is None and role != "assistant":
         raise Refused(400, f"{where}.content is missing", param=f"{where}.content")
     found = {name: value for name, value in message.items() if value is not None and name != "function_call"}
+    found["role"] = role
+    if role == "assistant" and isinstance(content, list):
+        content = _with_thoughts(content, found, f"{where}.content")
     found["content"] = "" if content is None else _content(content, f"{where}.content")
     if calls:
         found["tool_calls"] = calls
@@ -60,8 +66,20 @@ def checked(message: dict[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
-def _thought(message: dict[str, Any]) -> bool:
-    return any(message.get(name) for name in ("reasoning_content", "reasoning"))
+def _with_thoughts(content: list[Any], message: dict[str, Any], where: str) -> list[Any]:
+    """The parts that are no thoughts; thoughts go where templates look for them."""
+    thoughts, others = [], []
+    for index, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") not in _THOUGHTS:
+            others.append(part)
+            continue
+        thought = part.get("thinking", part.get("text"))
+        if not isinstance(thought, str):
+            raise Refused(400, f"{where}[{index}] must have its thought as text in thinking or text", param=where)
+        thoughts.append(thought)
+    if thoughts:
+        message.setdefault("reasoning_content", "".join(thoughts))
+    return others
 
 
 def _content(content: Any, where: str) -> Any:
@@ -194,5 +212,5 @@ def _name_in(value: Any, names: list[str], where: str) -> str:
     if not isinstance(name, str):
         raise Refused(400, f"{where} must be none, auto, required or name a function", param=where)
     if name not in names:
-        raise Refused(400, f"{where} names {name[:80]!r}, which is none of the tools", param=where)
+        raise Refused(400, f"Tool {name[:80]!r} not found in tools list; {where} must name one of them", param=where)
     return name

@@ -3,7 +3,8 @@
     {"query", "documents": [text or {"text"}, ...], "top_n", "return_documents", "instruction"}
         ->  {"id", "model", "results": [{"index", "relevance_score", "document": {"text"}}, ...], "usage"}
 
-The shape is that of Jina, Cohere and vLLM, best first; SGLang answers with the list alone.
+The shape is that of Jina, Cohere and vLLM, best first. SGLang's clients name no model and expect the list alone; so
+``/v1/rerank`` without ``model`` answers ``[{"score", "document": text, "index"}, ...]``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sglite.runtime.serve.responses import json_response, unless_gone
 from sglite.runtime.serve.serving import Route, Serving
 
 MAX_TOP = 2**31 - 1
+_SGLANGS = "/v1/rerank"
 REFUSED = {
     "truncate_prompt_tokens": "texts are scored whole; cut them yourself",
     "max_tokens_per_doc": "texts are scored whole; cut them yourself",
@@ -45,7 +47,7 @@ class Rerank:
 
     def routes(self) -> list[Route]:
         """See the module."""
-        return [Route(path, ("POST",), self.rerank) for path in ("/v1/rerank", "/rerank", "/v2/rerank")]
+        return [Route(path, ("POST",), self.rerank) for path in (_SGLANGS, "/rerank", "/v2/rerank")]
 
     async def rerank(self, request: Request) -> Response:
         """Documents by relevance."""
@@ -61,11 +63,15 @@ class Rerank:
         scoring = self._relevance.scores(pairs, instruction=instruction, options=options)
         found = await unless_gone(request, scoring)
         order = sorted(range(len(documents)), key=lambda index: -found.values[index])[:top]
-        results: list[dict[str, Any]] = [{"index": i, "relevance_score": found.values[i]} for i in order]
-        if shown:
-            results = [{**one, "document": {"text": documents[one["index"]]}} for one in results]
-        head = {"id": f"rerank-{uuid.uuid4().hex}", "model": name}
-        response = json_response({**head, "results": results, "usage": usage_of_prompts(found.events)})
+        if request.url.path == _SGLANGS and fields.raw("model") is None:
+            told: list[dict[str, Any]] = [{"score": found.values[i], "index": i} for i in order]
+            response = json_response([{**one, "document": documents[one["index"]]} if shown else one for one in told])
+        else:
+            results: list[dict[str, Any]] = [{"index": i, "relevance_score": found.values[i]} for i in order]
+            if shown:
+                results = [{**one, "document": {"text": documents[one["index"]]}} for one in results]
+            head = {"id": f"rerank-{uuid.uuid4().hex}", "model": name}
+            response = json_response({**head, "results": results, "usage": usage_of_prompts(found.events)})
         response.headers.update(ignored_header([*ignored, *fields.unread()]))
         return response
 

@@ -75,8 +75,13 @@ class Score:
         rule = f"must be a list of 1 to {MAX_LABELS} token ids in [0, {size - 1}]"
         if not labels or len(labels) > MAX_LABELS:
             raise fields.wrong("label_token_ids", rule)
-        if not all(type(label) is int and 0 <= label < size for label in labels):
+        if not all(type(label) is int for label in labels):
             raise fields.wrong("label_token_ids", rule)
+        bad = next((label for label in labels if not 0 <= label < size), None)
+        if bad is not None:
+            shown = bad if abs(bad) < 10**20 else "of many digits"
+            message = f"Token ID {shown} is out of vocabulary: label_token_ids {rule}"
+            raise Refused(400, message, param="label_token_ids")
         return labels
 
     def _prompts(self, fields: Fields, item_first: bool) -> list[list[int]]:

@@ -11,7 +11,7 @@ _SUMS = ("forced_tokens", "resampled_tokens", "forward_passes", "replayed_tokens
 _TIMES = ("queue_ms", "compute_ms", "e2e_ms")
 
 
-def usage_of_one(output: Progress, reasoning_tokens: int | None = None) -> dict[str, Any]:
+def usage_of_one(output: Progress, reasoning_tokens: int = 0) -> dict[str, Any]:
     """``usage_of`` the event of one output, without making the event."""
     cost, completion = output.accounting, output.num_tokens
     found: dict[str, Any] = {
@@ -34,9 +34,7 @@ def usage_of_one(output: Progress, reasoning_tokens: int | None = None) -> dict[
     return _with_reasoning(found, reasoning_tokens)
 
 
-def usage_of(
-    events: Sequence[dict[str, Any]], widths: Sequence[int], reasoning_tokens: int | None = None
-) -> dict[str, Any]:
+def usage_of(events: Sequence[dict[str, Any]], widths: Sequence[int], reasoning_tokens: int = 0) -> dict[str, Any]:
     """Of all outputs together. ``widths``: how many outputs each prompt has; a prompt counts once.
 
     ``sglite``: tokens of the prompts that were computed (not found in the cache), tokens that a grammar forced,
@@ -64,8 +62,16 @@ def usage_of(
     return _with_reasoning(found, reasoning_tokens)
 
 
-def _with_reasoning(usage: dict[str, Any], tokens: int | None) -> dict[str, Any]:
-    if tokens is not None:
-        usage["completion_tokens_details"] = {"reasoning_tokens": tokens}
-        usage["reasoning_tokens"] = tokens
-    return usage
+def cached_details(usage: dict[str, Any]) -> dict[str, Any]:
+    """Where cached tokens were found, in SGLang's shape: there is one place. Nothing where there are none."""
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    return {"sglext": {"cached_tokens_details": {"device": cached, "host": 0}}} if cached else {}
+
+
+def last_fields(usage: dict[str, Any], include: bool, details: bool) -> dict[str, Any]:
+    """What the last chunk of a stream has. ``include``: the usage; ``details``: ``cached_details``."""
+    return {**({"usage": usage} if include else {}), **(cached_details(usage) if details else {})}
+
+
+def _with_reasoning(usage: dict[str, Any], tokens: int) -> dict[str, Any]:
+    return {**usage, "completion_tokens_details": {"reasoning_tokens": tokens}, "reasoning_tokens": tokens}

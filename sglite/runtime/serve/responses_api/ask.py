@@ -9,9 +9,9 @@ from typing import Any
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.parse.base import Tool
 from sglite.runtime.serve.chat.call import ChatCall, ToolChoice
-from sglite.runtime.serve.chat.thinking import thinking_kwargs
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields
+from sglite.runtime.serve.openai.effort import effort_kwargs
 from sglite.runtime.serve.openai.messages import NO_PARAMETERS, function_tool, named_choice
 from sglite.runtime.serve.openai.sampling import (
     MAX_TOP_LOGPROBS,
@@ -23,6 +23,7 @@ from sglite.runtime.serve.openai.sampling import (
     schema_format,
 )
 from sglite.runtime.serve.responses_api.items import messages_of
+from sglite.runtime.serve.responses_api.output import RESPONSE
 from sglite.runtime.serve.responses_api.store import Kept, Store
 from sglite.runtime.serve.serving import Serving
 
@@ -38,7 +39,6 @@ _REFUSED = {
     "prompt": "there are no stored prompts; send input",
 }
 _INCLUDES = {"message.output_text.logprobs": True, "reasoning.encrypted_content": False}
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,7 @@ def read_ask(serving: Serving, store: Store, body: Mapping[str, Any]) -> Ask:
         constraint=_constraint(fields),
         constraint_field="text.format",
         parameters_field="parameters",
+        limit_fields=("max_output_tokens",),
         sampling=_sampling(serving, fields),
         options={**read_options(fields), **_logprobs(fields, includes)},
         template_kwargs={**(fields.object("chat_template_kwargs") or {}), **_effort(fields)},
@@ -152,7 +153,8 @@ def _before(store: Store, fields: Fields) -> Kept | None:
     found = store.get(name)
     if found is None:
         message = f"previous_response_id {name[:80]!r} is not kept here (any more); send the conversation as input"
-        raise Refused(404, message, param="previous_response_id", code="previous_response_not_found")
+        status = 404 if name.startswith(f"{RESPONSE}_") else 400
+        raise Refused(status, message, param="previous_response_id", code="previous_response_not_found")
     if found.response["status"] not in ("completed", "incomplete"):
         message = f"previous_response_id {name[:80]!r} is {found.response['status']}; wait until it is completed"
         raise Refused(400, message, param="previous_response_id")
@@ -242,8 +244,4 @@ def _logprobs(fields: Fields, includes: list[str]) -> dict[str, Any]:
 
 
 def _effort(fields: Fields) -> dict[str, Any]:
-    reasoning = Fields(fields.object("reasoning") or {}, "reasoning.")
-    effort = reasoning.one_of("effort", _EFFORTS)
-    if effort is None:
-        return {}
-    return thinking_kwargs(False if effort == "none" else None, effort)
+    return effort_kwargs(Fields(fields.object("reasoning") or {}, "reasoning."), "effort")

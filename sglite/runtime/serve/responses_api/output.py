@@ -14,6 +14,10 @@ from sglite.runtime.serve.chat.call import ChatDelta
 Event = dict[str, Any]
 
 
+RESPONSE = "resp"
+"""What ids of responses begin with."""
+
+
 def new_id(prefix: str) -> str:
     """An id nobody can guess."""
     return f"{prefix}_{uuid.uuid4().hex}"

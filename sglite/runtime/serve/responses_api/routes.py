@@ -23,7 +23,7 @@ from sglite.runtime.serve.openai.usage import usage_of
 from sglite.runtime.serve.responses import SSE, json_response, unless_gone
 from sglite.runtime.serve.responses_api.ask import Ask, read_ask
 from sglite.runtime.serve.responses_api.listing import page
-from sglite.runtime.serve.responses_api.output import Output, new_id
+from sglite.runtime.serve.responses_api.output import RESPONSE, Output, new_id
 from sglite.runtime.serve.responses_api.store import Kept, Store
 from sglite.runtime.serve.serving import Route, Serving
 from sglite.runtime.serve.streaming import Wire, stream
@@ -133,7 +133,7 @@ class _Making:
         self._rows = 0
         self._number = 0
         self.response: dict[str, Any] = {
-            "id": new_id("resp"),
+            "id": new_id(RESPONSE),
             "object": "response",
             "created_at": int(time.time()),
             "completed_at": None,
@@ -218,7 +218,7 @@ class _Making:
             "output": self._output.items,
             "usage": {
                 "input_tokens": usage["prompt_tokens"],
-                "input_tokens_details": usage["prompt_tokens_details"],
+                "input_tokens_details": {**usage["prompt_tokens_details"], "cache_write_tokens": 0},
                 "output_tokens": usage["completion_tokens"],
                 "output_tokens_details": usage["completion_tokens_details"],
                 "total_tokens": usage["total_tokens"],
