@@ -9,7 +9,8 @@ token for token, so that all of it is found in the cache:
     {..., "replace": true}                     ends it first, and forgets what went on after it; without ``rid`` all
     {"id": session}                            from nothing; in a ``streaming`` session after the latest request
 
-Sessions are bounded in number, length and idle time. What they keep are ids; computed values are the cache's.
+Without ``rid`` there is nothing that an offset could count, so any will do: clients send one from the first request on.
+A request of a streaming session that was aborted is as if it had not been, so that the next goes on before it. Sessions are bounded in number, length and idle time. What they keep are ids; computed values are the cache's.
 """
 
 from __future__ import annotations
@@ -159,6 +160,9 @@ class Sessions:
         if session is None:
             raise _unknown(params.id)
         rid = rid or uuid.uuid4().hex
+        if session.streaming:
+            for name, node in list(session.nodes.items()):
+                self.settle(session, name, node)
         params = _checked(session, params, rid)
         before, parent = array("i"), None
         if params.replace and params.rid is None:
@@ -177,10 +181,10 @@ class Sessions:
         if not whole:
             raise Refused(400, "the prompt is empty, and nothing precedes it; send some", param="text")
         self._make_room(session, len(whole))
-        node = session.nodes[rid] = _Node(whole, parent=parent)
-        self._tokens += node.size
+        made = session.nodes[rid] = _Node(whole, parent=parent)
+        self._tokens += made.size
         self._touch(session)
-        return Turn(self, session, rid, node)
+        return Turn(self, session, rid, made)
 
     def settle(self, session: _Session, rid: str, node: _Node) -> None:
         """Keeps the output of a request that has ended; one that failed is forgotten."""
@@ -190,6 +194,9 @@ class Sessions:
         try:
             event = generation.state()[2]
         except Exception:
+            self.forget(session, rid, node)
+            return
+        if session.streaming and event["meta_info"]["finish_reason"]["type"] == "abort":
             self.forget(session, rid, node)
             return
         node.outputs, node.generation = array("i", event["output_ids"]), None
@@ -316,9 +323,6 @@ def _checked(session: _Session, params: Params, rid: str) -> Params:
         raise _no_request(session, params.rid)
     if rid in session.nodes:
         raise Refused(400, f"rid {rid!r} belongs to a request of the session; give another one", param="rid")
-    if params.rid is None and (params.offset or params.drop_previous_output):
-        message = "offset and drop_previous_output need session_params.rid: the request to go on after"
-        raise Refused(400, message, param="session_params.rid")
     return params
 
 
