@@ -21,6 +21,8 @@ from sglite.runtime.serve.responses import json_response
 from sglite.runtime.serve.serving import Route, Serving
 
 _MAX_NAME = 64
+_ALWAYS_OPENED = frozenset({"deepseekr1", "qwen3thinking", "step3"})
+"""Formats of models whose prompts open a thought, as with SGLang: their texts begin within it."""
 
 
 class ParseRoutes:
@@ -64,7 +66,8 @@ class ParseRoutes:
         if formats.reasoning is None:
             message = "how this model marks its thinking is not known; name a format"
             raise Refused(400, message, param="reasoning_parser")
-        events = await asyncio.to_thread(_read, Formats(reasoning=formats.reasoning), (), False, text)
+        opened = _begins_within(text, fields.text("reasoning_parser"), formats.reasoning.closing)
+        events = await asyncio.to_thread(_read, Formats(reasoning=formats.reasoning), (), opened, text)
         return json_response({"reasoning_text": _joined(events, Reasoning), "text": _joined(events, Content)})
 
     def _named(self, fields: Fields, field: str) -> Formats:
@@ -83,6 +86,14 @@ def _text(fields: Fields) -> str:
     if text is None:
         raise Refused(400, "text is missing: the model's output", param="text")
     return text
+
+
+def _begins_within(text: str, name: str | None, closing: str | None) -> bool:
+    """Whether the prompt, which is not told, has opened the thought. Of the served model, whose format has no ``name``
+    here, the text shows it."""
+    if name is None:
+        return closing is not None and closing in text
+    return name.lower().replace("-", "").replace("_", "") in _ALWAYS_OPENED
 
 
 def _read(formats: Formats, tools: Sequence[Tool], opened: bool, text: str) -> list[Event]:

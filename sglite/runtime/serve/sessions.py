@@ -10,7 +10,9 @@ token for token, so that all of it is found in the cache:
     {"id": session}                            from nothing; in a ``streaming`` session after the latest request
 
 Without ``rid`` there is nothing that an offset could count, so any will do: clients send one from the first request on.
-A request of a streaming session that was aborted is as if it had not been, so that the next goes on before it. Sessions are bounded in number, length and idle time. What they keep are ids; computed values are the cache's.
+A request of a streaming session that was aborted is as if it had not been, so that the next goes on before it.
+
+Sessions are bounded in number, length and idle time. What they keep are ids; computed values are the cache's.
 """
 
 from __future__ import annotations

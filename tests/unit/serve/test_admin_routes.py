@@ -221,3 +221,28 @@ def test_thinking_is_taken_off_by_the_named_format(server: Served) -> None:
     body = {"text": "<think>hm, 2 + 2</think>\n\n4", "reasoning_parser": "qwen3"}
     found = server.post("/separate_reasoning", body)
     assert found["reasoning_text"].strip() == "hm, 2 + 2" and found["text"].strip() == "4"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "thought", "said"),
+    [
+        ("deepseek-r1", "first 2 + 2</think>4", "first 2 + 2", "4"),
+        ("deepseek-r1", "<think>first</think>4", "first", "4"),
+        ("deepseek-r1", "no mark yet", "no mark yet", ""),
+        ("qwen3-thinking", "first</think>4", "first", "4"),
+        ("qwen3", "no mark", "", "no mark"),
+    ],
+)
+def test_what_a_prompt_opened_is_thinking_from_the_beginning(
+    server: Served, name: str, text: str, thought: str, said: str
+) -> None:
+    found = server.post("/separate_reasoning", {"text": text, "reasoning_parser": name})
+    assert (found["reasoning_text"], found["text"]) == (thought, said)
+
+
+@pytest.mark.parametrize(("text", "thought"), [("first</think>4", "first"), ("4", "")])
+def test_without_a_name_the_served_models_closing_mark_shows_that_a_thought_was_open(
+    server: Served, text: str, thought: str
+) -> None:
+    found = server.post("/separate_reasoning", {"text": text})
+    assert (found["reasoning_text"], found["text"]) == (thought, "4")
