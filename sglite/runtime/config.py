@@ -101,6 +101,8 @@ class EngineArgs:
     """``auto``: the model's; ``bfloat16`` (or ``bf16``), ``float32``; ``int8``: quantised per token and KV head."""
     quantization: str | None = None
     """``int8``, ``int4``: what an unquantised model becomes while it is loaded; else, if anything, the checkpoint's."""
+    weight_version: str = "default"
+    """What the weights are called until others replace them."""
     tp_size: int = 1
     dp_size: int = 1
     pp_size: int = 1
@@ -156,6 +158,8 @@ class EngineArgs:
             raise ConfigError(f"is_embedding must be True or False, got {self.is_embedding!r}")
         if self.trust_remote_code:
             raise ConfigError("trust_remote_code=True: sglite runs no code from checkpoints; leave it out")
+        if not isinstance(self.weight_version, str) or not 0 < len(self.weight_version) <= 256:
+            raise ConfigError(f"weight_version must be text of 1 to 256 characters, got {self.weight_version!r:.80}")
         if self.cpu_kernels not in CPU_KERNELS:
             raise ConfigError(f"cpu_kernels must be one of {', '.join(CPU_KERNELS)}, got {self.cpu_kernels!r}")
         if self.grammar_backend not in GRAMMAR_BACKENDS:

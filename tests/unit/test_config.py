@@ -107,6 +107,8 @@ def test_layers_with_a_window_have_frames_where_these_are_fewer_than_the_pages(w
         ({"jump_forward": "no"}, "jump_forward must be True or False, got 'no'"),
         ({"pin_budget": 1.5}, "pin_budget must be between 0 and 1, got 1.5"),
         ({"pin_budget": True}, "pin_budget must be between 0 and 1, got True"),
+        ({"weight_version": ""}, "weight_version must be text of 1 to 256 characters, got ''"),
+        ({"weight_version": 7}, "weight_version must be text of 1 to 256 characters, got 7"),
         ({"chunked_prefill_size": True}, "chunked_prefill_size must be a positive integer, got True"),
     ],
 )

@@ -80,7 +80,7 @@ class Engine:
             launching.cancel()
             raise
         self.client = launched.client
-        self.weights = ServedWeights(launched.client, self.model_path)
+        self.weights = ServedWeights(launched.client, self.model_path, self.args.weight_version)
         self.config = launched.config
         self._weight_bytes = launched.weight_bytes
         self._capacity = min(launched.config.context_length, launched.config.max_total_tokens)
@@ -107,6 +107,13 @@ class Engine:
     def recommended_sampling(self) -> dict[str, float]:
         """Sampling parameters that the model's makers recommend, by SGLang's names. The engine does not apply them."""
         return _recommended(self.folder)
+
+    @functools.cached_property
+    def family(self) -> dict[str, Any]:
+        """``model_type`` and ``architectures`` of the checkpoint."""
+        from sglite.runtime.model.architectures import family
+
+        return family(self.folder)
 
     # --- SGLang's offline API ---------------------------------------------------------------------------------
 

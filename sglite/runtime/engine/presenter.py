@@ -50,7 +50,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     all_rows: list[TokenLogprob] = []
     num_rows: int = 0
     prompt_rows: list[TokenLogprob] = []
-    weight_version: str = FIRST_VERSION
+    versions: tuple[tuple[str, int], ...] = ((FIRST_VERSION, 0),)
+    """What the weights were called, and from which output token on."""
 
     def ids(self, start: int = 0) -> list[int]:
         """Output ids from the ``start``-th on."""
@@ -70,6 +71,12 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
             reason["length"] = self.num_tokens
         return reason
 
+    def weight_versions(self) -> list[dict[str, Any]]:
+        """Which tokens were computed with which weights, in SGLang's shape."""
+        ends = [start for _, start in self.versions[1:]] + [self.num_tokens]
+        spans = zip(self.versions, ends, strict=True)
+        return [{"version": name, "start": start, "end": end} for (name, start), end in spans]
+
     def logprobs(self, start: int = 0) -> tuple[list[list[Any]], list[list[list[Any]] | None]]:
         """Rows ``[logprob, id, text]`` of output tokens from the ``start``-th on, and, where that was asked for, the
         likeliest tokens of each."""
@@ -85,9 +92,11 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
             "finish_reason": self.finish_dict(),
             **accounting,
             "e2e_latency": self.accounting.e2e_ms / 1000,
-            "weight_version": self.weight_version,
+            "weight_version": self.versions[-1][0],
             **self.constraint,
         }
+        if self.finish_reason is not None:
+            meta["weight_versions"] = self.weight_versions()
         if self.layout is not None:
             meta.update(self._logprob_lists(self.layout))
         return meta
@@ -130,7 +139,7 @@ class Presenter:
         tokenizer: ``None`` leaves ``text`` empty.
         logprobs: ``None`` when none were asked for.
         shown_special: special tokens that are shown even if others are not.
-        weights: what the outputs are computed with; the version at the last of them is reported.
+        weights: what the outputs are computed with; what they were called at each of them is reported.
     """
 
     def __init__(
@@ -150,7 +159,7 @@ class Presenter:
         self._layout = logprobs
         self._shown_special = frozenset(shown_special)
         self._weights = weights or WeightVersion()
-        self._weight_version = self._weights.name
+        self._versions: tuple[tuple[str, int], ...] = ((self._weights.name, 0),)
         self._rows: list[TokenLogprob] = []
         self._prompt_rows: list[TokenLogprob] = []
         self._accounting = Accounting()
@@ -168,6 +177,7 @@ class Presenter:
 
     def add(self, output: RequestOutput) -> None:
         """Take in what the engine sent."""
+        before = len(self.output_ids)
         if self._stop is None and self._tokenizer is not None:
             self._add_tokens(output.new_token_ids, self._tokenizer)
         else:
@@ -176,7 +186,8 @@ class Presenter:
         self._rows.extend(output.logprobs)
         self._prompt_rows.extend(output.prompt_logprobs)
         self._accounting = output.accounting
-        self._weight_version = self._weights.name
+        if self._weights.name != self._versions[-1][0]:
+            self._note_version(before)
         if output.finish_reason is not None:
             self.finish_reason, self._hidden = output.finish_reason, output.hidden
             ends = {"constraint_complete": output.constraint_complete, "constraint_filled": output.constraint_filled}
@@ -214,7 +225,7 @@ class Presenter:
             all_rows=self._rows,
             num_rows=len(self._rows),
             prompt_rows=self._prompt_rows,
-            weight_version=self._weight_version,
+            versions=self._versions,
         )
 
     def state_ids(self) -> list[int]:
@@ -229,6 +240,12 @@ class Presenter:
         kept = next((i for i, end in enumerate(self._ends) if end > self._cut), len(self._ends))
         rest = bytes(self._bytes[self._ends[kept - 1] if kept else 0 : self._cut]).decode("utf-8", "replace")
         return self.output_ids[:kept] + (self._tokenizer.encode(rest, parse_special=False) if rest else [])
+
+    def _note_version(self, before: int) -> None:
+        """The weights have another name than at the ``before``-th token: the tokens since then are theirs."""
+        empty = self._versions[-1][1] == before
+        if empty or len(self.output_ids) > before:
+            self._versions = (*(self._versions[:-1] if empty else self._versions), (self._weights.name, before))
 
     # --- text -------------------------------------------------------------------------------------------------
 

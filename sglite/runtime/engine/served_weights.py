@@ -22,13 +22,14 @@ class ServedWeights:
     Args:
         client: the engine.
         path: where the first ones are from.
+        version: what they are called.
     """
 
-    def __init__(self, client: EngineClient, path: str) -> None:
+    def __init__(self, client: EngineClient, path: str, version: str) -> None:
         self._client = client
         self.path = path
         """Folder or name of the checkpoint that was loaded last, as it was given."""
-        self.version = WeightVersion()
+        self.version = WeightVersion(version)
 
     def update(self, order: UpdateWeights, version: str | None = None) -> Future[WeightsResult]:
         """Replace weights; ``version``: what they are called from then on. See ``engine.weights`` for when."""

@@ -76,6 +76,14 @@ def read_config(folder: Path) -> ModelConfig:
     return config if config.quantization is not None else replace(config, quantization=exported_settings(folder))
 
 
+def family(folder: Path) -> dict[str, Any]:
+    """``model_type`` and ``architectures`` of a model, as transformers calls them."""
+    if is_gguf(folder):
+        return {"model_type": None, "architectures": [read_config(folder).architecture]}
+    raw = read_json(folder / "config.json")
+    return {name: raw.get(name) for name in ("model_type", "architectures")}
+
+
 def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """As ``read_config``, from the JSON object; ``where`` stands for it in messages."""
     name = architecture(raw, where)

@@ -92,7 +92,7 @@ class Metrics(Collector):
             yield family
         cached, prompt = tally.prompts.sums(now)
         values = {
-            "gen_throughput": tally.generated.sums(now)[0] / tally.generated.seconds,
+            "gen_throughput": tally.throughput(now),
             "cache_hit_rate": cached / prompt if prompt else 0.0,
             "http_open_requests": tally.http_open,
         }

@@ -90,3 +90,7 @@ class Tally:
         """Generated tokens, of the last seconds."""
         self.prompts = Recent(60, kinds=2)
         """Cached and all prompt tokens, of the last minute."""
+
+    def throughput(self, now: float) -> float:
+        """Output tokens per second, lately."""
+        return self.generated.sums(now)[0] / self.generated.seconds

@@ -118,7 +118,6 @@ _INSTEAD: dict[str, str] = {
     "--crash-dump-folder": "requests are not written down; use --log-requests",
     "--file-storage-path": "there is no store of files",
     "--export-metrics-to-file": "read /metrics",
-    "--weight-version": "the weights are the checkpoint's as long as the server runs; leave it out",
     "--allow-auto-truncate": "a prompt that is too long is refused; shorten it in the request",
     "--enable-torch-compile": _DEVICE,
     "--compilation-config": _DEVICE,

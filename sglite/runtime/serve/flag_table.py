@@ -53,6 +53,7 @@ HELP: dict[str, tuple[str, str]] = {
     "is_embedding": ("model", "where the checkpoint declares no pooling: vectors are those of last tokens, normalised"),
     "trust_remote_code": ("model", "refused: sglite runs no code from checkpoints"),
     "quantization": ("model", "int8, int4: quantise while loading; fp8, awq ...: what the checkpoint must be"),
+    "weight_version": ("model", "what outputs say the weights are called, until others replace them"),
     "device": ("device", "where to compute: cpu, cuda; auto: a GPU where there is one"),
     "dtype": ("device", "of weights and activations: float32, bfloat16, float16"),
     "num_threads": ("device", "threads that compute, in all; default: a core each, or what the control group allows"),

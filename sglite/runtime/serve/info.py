@@ -56,6 +56,7 @@ class Info:
             "has_image_understanding": False,
             "has_audio_understanding": False,
             "preferred_sampling_params": None,
+            **engine.family,
             "context_length": engine.config.context_length,
             "vocab_size": engine.config.vocab_size,
             "chat_format": None if engine.tokenizer is None else chat_format(engine),
@@ -73,6 +74,10 @@ class Info:
         found = await asyncio.to_thread(self._engine.get_server_info)
         options, formats = asdict(self._serving.options), self._serving.formats
         own = {
+            "tokenizer_path": self._model["tokenizer_path"],
+            "tp_size": 1,
+            "dp_size": 1,
+            "internal_states": [self._state(found["weight_bytes"])],
             "served_model_names": list(self._serving.models.names),
             "tool_call_parser": None if formats.tools is None else formats.tools.name,
             "reasoning_parser": None if formats.reasoning is None else formats.reasoning.name,
@@ -86,6 +91,17 @@ class Info:
             "http_requests": dict(self._in_flight.calls),
         }
         return json_response({**found, **own})
+
+    def _state(self, weight_bytes: int) -> dict[str, Any]:
+        """What SGLang's benchmarks read of an engine."""
+        observer, config = self._serving.observer, self._engine.config
+        with observer.lock:
+            throughput = observer.tally.throughput(observer.clock())
+        return {
+            "last_gen_throughput": throughput,
+            "effective_max_running_requests_per_dp": config.max_running,
+            "memory_usage": {"weight": weight_bytes / 1e9, "token_capacity": config.max_total_tokens},
+        }
 
     async def render(self, request: Request) -> Response:
         """``{"messages", "tools", ...}`` -> ``{"prompt"}``: what the checkpoint's chat template makes of them."""

@@ -7,6 +7,7 @@ import random
 from typing import cast
 
 from sglite.runtime.engine.presenter import LogprobLayout, Presenter, Progress
+from sglite.runtime.engine.weight_version import WeightVersion
 from sglite.runtime.protocol import Accounting, FinishReason, RequestOutput, TokenLogprob
 from sglite.runtime.sample.params import SamplingParams
 from sglite.runtime.text.tokenizer import Tokenizer
@@ -85,3 +86,29 @@ def test_the_text_so_far_has_whole_characters_whatever_the_bytes_are_cut_into() 
             at = end
         presenter.add(RequestOutput(request_id="r", finish_reason=FinishReason(type="length")))
         assert presenter.progress().text == data.decode("utf-8", "replace")
+
+
+def test_weights_that_computed_nothing_are_not_named() -> None:
+    weights = WeightVersion("a")
+    presenter = Presenter("r", SamplingParams(), None, None, weights=weights)
+
+    def add(name: str, *ids: int, reason: FinishReason | None = None) -> Progress:
+        weights.name = name
+        presenter.add(RequestOutput(request_id="r", new_token_ids=list(ids), finish_reason=reason))
+        return presenter.progress()
+
+    assert add("b").versions == (("b", 0),)
+    first = add("b", 1, 2)
+    assert add("c").versions == first.versions == (("b", 0),)
+    add("d", 3)
+    add("b", 4, 5)
+    meta = add("e", reason=FinishReason(type="abort")).event()["meta_info"]
+    spans = [("b", 0, 2), ("d", 2, 3), ("b", 3, 5)]
+    assert meta["weight_versions"] == [{"version": name, "start": start, "end": end} for name, start, end in spans]
+    assert meta["weight_version"] == "b" and first.versions == (("b", 0),)
+
+
+def test_an_output_without_tokens_has_one_empty_span() -> None:
+    presenter = Presenter("r", SamplingParams(), None, None, weights=WeightVersion("a"))
+    presenter.add(RequestOutput(request_id="r", new_token_ids=[], finish_reason=FinishReason(type="abort")))
+    assert presenter.progress().event()["meta_info"]["weight_versions"] == [{"version": "a", "start": 0, "end": 0}]

@@ -115,6 +115,11 @@ def test_info_shows_options_and_origins_and_no_key(guarded: httpx.Client) -> Non
     info = guarded.get("/get_server_info").json()
     assert info["version"] and info["config"]["dtype"]["origin"] == "argument"
     assert info["keys"] == ["api_key", "admin_key"] and info["options"]["host"] == "127.0.0.1"
+    model = guarded.get("/model_info").json()
+    assert (model["model_type"], model["architectures"]) == ("qwen3", ["Qwen3ForCausalLM"])
+    (state,) = info["internal_states"]
+    assert state["memory_usage"]["token_capacity"] == info["max_total_num_tokens"]
+    assert state["last_gen_throughput"] >= 0 and info["tokenizer_path"] == model["tokenizer_path"]
     for path in ("/server_info", "/model_info", "/openapi.json", "/docs"):
         said = guarded.get(path).text
         assert '"user"' not in json.dumps(info["options"]) and "boss" not in said

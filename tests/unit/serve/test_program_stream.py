@@ -130,7 +130,7 @@ def checked(s: Any) -> str:
 
 
 def test_a_retry_starts_from_the_cached_prefix_and_its_text_is_what_stays(server: Served) -> None:
-    state = checked.run(backend=backend_of(server, "program"), temperature=0.0)
+    state = checked.run(backend=backend_of(server, "program"), temperature=0.0, seed=1)
     state.run.finished.result(10)
     assert state.error() is None
     expected = server.engine.generate(f"Say: {state['v']}.", {"temperature": 0.0, "max_new_tokens": 4})["text"]

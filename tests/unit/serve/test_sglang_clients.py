@@ -190,6 +190,13 @@ def test_a_turn_that_ends_with_calls_was_stopped_by_nothing(server: Served) -> N
     assert choice["message"]["tool_calls"]
 
 
+def test_what_the_weights_are_called_is_said_of_the_first_choice(server: Served) -> None:
+    completion = server.post("/v1/completions", {"prompt": "Hello", "max_tokens": 3, "ignore_eos": True})
+    for whole in (completion, chat(server, n=2, max_tokens=3, ignore_eos=True)):
+        span = {"version": "default", "start": 0, "end": 3}
+        assert whole["metadata"] == {"weight_version": "default", "weight_versions": [span]}
+
+
 def test_chat_says_its_prompt_as_ids_with_each_choice(server: Served) -> None:
     ids = server.post("/tokenize", {"messages": MESSAGES})["tokens"]
     for name in ("return_prompt_token_ids", "return_token_ids"):

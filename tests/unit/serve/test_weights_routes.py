@@ -209,6 +209,30 @@ def test_a_version_is_a_name_and_no_more(http: httpx.Client) -> None:
     assert after["meta_info"]["cached_tokens"] > 0
 
 
+def test_an_output_says_which_of_its_tokens_had_which_weights(http: httpx.Client) -> None:
+    body = {"input_ids": PROMPT, "sampling_params": {**GREEDY, "max_new_tokens": 400}, "stream": True}
+    with http.stream("POST", "/generate", json=body) as response:
+        lines = response.iter_lines()
+        events = [json.loads(next(lines)[6:])]
+        http.post("/pause_generation", json={"mode": "in_place"})
+        order = {"new_version": "v2", "abort_all_requests": False}
+        assert http.post("/update_weight_version", json=order).json()["success"]
+        http.post("/continue_generation")
+        events += [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    assert all("weight_versions" not in event["meta_info"] for event in events[:-1])
+    assert {event["meta_info"]["weight_version"] for event in events} == {"default", "v2"}
+    first, second = events[-1]["meta_info"]["weight_versions"]
+    assert (first["version"], first["start"], second["version"], second["end"]) == ("default", 0, "v2", 400)
+    assert 0 < first["end"] == second["start"] < 400
+
+
+def test_the_first_weights_may_have_a_name(folders: tuple[Path, Path]) -> None:
+    with tiny_engine(folders[0], weight_version="base") as engine:
+        meta = engine.generate(input_ids=PROMPT, sampling_params=GREEDY)["meta_info"]
+    assert meta["weight_version"] == "base"
+    assert meta["weight_versions"] == [{"version": "base", "start": 0, "end": 6}]
+
+
 def test_many_updates_among_many_streams(http: httpx.Client, folders: tuple[Path, Path]) -> None:
     """Each stream ends once, with the output of one set of weights, and says which."""
     long = {**GREEDY, "max_new_tokens": 24}

@@ -29,7 +29,7 @@ from sglite.runtime.serve.openai.sampling import (
     read_sampling,
 )
 from sglite.runtime.serve.openai.stream_options import read_stream
-from sglite.runtime.serve.openai.usage import cached_details, last_fields, usage_of, usage_of_one
+from sglite.runtime.serve.openai.usage import cached_details, computed_with, last_fields, usage_of, usage_of_one
 from sglite.runtime.serve.responses import json_response, sse, unless_gone
 from sglite.runtime.serve.serving import Route, Serving
 from sglite.runtime.serve.streaming import stream as streamed
@@ -249,6 +249,7 @@ class _Answer:
             "choices": [self._choice(index, turn) for index, turn in enumerate(turns)],
             "usage": usage,
             "system_fingerprint": None,
+            **computed_with(turns[0].progress),
             **({"prompt_token_ids": self._run.prompt_ids} if self._ask.return_ids else {}),
             **(cached_details(usage) if self._ask.return_cached else {}),
         }

@@ -28,7 +28,7 @@ from sglite.runtime.serve.openai.sampling import (
     read_sampling,
 )
 from sglite.runtime.serve.openai.stream_options import read_stream
-from sglite.runtime.serve.openai.usage import cached_details, last_fields, usage_of
+from sglite.runtime.serve.openai.usage import cached_details, computed_with, last_fields, usage_of
 from sglite.runtime.serve.responses import json_response, sse, unless_gone
 from sglite.runtime.serve.serving import Route, Serving
 from sglite.runtime.serve.streaming import stream as streamed
@@ -208,7 +208,8 @@ class _Answer:
         choices = [self._choice(index, outcome) for index, outcome in enumerate(outcomes)]
         usage = usage_of([outcome.event() for outcome in outcomes], self._started.widths)
         details = cached_details(usage) if self._ask.return_cached else {}
-        return {**self._head, "choices": choices, "usage": usage, **details}
+        weights = computed_with(outcomes[0])
+        return {**self._head, "choices": choices, "usage": usage, **weights, **details}
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events."""

@@ -68,6 +68,12 @@ def cached_details(usage: dict[str, Any]) -> dict[str, Any]:
     return {"sglext": {"cached_tokens_details": {"device": cached, "host": 0}}} if cached else {}
 
 
+def computed_with(first: Progress) -> dict[str, Any]:
+    """What the weights were called that the first choice was computed with, in SGLang's shape."""
+    spans = first.weight_versions()
+    return {"metadata": {"weight_version": spans[-1]["version"], "weight_versions": spans}}
+
+
 def last_fields(usage: dict[str, Any], include: bool, details: bool) -> dict[str, Any]:
     """What the last chunk of a stream has. ``include``: the usage; ``details``: ``cached_details``."""
     return {**({"usage": usage} if include else {}), **(cached_details(usage) if details else {})}
