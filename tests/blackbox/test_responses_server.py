@@ -111,7 +111,7 @@ def test_calls_and_their_outputs_are_items(server: Served) -> None:
 
 def test_one_in_the_background_can_be_asked_for_and_cancelled(server: Served) -> None:
     begun = make(server, background=True)
-    assert begun["status"] == "in_progress" and begun["output"] == []
+    assert begun["status"] == "queued" and begun["output"] == []
     path = f"{PATH}/{begun['id']}"
     assert settles(lambda: server.http.get(path).json()["status"] in ("completed", "incomplete"))
     assert text(server.http.get(path).json()) == text(make(server))

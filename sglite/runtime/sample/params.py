@@ -25,6 +25,7 @@ MAX_STOPS = 32
 MAX_STOP_CHARS = 1024
 MAX_STOP_IDS = 1024
 MAX_BIASES = 4096
+_MAX_NAMED = 16
 MAX_ALLOWED_IDS = 2**20
 MAX_N = 128
 ON_LIMIT = ("stop", "close", "try_close")
@@ -203,7 +204,7 @@ def validate(params: SamplingParams, vocab_size: int, eos_ids: Collection[int] =
     ):
         worst = max(ids, default=0)
         if worst >= vocab_size:
-            raise _bad(name, worst, f"must have token ids in [0, {vocab_size - 1}]")
+            raise _bad(name, worst, f"must have token ids in [0, {vocab_size - 1}] (a vocabulary of {vocab_size})")
     if allowed is not None and params.min_new_tokens > 0:
         stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(eos_ids))
         if stops.issuperset(allowed):
@@ -352,8 +353,10 @@ def _check_bias(value: object) -> None:
         raise _bad("logit_bias", value, "must map token ids to numbers")
     if len(value) > MAX_BIASES:
         raise _bad("logit_bias", value, f"must have at most {MAX_BIASES} entries")
-    for token_id, bias in value.items():
-        if not _is_integer(token_id) or not 0 <= token_id <= MAX_INT:
-            raise _bad("logit_bias", token_id, "must have token ids as keys")
+    strange = [key for key in value if not _is_integer(key) or not 0 <= key <= MAX_INT]
+    if strange:
+        shown = ", ".join(_show(key) for key in strange[:_MAX_NAMED])
+        raise InvalidParameter("logit_bias", strange[0], f"logit_bias must have token ids as keys, got {shown}.")
+    for bias in value.values():
         if isinstance(bias, bool) or not isinstance(bias, (int, float)) or bias not in _BIAS:
             raise _bad("logit_bias", bias, f"must have numbers {_BIAS} as values")

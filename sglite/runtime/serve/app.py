@@ -31,6 +31,7 @@ from sglite.runtime.serve.openai.chat import Chat
 from sglite.runtime.serve.openai.classify import Classify
 from sglite.runtime.serve.openai.completions import Completions
 from sglite.runtime.serve.openai.embeddings import Embeddings
+from sglite.runtime.serve.openai.invocations import Invocations
 from sglite.runtime.serve.openai.model_routes import ModelRoutes
 from sglite.runtime.serve.openai.rerank import Rerank
 from sglite.runtime.serve.openai.score import Score
@@ -80,14 +81,25 @@ def create_app(engine: Engine, options: ServeOptions | None = None) -> ASGIApp:
 def all_routes(serving: Serving, programs: Programs, responses: Responses) -> list[Route]:
     """Every route of the server, whatever the options."""
     sessions, relevance = Sessions(), Relevance(serving)
+    chat, completions = Chat(serving), Completions(serving)
+    embeddings, classify = Embeddings(serving), Classify(serving)
+    rerank, score = Rerank(serving, relevance), Score(serving, relevance)
+    answers = {
+        "messages": chat.answer,
+        "prompt": completions.answer,
+        "input": classify.answer if serving.engine.config.labels else embeddings.answer,
+        **dict.fromkeys(("text_1", "queries", "data_1", "label_token_ids"), score.answer),
+        "documents": rerank.answer,
+    }
     return [
-        *Chat(serving).routes(),
-        *Completions(serving).routes(),
+        *chat.routes(),
+        *completions.routes(),
         *ModelRoutes(serving).routes(),
-        *Embeddings(serving).routes(),
-        *Classify(serving).routes(),
-        *Rerank(serving, relevance).routes(),
-        *Score(serving, relevance).routes(),
+        *embeddings.routes(),
+        *classify.routes(),
+        *rerank.routes(),
+        *score.routes(),
+        *Invocations(answers).routes(),
         *Ollama(serving, embedder_of(serving)).routes(),
         *Messages(serving).routes(),
         *responses.routes(),

@@ -47,7 +47,12 @@ def too_large(limit: int) -> Refused:
 
 
 async def read_object(request: Request, limit: int = MAX_BODY) -> dict[str, Any]:
-    """The body as a JSON object; an empty body is an empty object."""
+    """The body as a JSON object; an empty body is an empty object. What is sent to OpenAI's and Anthropic's routes as
+    something else than JSON is refused, as they do."""
+    kind = request.headers.get("content-type", "application/json")
+    if request.scope["path"].startswith("/v1/") and "json" not in kind.lower():
+        told = f"content type {kind[:60]!a}; send the body as Content-Type: application/json"
+        raise Refused(400, told, code="unsupported_content_type")
     data = await read_bytes(request, limit)
     if not data:
         return {}

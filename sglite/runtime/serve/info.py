@@ -19,6 +19,7 @@ from sglite.runtime.serve.responses import json_response
 from sglite.runtime.serve.serving import Route, Serving
 from sglite.runtime.serve.sessions import Sessions
 from sglite.runtime.text.chat_template import TemplateError
+from sglite.version import __version__
 
 _ROLES = ("system", "user", "assistant", "tool")
 _RENDER_FIELDS = ("messages", "tools", "add_generation_prompt", "chat_template_kwargs")
@@ -43,6 +44,8 @@ class Info:
             Route("/get_model_info", read, self.model),
             Route("/server_info", read, self.server),
             Route("/get_server_info", read, self.server),
+            Route("/version", read, self.version),
+            Route("/load", read, self.load),
             Route("/render", write, self.render, body=RENDER),
         ]
 
@@ -102,6 +105,14 @@ class Info:
             "effective_max_running_requests_per_dp": config.max_running,
             "memory_usage": {"weight": weight_bytes / 1e9, "token_capacity": config.max_total_tokens},
         }
+
+    async def version(self, request: Request) -> Response:
+        """sglite's, in vLLM's shape."""
+        return json_response({"version": __version__})
+
+    async def load(self, request: Request) -> Response:
+        """How many requests are open, in vLLM's shape."""
+        return json_response({"server_load": len(self._in_flight)})
 
     async def render(self, request: Request) -> Response:
         """``{"messages", "tools", ...}`` -> ``{"prompt"}``: what the checkpoint's chat template makes of them."""

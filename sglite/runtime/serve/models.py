@@ -32,5 +32,5 @@ class Models:
         if given in self.names or given == ANY_MODEL:
             return given
         known = ", ".join(self.names)
-        message = f"the model {given[:200]!r} does not exist here; known: {known}"
+        message = f"The model {given[:200]!r} does not exist; known here: {known}"
         raise Refused(404, message, param="model", code="model_not_found")

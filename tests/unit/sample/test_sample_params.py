@@ -120,6 +120,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("stop_token_ids", 5, "stop_token_ids must be a list of token ids, got 5."),
     ("allowed_token_ids", [], "allowed_token_ids must name at least one token, or be null to allow all, got "),
     ("logit_bias", {"hello": 1}, "logit_bias must have token ids as keys, got 'hello'."),
+    ("logit_bias", {"one": 1, "2": 1, "three": 1}, "logit_bias must have token ids as keys, got 'one', 'three'."),
     ("logit_bias", {"-1": 1}, "logit_bias must have token ids as keys, got '-1'."),
     ("logit_bias", {"5": "x"}, "logit_bias must have numbers in [-100, 100] as values, got 'x'."),
     ("logit_bias", {"5": 101}, "logit_bias must have numbers in [-100, 100] as values, got 101."),
@@ -196,7 +197,9 @@ class TestAgainstTheModel:
     )
     def test_ids_outside_the_vocabulary(self, params: SamplingParams) -> None:
         validate(params, 101)
-        with pytest.raises(InvalidParameter, match=r"must have token ids in \[0, 99\], got 100\."):
+        with pytest.raises(
+            InvalidParameter, match=r"must have token ids in \[0, 99\] \(a vocabulary of 100\), got 100\."
+        ):
             validate(params, 100)
 
     def test_a_mask_that_provably_leaves_nothing(self) -> None:

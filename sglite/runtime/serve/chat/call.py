@@ -14,6 +14,7 @@ import msgspec
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.engine.presenter import Progress
 from sglite.runtime.parse.base import Tool
+from sglite.runtime.serve.truncation import Truncation
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class ChatCall(msgspec.Struct, frozen=True, kw_only=True):
     continue_final: bool = False
     separate_reasoning: bool = True
     input_ids: list[int] | None = None
+    truncation: Truncation | None = None
     cut_to_room: bool = False
     rid: str | None = None
 

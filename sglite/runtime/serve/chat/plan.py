@@ -82,8 +82,22 @@ async def plan(serving: Serving, call: ChatCall) -> Plan:
 
 
 async def _prompt(serving: Serving, tokenizer: Tokenizer, call: ChatCall, with_tools: bool) -> tuple[str, list[int]]:
+    text, ids = await _whole_prompt(serving, tokenizer, call, with_tools)
+    if call.truncation is None or len(ids) <= call.truncation.keep:
+        return text, ids
+    ids = call.truncation.cut(ids)
+    return _ending(tokenizer, ids), ids
+
+
+def _ending(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids[-64:], skip_special_tokens=False)
+
+
+async def _whole_prompt(
+    serving: Serving, tokenizer: Tokenizer, call: ChatCall, with_tools: bool
+) -> tuple[str, list[int]]:
     if call.input_ids is not None:
-        return tokenizer.decode(call.input_ids[-64:], skip_special_tokens=False), call.input_ids
+        return _ending(tokenizer, call.input_ids), call.input_ids
     size = 50 * len(call.messages)
     for message in call.messages:
         size += len(str(message.get("content") or ""))

@@ -17,7 +17,7 @@ from sglite.runtime.serve.chat.run import ChatRun, begin
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header, spelled
 from sglite.runtime.serve.openai.effort import read_effort
-from sglite.runtime.serve.openai.logprobs import chat_rows
+from sglite.runtime.serve.openai.logprobs import chat_rows, logprob_options, prompt_rows, read_prompt_logprobs
 from sglite.runtime.serve.openai.messages import read_choice, read_messages, read_tools
 from sglite.runtime.serve.openai.sampling import (
     IGNORED,
@@ -27,12 +27,14 @@ from sglite.runtime.serve.openai.sampling import (
     read_options,
     read_rid,
     read_sampling,
+    stop_reason,
 )
 from sglite.runtime.serve.openai.stream_options import read_stream
 from sglite.runtime.serve.openai.usage import cached_details, computed_with, last_fields, usage_of, usage_of_one
 from sglite.runtime.serve.responses import json_response, sse, unless_gone
 from sglite.runtime.serve.serving import Route, Serving
 from sglite.runtime.serve.streaming import stream as streamed
+from sglite.runtime.serve.truncation import read_truncation
 
 MAX_TOKENS = 2**31 - 1
 _REMEMBERED = 256
@@ -44,12 +46,12 @@ _REFUSED = {
     "audio": "this model writes text only",
     "prediction": "predicted outputs are not used",
     "web_search_options": "there is no web search",
-    "echo": "the prompt's tokens are given by /v1/completions",
     "image_data": "this model takes text only",
     "session_params": "sessions are a matter of /generate",
     "mm_processor_kwargs": "this model takes text only",
 }
 _SPELLED = spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "top_logprobs"})
+_NO_BUDGET = "is not supported: use max_tokens, or constraint_after and reasoning_budget of /generate"
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +67,11 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     return_prompt_ids: bool
     return_cached: bool
     stream_reasoning: bool
+    show_reasoning: bool
+    echo: bool
+    logprobs: int | None
+    prompt_logprobs: int | None
+    tokens_as_ids: bool
     ignored: list[str]
 
 
@@ -122,12 +129,15 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
     """The request in our words. ``Refused`` names the field that is wrong."""
     fields = Fields(body)
     fields.refuse(_REFUSED)
+    if fields.raw("thinking_token_budget") not in (None, -1):
+        raise fields.wrong("thinking_token_budget", _NO_BUDGET)
     name = serving.models.check(fields.raw("model"))
     input_ids = _input_ids(fields)
     messages = [] if input_ids is not None and not body.get("messages") else read_messages(fields)
     tools, tool_dicts = read_tools(fields)
     choice = read_choice(fields, tools)
-    options = {**read_options(fields), **_logprobs(fields)}
+    stream, include, always = read_stream(fields)
+    logprobs, of_prompt, limit = _logprobs(fields), read_prompt_logprobs(fields, stream), _max_tokens(fields)
     thinking, idle = read_effort(fields)
     call = ChatCall(
         messages=messages,
@@ -138,17 +148,17 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
         constraint=read_constraint(fields),
         constraint_field="response_format",
         limit_fields=("max_tokens", "max_completion_tokens"),
-        sampling={**serving.sampling(read_sampling(fields)), "max_new_tokens": _max_tokens(fields)},
-        options=options,
+        sampling={**serving.sampling(read_sampling(fields)), "max_new_tokens": limit},
+        options={**read_options(fields), **logprob_options(logprobs, of_prompt)},
         template_kwargs={**thinking, **_template_kwargs(fields)},
         chat_template=fields.text("chat_template"),
         add_generation_prompt=fields.flag("add_generation_prompt", True),
         continue_final=fields.flag("continue_final_message"),
-        separate_reasoning=fields.flag("separate_reasoning", True) and fields.flag("include_reasoning", True),
+        separate_reasoning=fields.flag("separate_reasoning", True),
         input_ids=input_ids,
+        truncation=read_truncation(serving, fields, limit),
         rid=read_rid(fields),
     )
-    stream, include, always = read_stream(fields)
     if fields.raw("modalities") not in (None, ["text"]):
         raise fields.wrong("modalities", "must be ['text']: this model writes text only")
     fields.one_of("verbosity", ("low", "medium", "high"))
@@ -165,6 +175,11 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
         return_prompt_ids=_prompt_ids(fields, stream),
         return_cached=fields.flag("return_cached_tokens_details"),
         stream_reasoning=fields.flag("stream_reasoning", True),
+        show_reasoning=fields.flag("include_reasoning", True),
+        echo=fields.flag("echo"),
+        logprobs=logprobs,
+        prompt_logprobs=of_prompt,
+        tokens_as_ids=fields.flag("return_tokens_as_token_ids"),
         ignored=[*given, *idle, *call.idle_stops, *fields.unread()],
     )
 
@@ -192,12 +207,13 @@ def _max_tokens(fields: Fields) -> int | None:
     return new if old is None else old
 
 
-def _logprobs(fields: Fields) -> dict[str, Any]:
+def _logprobs(fields: Fields) -> int | None:
+    """Alternatives of each output token; ``None``: no log probabilities."""
     wanted = fields.flag("logprobs")
     top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
     if top and not wanted:
         raise fields.wrong("top_logprobs", "needs logprobs=true")
-    return {"return_logprob": True, "top_logprobs_num": top or 0} if wanted else {}
+    return (top or 0) if wanted else None
 
 
 def _template_kwargs(fields: Fields) -> dict[str, Any]:
@@ -211,6 +227,12 @@ def _template_kwargs(fields: Fields) -> dict[str, Any]:
         message = f"chat_template_kwargs must not have {', '.join(clash)}; use the fields of the request"
         raise Refused(400, message, param="chat_template_kwargs")
     return found
+
+
+def _last_turn(messages: list[dict[str, Any]]) -> str:
+    """Text of a last message that the assistant has begun; none: the last is somebody else's."""
+    content = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 class _Answer:
@@ -228,6 +250,7 @@ class _Answer:
         }
         self._frame = {**self._head, "object": "chat.completion.chunk", "system_fingerprint": None}
         self._thinks = serving.formats.reasoning is not None
+        self._echoed = _last_turn(ask.call.messages) if ask.echo else ""
         self._latest: dict[int, ChatDelta] = {}
         self._shown_rows: dict[int, int] = {}
         self._shown_ids: dict[int, int] = {}
@@ -248,18 +271,28 @@ class _Answer:
             "object": "chat.completion",
             "choices": [self._choice(index, turn) for index, turn in enumerate(turns)],
             "usage": usage,
+            "service_tier": None,
             "system_fingerprint": None,
             **computed_with(turns[0].progress),
-            **({"prompt_token_ids": self._run.prompt_ids} if self._ask.return_ids else {}),
+            "prompt_logprobs": self._prompt_rows(turns[0]),
+            "prompt_token_ids": self._run.prompt_ids if self._ask.return_ids else None,
             **(cached_details(usage) if self._ask.return_cached else {}),
         }
 
+    def _prompt_rows(self, turn: ChatTurn) -> list[dict[str, Any] | None] | None:
+        wanted, tokenizer = self._ask.prompt_logprobs, self._serving.engine.tokenizer
+        if wanted is None or tokenizer is None:
+            return None
+        meta = turn.event["meta_info"]
+        return prompt_rows(tokenizer, meta["input_token_logprobs"], meta.get("input_top_logprobs", []), wanted)
+
     def _choice(self, index: int, turn: ChatTurn) -> dict[str, Any]:
+        reasoning = (turn.reasoning or None) if self._ask.show_reasoning else None
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": None if turn.calls and not turn.content else turn.content,
-            "reasoning_content": turn.reasoning or None,
-            "reasoning": turn.reasoning or None,
+            "content": self._echoed + turn.content or (None if turn.calls else ""),
+            "reasoning_content": reasoning,
+            "reasoning": reasoning,
             "refusal": None,
             "tool_calls": [
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -272,6 +305,7 @@ class _Answer:
             "message": message,
             "logprobs": self._rows(index, turn.progress),
             "finish_reason": turn.finish,
+            "token_ids": None,
             **self._extras(index, turn),
         }
 
@@ -281,6 +315,7 @@ class _Answer:
         found: dict[str, Any] = {}
         if reason is not None:
             found["matched_stop"] = None if news.finish == "tool_calls" else reason.matched
+            found["stop_reason"] = stop_reason(reason.matched, self._ask.call.sampling)
         if self._ask.return_ids:
             found["token_ids"] = news.progress.ids(self._shown_ids.get(index, 0))
             self._shown_ids[index] = news.progress.num_tokens
@@ -293,11 +328,12 @@ class _Answer:
     def _rows(self, index: int, progress: Progress) -> dict[str, Any] | None:
         """Log probabilities that were not shown yet."""
         tokenizer = self._serving.engine.tokenizer
-        if progress.layout is None or tokenizer is None:
+        if self._ask.logprobs is None or progress.layout is None or tokenizer is None:
             return None
         rows, tops = progress.logprobs(self._shown_rows.get(index, 0))
         self._shown_rows[index] = progress.num_rows
-        return {"content": chat_rows(tokenizer, rows, tops), "refusal": None}
+        tops = [None if top is None else top[: self._ask.logprobs] for top in tops]
+        return {"content": chat_rows(tokenizer, rows, tops, as_ids=self._ask.tokens_as_ids), "refusal": None}
 
     # --- in chunks --------------------------------------------------------------------------------------------
 
@@ -305,7 +341,7 @@ class _Answer:
         """Server-sent events: the role first, then news, then why it ended; last, if asked for, the usage."""
         async for delta in self._run.deltas():
             begun = delta.index in self._latest
-            role = b"" if begun else self._chunk(delta.index, {"role": "assistant", "content": ""})
+            role = b"" if begun else self._begun(delta.index)
             self._latest[delta.index] = delta
             if found := role + b"".join(self._news(delta)):
                 yield found
@@ -314,8 +350,13 @@ class _Answer:
             if last:
                 yield sse({**self._frame, "choices": [], **last})
 
+    def _begun(self, index: int) -> bytes:
+        role = self._chunk(index, {"role": "assistant", "content": ""})
+        return role + (self._chunk(index, {"content": self._echoed}) if self._echoed else b"")
+
     def _news(self, delta: ChatDelta) -> list[bytes]:
-        found = []
+        """Why it ended comes with the last text, and behind calls."""
+        found, calls = [], bool(delta.calls)
         rows = self._rows(delta.index, delta.progress)
         rows = rows if rows and rows["content"] else None
         extras = self._extras(delta.index, delta) if self._ask.return_ids or delta.finish else {}
@@ -324,20 +365,26 @@ class _Answer:
         if reasoning:
             told |= {"reasoning_content": reasoning, "reasoning": reasoning}
         ids = {"token_ids": extras.pop("token_ids")} if extras.get("token_ids") else {}
-        if told or rows or ids:
-            found.append(self._chunk(delta.index, told or {"content": ""}, rows, **ids))
+        if rows or ids:
+            told = told or {"content": ""}
+        if calls and (told or rows or ids):
+            found.append(self._chunk(delta.index, told, rows, **ids))
+        elif not calls and (told or rows or ids or delta.finish is not None):
+            found.append(self._chunk(delta.index, told, rows, delta.finish, **extras, **ids))
         for call in delta.calls:
             entry: dict[str, Any] = {"index": call.index, "function": {"arguments": call.arguments}}
             if call.name is not None:
                 entry |= {"id": call.id, "type": "function"}
                 entry["function"] = {"name": call.name, "arguments": ""}
             found.append(self._chunk(delta.index, {"tool_calls": [entry]}))
-        if delta.finish is not None:
+        if calls and delta.finish is not None:
             found.append(self._chunk(delta.index, {}, None, delta.finish, **extras))
         return found
 
     def _reasoning(self, delta: ChatDelta) -> str:
         """What of the reasoning is to be shown now: what is new, or all of it once it has ended."""
+        if not self._ask.show_reasoning:
+            return ""
         if self._ask.stream_reasoning:
             return delta.reasoning
         held = self._held.pop(delta.index, "") + delta.reasoning
@@ -355,13 +402,16 @@ class _Answer:
         if self._ask.return_ids and not self._latest:
             chunk["prompt_token_ids"] = self._run.prompt_ids
         if self._ask.usage_always:
-            chunk["usage"] = self._usage() if self._latest else None
+            chunk["usage"] = self._usage()
         elif self._ask.include_usage:
             chunk["usage"] = None
         return sse(chunk)
 
     def _usage(self) -> dict[str, Any]:
         latest = [self._latest[index] for index in sorted(self._latest)]
+        if not latest:
+            size = len(self._run.prompt_ids)
+            return {"prompt_tokens": size, "completion_tokens": 0, "total_tokens": size}
         reasoning = sum(self._run.reasoning_tokens(index) for index in self._latest)
         if len(latest) == 1:
             return usage_of_one(latest[0].progress, reasoning)

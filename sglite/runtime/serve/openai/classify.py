@@ -55,7 +55,10 @@ class Classify:
 
     async def classify(self, request: Request) -> Response:
         """Either of the two."""
-        body = await read_object(request)
+        return await self.answer(request, await read_object(request))
+
+    async def answer(self, request: Request, body: dict[str, Any]) -> Response:
+        """The answer to a body that was read."""
         labels_of(self._serving)
         if "input" not in body:
             return await self._raw(request, body)

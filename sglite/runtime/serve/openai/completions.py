@@ -17,7 +17,7 @@ from sglite.runtime.serve.context_length import check_characters, check_length
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header, spelled
 from sglite.runtime.serve.generations import Row, Started, start
-from sglite.runtime.serve.openai.logprobs import text_rows
+from sglite.runtime.serve.openai.logprobs import logprob_options, prompt_rows, read_prompt_logprobs, text_rows
 from sglite.runtime.serve.openai.sampling import (
     IGNORED,
     MAX_TOP_LOGPROBS,
@@ -26,12 +26,14 @@ from sglite.runtime.serve.openai.sampling import (
     read_options,
     read_rid,
     read_sampling,
+    stop_reason,
 )
 from sglite.runtime.serve.openai.stream_options import read_stream
 from sglite.runtime.serve.openai.usage import cached_details, computed_with, last_fields, usage_of
 from sglite.runtime.serve.responses import json_response, sse, unless_gone
 from sglite.runtime.serve.serving import Route, Serving
 from sglite.runtime.serve.streaming import stream as streamed
+from sglite.runtime.serve.truncation import read_truncation
 
 MAX_BATCH = 2048
 DEFAULT_MAX_TOKENS = 16
@@ -54,6 +56,8 @@ class Ask:
     name: str
     echo: bool
     logprobs: int | None
+    prompt_logprobs: int | None
+    tokens_as_ids: bool
     stream: bool
     include_usage: bool
     usage_always: bool
@@ -107,10 +111,17 @@ async def read_completion(serving: Serving, body: Mapping[str, Any]) -> Ask:
     echo, logprobs = fields.flag("echo"), fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
     texts, prompts = await _prompts(serving, fields)
     limit = fields.integer("max_tokens", 0, MAX_TOKENS)
+    truncation = read_truncation(serving, fields, DEFAULT_MAX_TOKENS if limit is None else limit)
+    if truncation is not None and any(len(ids) > truncation.keep for ids in prompts):
+        assert serving.engine.tokenizer is not None
+        prompts = [truncation.cut(ids) for ids in prompts]
+        texts = [serving.engine.tokenizer.decode(ids, skip_special_tokens=False) for ids in prompts]
+    stream, include, always = read_stream(fields)
+    of_prompt = read_prompt_logprobs(fields, stream)
     constraint = read_constraint(fields)
     sampling = serving.sampling(read_sampling(fields))
     sampling["max_new_tokens"] = DEFAULT_MAX_TOKENS if limit is None else limit
-    options = read_options(fields)
+    options = {**read_options(fields), **logprob_options(logprobs, of_prompt, echo and logprobs is not None)}
     for ids in prompts:
         check_length(serving, len(ids), limit, "prompt")
     if limit is None:
@@ -119,13 +130,8 @@ async def read_completion(serving: Serving, body: Mapping[str, Any]) -> Ask:
     if constraint is not None:
         options["constraint"] = constraint
         sampling.setdefault("on_limit", "try_close")
-    if logprobs is not None:
-        options |= {"return_logprob": True, "top_logprobs_num": logprobs}
-        if echo:
-            options["logprob_start_len"] = 0
     rid = read_rid(fields)
     rids = [rid] if len(prompts) == 1 else [None if rid is None else f"{rid}-{i}" for i in range(len(prompts))]
-    stream, include, always = read_stream(fields)
     fields.given(IGNORED)
     given = [one for one in IGNORED if body.get(one) not in (None, False, {}, "")]
     return Ask(
@@ -137,6 +143,8 @@ async def read_completion(serving: Serving, body: Mapping[str, Any]) -> Ask:
         name=name,
         echo=echo,
         logprobs=logprobs,
+        prompt_logprobs=of_prompt,
+        tokens_as_ids=fields.flag("return_tokens_as_token_ids"),
         stream=stream,
         include_usage=include,
         usage_always=always,
@@ -179,7 +187,9 @@ def _check_ids(prompts: list[list[int]], serving: Serving) -> None:
     bad = next((token for ids in prompts for token in ids if not 0 <= token < size), None)
     if bad is not None:
         shown = bad if abs(bad) < 10**20 else "an integer of many digits"
-        raise Refused(400, f"prompt has token id {shown}, outside the vocabulary of {size}", param="prompt")
+        raise Refused(
+            400, f"prompt has token id {shown}, which is out of vocabulary: ids are in [0, {size - 1}]", param="prompt"
+        )
 
 
 class _Answer:
@@ -196,6 +206,7 @@ class _Answer:
             "object": "text_completion",
             "created": int(time.time()),
             "model": ask.name,
+            "system_fingerprint": None,
         }
         self._latest: dict[int, Progress] = {}
         self._texts: dict[int, int] = {}
@@ -205,7 +216,15 @@ class _Answer:
 
     def whole(self, outcomes: list[Progress]) -> dict[str, Any]:
         """The completion."""
-        choices = [self._choice(index, outcome) for index, outcome in enumerate(outcomes)]
+        choices = [
+            {
+                "token_ids": None,
+                "prompt_token_ids": None,
+                **self._choice(index, outcome),
+                "prompt_logprobs": self._prompt_rows(outcome),
+            }
+            for index, outcome in enumerate(outcomes)
+        ]
         usage = usage_of([outcome.event() for outcome in outcomes], self._started.widths)
         details = cached_details(usage) if self._ask.return_cached else {}
         weights = computed_with(outcomes[0])
@@ -249,6 +268,7 @@ class _Answer:
             "logprobs": rows,
             "finish_reason": None if reason is None else reason.type,
             "matched_stop": None if reason is None else reason.matched,
+            "stop_reason": None if reason is None else stop_reason(reason.matched, self._ask.rows[0].sampling),
         }
         if self._ask.return_ids:
             found["token_ids"] = progress.ids(self._shown_ids.get(index, 0))
@@ -258,6 +278,13 @@ class _Answer:
         if self._ask.return_meta and reason is not None:
             found["meta_info"] = progress.event()["meta_info"]
         return found
+
+    def _prompt_rows(self, outcome: Progress) -> list[dict[str, Any] | None] | None:
+        if self._ask.prompt_logprobs is None:
+            return None
+        meta = outcome.event()["meta_info"]
+        rows, tops = meta["input_token_logprobs"], meta.get("input_top_logprobs", [])
+        return prompt_rows(self._tokenizer, rows, tops, self._ask.prompt_logprobs)
 
     def _rows(self, index: int, progress: Progress, first: bool) -> dict[str, Any] | None:
         """Log probabilities that were not shown yet; the prompt's come first where it is echoed."""
@@ -269,6 +296,7 @@ class _Answer:
             meta = progress.event()["meta_info"]
             rows = [*meta["input_token_logprobs"], *rows]
             tops = [*meta.get("input_top_logprobs", []), *tops]
-        found = text_rows(self._tokenizer, rows, tops, self._offsets.get(index, 0))
-        self._offsets[index] = self._offsets.get(index, 0) + sum(map(len, found["tokens"]))
+        offset, top = self._offsets.get(index, 0), self._ask.logprobs
+        found = text_rows(self._tokenizer, rows, tops, offset, top=top, as_ids=self._ask.tokens_as_ids)
+        self._offsets[index] = offset + sum(len(self._tokenizer.token_text(row[1])) for row in rows)
         return found if rows else None

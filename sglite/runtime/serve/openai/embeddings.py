@@ -62,7 +62,10 @@ class Embeddings:
 
     async def create(self, request: Request) -> Response:
         """OpenAI's embeddings."""
-        body = await read_object(request)
+        return await self.answer(request, await read_object(request))
+
+    async def answer(self, request: Request, body: dict[str, Any]) -> Response:
+        """The answer to a body that was read."""
         fields = Fields(body)
         name = self._serving.models.check(fields.raw("model"))
         pooling_of(self._serving)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sglite.runtime.serve.fields import Fields
+from sglite.runtime.serve.openai.sampling import MAX_TOP_LOGPROBS
 from sglite.runtime.text.tokenizer import Tokenizer
 
 _FLOOR = -9999.0
@@ -12,52 +14,106 @@ _FLOOR = -9999.0
 Row = Sequence[Any]
 
 
-def chat_rows(tokenizer: Tokenizer, rows: Sequence[Row], tops: Sequence[Sequence[Row] | None]) -> list[dict[str, Any]]:
-    """``logprobs.content`` of a chat completion; ``tops``: one list a row, or nothing at all."""
-    found = []
+def read_prompt_logprobs(fields: Fields, stream: bool) -> int | None:
+    """vLLM's ``prompt_logprobs``: how many alternatives of each token of the prompt to tell; ``None``: nothing."""
+    wanted = fields.integer("prompt_logprobs", 0, MAX_TOP_LOGPROBS)
+    if wanted is not None and stream:
+        raise fields.wrong("prompt_logprobs", "goes without stream=true")
+    return wanted
+
+
+def logprob_options(top: int | None, of_prompt: int | None, echo: bool = False) -> dict[str, Any]:
+    """Options of ``Engine.submit`` for ``top`` alternatives of output tokens and ``of_prompt`` of the prompt's;
+    ``None``: no log probabilities. ``echo``: those of the prompt are among the output's."""
+    if top is None and of_prompt is None:
+        return {}
+    found: dict[str, Any] = {"return_logprob": True, "top_logprobs_num": max(top or 0, of_prompt or 0)}
+    return {**found, "logprob_start_len": 0} if echo or of_prompt is not None else found
+
+
+def prompt_rows(
+    tokenizer: Tokenizer, rows: Sequence[Row], tops: Sequence[Sequence[Row] | None], top: int
+) -> list[dict[str, Any] | None]:
+    """vLLM's ``prompt_logprobs``: by token id, the prompt's own token first; the first position has none. ``rank`` is
+    known of the ``top`` likeliest."""
+    found: list[dict[str, Any] | None] = []
     for index, row in enumerate(rows):
-        top = tops[index] if index < len(tops) else None
-        found.append({**_chat(tokenizer, row), "top_logprobs": [_chat(tokenizer, one) for one in top or ()]})
+        likeliest = [] if row[0] is None or not tops else list(tops[index] or ())[:top]
+        ranks: dict[int, int] = {one[1]: rank for rank, one in enumerate(likeliest, 1)}
+        entries = {
+            str(one[1]): {
+                "logprob": _bounded(one[0]),
+                "rank": ranks.get(one[1]),
+                "decoded_token": tokenizer.token_text(one[1]),
+            }
+            for one in (row, *likeliest)
+        }
+        found.append(None if row[0] is None else entries)
     return found
 
 
-def _chat(tokenizer: Tokenizer, row: Row) -> dict[str, Any]:
+def chat_rows(
+    tokenizer: Tokenizer, rows: Sequence[Row], tops: Sequence[Sequence[Row] | None], *, as_ids: bool = False
+) -> list[dict[str, Any]]:
+    """``logprobs.content`` of a chat completion; ``tops``: one list a row, or nothing at all. ``as_ids``: tokens are
+    called by their ids."""
+    found = []
+    for index, row in enumerate(rows):
+        top = tops[index] if index < len(tops) else None
+        others = [_chat(tokenizer, one, as_ids) for one in top or ()]
+        found.append({**_chat(tokenizer, row, as_ids), "top_logprobs": others})
+    return found
+
+
+def _name(tokenizer: Tokenizer, token: int, as_ids: bool) -> str:
+    return f"token_id:{token}" if as_ids else tokenizer.token_text(token)
+
+
+def _chat(tokenizer: Tokenizer, row: Row, as_ids: bool) -> dict[str, Any]:
     logprob, token = row[0], row[1]
     special = token in tokenizer.special_token_ids
     data, _ = tokenizer.join([token], skip_special_tokens=False, at_start=False)
     return {
-        "token": tokenizer.token_text(token),
+        "token": _name(tokenizer, token, as_ids),
         "logprob": _bounded(logprob),
         "bytes": None if special else list(data),
     }
 
 
 def text_rows(
-    tokenizer: Tokenizer, rows: Sequence[Row], tops: Sequence[Sequence[Row] | None], offset: int
+    tokenizer: Tokenizer,
+    rows: Sequence[Row],
+    tops: Sequence[Sequence[Row] | None],
+    offset: int,
+    *,
+    top: int,
+    as_ids: bool = False,
 ) -> dict[str, Any]:
-    """``logprobs`` of a completion. ``offset``: characters of the choice's text before the first row's token."""
-    tokens = [tokenizer.token_text(row[1]) for row in rows]
+    """``logprobs`` of a completion: of each position the ``top`` likeliest tokens, and the one that is there.
+
+    ``offset``: characters of the choice's text before the first row's token; ``as_ids``: see ``chat_rows``.
+    """
     offsets, at = [], offset
-    for token in tokens:
+    for row in rows:
         offsets.append(at)
-        at += len(token)
-    alternatives: list[dict[str, Any] | None] = []
-    for index in range(len(rows)):
-        top = tops[index] if index < len(tops) else []
-        alternatives.append(None if top is None else _by_text(tokenizer, top))
+        at += len(tokenizer.token_text(row[1]))
+    alternatives = [
+        None if row[0] is None else _by_text(tokenizer, [*(tops[index] or () if tops else ())][:top], row, as_ids)
+        for index, row in enumerate(rows)
+    ]
     return {
-        "tokens": tokens,
+        "tokens": [_name(tokenizer, row[1], as_ids) for row in rows],
         "token_logprobs": [None if row[0] is None else _bounded(row[0]) for row in rows],
-        "top_logprobs": alternatives if tops else None,
+        "top_logprobs": alternatives,
         "text_offset": offsets,
     }
 
 
-def _by_text(tokenizer: Tokenizer, top: Sequence[Row]) -> dict[str, float]:
+def _by_text(tokenizer: Tokenizer, top: Sequence[Row], own: Row, as_ids: bool) -> dict[str, float]:
     """Text -> logprob; tokens that look the same keep the likelier one."""
     found: dict[str, float] = {}
-    for one in top:
-        found.setdefault(tokenizer.token_text(one[1]), _bounded(one[0]))
+    for one in (*top, own):
+        found.setdefault(_name(tokenizer, one[1], as_ids), _bounded(one[0]))
     return found
 
 

@@ -186,9 +186,9 @@ def read_choice(fields: Fields, tools: tuple[Tool, ...]) -> ToolChoice:
     if isinstance(value, str):
         if value not in ("none", "auto", "required"):
             raise fields.wrong("tool_choice", "must be none, auto, required or a function")
-        if value == "required" and not tools:
-            raise Refused(400, "tool_choice 'required' needs tools", param="tool_choice")
-        return ToolChoice("none" if not tools else value)  # type: ignore[arg-type]
+        if value != "none" and not tools:
+            raise Refused(400, f"tool_choice {value!r} needs tools; leave it out", param="tool_choice")
+        return ToolChoice(value)  # type: ignore[arg-type]
     return named_choice(value, names, "tool_choice")
 
 

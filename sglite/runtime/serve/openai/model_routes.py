@@ -43,7 +43,7 @@ class ModelRoutes:
         """One name; 404 for another."""
         name = request.path_params["name"]
         if name not in self._serving.models.names:
-            raise Refused(404, f"the model {name[:200]!r} does not exist here", param="model", code="model_not_found")
+            raise Refused(404, f"The model {name[:200]!r} does not exist", param="model", code="model_not_found")
         return json_response(self._other_card(name) if _ANTHROPIC in request.headers else self._card(name))
 
     def _other_card(self, name: str) -> dict[str, Any]:

@@ -51,7 +51,11 @@ class Rerank:
 
     async def rerank(self, request: Request) -> Response:
         """Documents by relevance."""
-        fields = Fields(await read_object(request))
+        return await self.answer(request, await read_object(request))
+
+    async def answer(self, request: Request, body: dict[str, Any]) -> Response:
+        """The answer to a body that was read."""
+        fields = Fields(body)
         name = self._serving.models.check(fields.raw("model"))
         fields.refuse(REFUSED)
         query, documents = read_text(fields.raw("query"), "query"), read_texts(fields, "documents")

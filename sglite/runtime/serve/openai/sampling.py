@@ -35,9 +35,8 @@ _REFUSED = {
     "prompt_embeds": "send text or token ids",
     "vllm_xargs": "give the parameters by their own names",
     "custom_params": "code in requests is not run",
-    "prompt_logprobs": "/v1/completions gives those of the prompt with echo=true and logprobs",
-    "return_tokens_as_token_ids": "return_token_ids gives the ids beside the text",
-    "truncate_prompt_tokens": "a prompt that is too long is refused, with its length",
+    "logprob_token_ids": "/generate has token_ids_logprob; here top_logprobs gives the likeliest tokens",
+    "repetition_detection": "bound the answer with max_tokens, or use repetition_penalty",
 }
 _NEUTRAL = {"length_penalty": (1, 1.0), "early_stopping": (False,), "best_of": ()}
 _GUIDED = {"guided_json": "json_schema", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "ebnf"}
@@ -56,6 +55,7 @@ def read_sampling(fields: Fields) -> dict[str, Any]:
     """SGLang's sampling parameters, without the length and without a constraint; values are checked by the engine."""
     fields.refuse(_REFUSED)
     found = fields.given(_SAME)
+    fields.integer("seed", -(2**63), 2**63 - 1)
     for name, value in fields.given(_OTHER).items():
         native = _OTHER[name]
         if native in found and found[native] != value:
@@ -69,6 +69,12 @@ def read_sampling(fields: Fields) -> dict[str, Any]:
     if bias is not None and not isinstance(bias, dict):
         raise fields.wrong("logit_bias", "must be an object of token ids and numbers")
     return found
+
+
+def stop_reason(matched: Any, sampling: Mapping[str, Any]) -> Any:
+    """vLLM's: the stop string or token that the request named and that ended the text; else nothing."""
+    asked = sampling.get("stop_token_ids")
+    return matched if isinstance(matched, str) or (isinstance(asked, list) and matched in asked) else None
 
 
 def read_options(fields: Fields) -> dict[str, Any]:

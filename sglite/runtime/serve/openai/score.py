@@ -49,7 +49,11 @@ class Score:
 
     async def score(self, request: Request) -> Response:
         """Either of the two."""
-        fields = Fields(await read_object(request))
+        return await self.answer(request, await read_object(request))
+
+    async def answer(self, request: Request, body: dict[str, Any]) -> Response:
+        """The answer to a body that was read."""
+        fields = Fields(body)
         name = self._serving.models.check(fields.raw("model"))
         ignored = [one for one in IGNORED if fields.raw(one) not in (None, False, {}, "")]
         if fields.raw("label_token_ids") is not None or fields.raw("query") is not None:

@@ -37,6 +37,9 @@ _ECHOED = frozenset({"metadata", "user", "safety_identifier", "prompt_cache_key"
 _REFUSED = {
     "conversation": "continue with previous_response_id, or send the items",
     "prompt": "there are no stored prompts; send input",
+    "prompt_logprobs": "/v1/chat/completions and /v1/completions tell them",
+    "truncate_prompt_tokens": "/v1/chat/completions and /v1/completions shorten prompts",
+    "return_tokens_as_token_ids": "/v1/chat/completions and /v1/completions do so",
 }
 _INCLUDES = {"message.output_text.logprobs": True, "reasoning.encrypted_content": False}
 
@@ -87,8 +90,10 @@ def read_ask(serving: Serving, store: Store, body: Mapping[str, Any]) -> Ask:
     )
     stream, background = fields.flag("stream"), fields.flag("background")
     keep = fields.flag("store", True)
-    if background and (stream or not keep):
-        raise fields.wrong("background", "goes with store=true and without stream")
+    if background and not keep:
+        raise Refused(400, "background can only be used when `store` is true", param="background")
+    if background and stream:
+        raise fields.wrong("background", "goes without stream")
     fields.object("metadata")
     fields.one_of("truncation", ("auto", "disabled"))
     given = [one for one in _IGNORED if fields.raw(one) not in (None, {}, "disabled") and one not in _ECHOED]

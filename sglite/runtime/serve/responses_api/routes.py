@@ -24,7 +24,7 @@ from sglite.runtime.serve.responses import SSE, json_response, unless_gone
 from sglite.runtime.serve.responses_api.ask import Ask, read_ask
 from sglite.runtime.serve.responses_api.listing import page
 from sglite.runtime.serve.responses_api.output import RESPONSE, Output, new_id
-from sglite.runtime.serve.responses_api.store import Kept, Store
+from sglite.runtime.serve.responses_api.store import UNFINISHED, Kept, Store
 from sglite.runtime.serve.serving import Route, Serving
 from sglite.runtime.serve.streaming import Wire, stream
 
@@ -99,7 +99,7 @@ class Responses:
         """Ends one that is being made in the background; one that has ended stays as it is."""
         kept = self._kept(request)
         if not kept.response["background"]:
-            raise Refused(400, "only responses with background=true can be cancelled; close the connection instead")
+            raise Refused(400, "Cannot cancel a synchronous response. Close its connection instead.")
         if kept.task is not None and not kept.task.done():
             kept.task.cancel()
             await asyncio.wait({kept.task})
@@ -109,7 +109,7 @@ class Responses:
         """The conversation that a response answered."""
         kept = self._kept(request)
         made = len(kept.response["output"])
-        items = kept.items[: len(kept.items) - made] if kept.response["status"] != "in_progress" else kept.items
+        items = kept.items[: len(kept.items) - made] if kept.response["status"] not in UNFINISHED else kept.items
         listed = [{"id": f"item_{index}", **item} for index, item in enumerate(items)]
         return json_response(page(listed, request.query_params))
 
@@ -117,7 +117,7 @@ class Responses:
         name = str(request.path_params["name"])
         found = self._store.get(name)
         if found is None:
-            raise Refused(404, f"the response {name[:80]!r} is not kept here (any more)", code="response_not_found")
+            raise Refused(404, f"Response with id {name[:80]!r} not found.", code="response_not_found")
         return found
 
 
@@ -137,7 +137,7 @@ class _Making:
             "object": "response",
             "created_at": int(time.time()),
             "completed_at": None,
-            "status": "in_progress",
+            "status": "queued" if ask.background else "in_progress",
             "error": None,
             "incomplete_details": None,
             **ask.echo,
@@ -150,6 +150,7 @@ class _Making:
     async def whole(self) -> dict[str, Any]:
         """The response, once it is there."""
         async for delta in self._run.deltas():
+            self.response["status"] = "in_progress"
             for _ in self._take(delta):
                 pass
         return self.response

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+UNFINISHED = ("queued", "in_progress")
 MAX_RESPONSES = 4096
 MAX_BYTES = 256 * 2**20
 
@@ -63,7 +64,7 @@ class Store:
         name = kept.response["id"]
         self.drop(name)
         text = msgspec.json.encode((kept.response, kept.items))
-        self._kept[name] = _Entry(text, kept if kept.response.get("status") == "in_progress" else None)
+        self._kept[name] = _Entry(text, kept if kept.response.get("status") in UNFINISHED else None)
         self._bytes += len(text)
         while len(self._kept) > self._most or self._bytes > self._most_bytes:
             oldest = next((name for name, entry in self._kept.items() if entry.has_ended), name)
