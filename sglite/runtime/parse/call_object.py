@@ -1,7 +1,8 @@
 """Calls written as JSON objects, ``{"name": "f", "arguments": {...}}``, and arguments that stand alone.
 
 The arguments may be called ``parameters`` and the order is free; arguments that come before the name wait for it.
-Arguments that are JSON text inside a string are taken out of it; none, or ``null``, are ``{}``.
+Arguments that are JSON text inside a string are taken out of it; another string is handed on as it is; none, or
+``null``, are ``{}``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def read_arguments(machine: Machine, take: Callable[[str], None]) -> Reading[boo
     if first == '"':
         inner = _Unquoted(take)
         scanner = yield from machine.json(inner)
-        return scanner.done and inner.whole()
+        return scanner.done and (inner.whole() or inner.is_text())
     if first == "n" and (yield from machine.starts("null")):
         take("{}")
         return True
@@ -150,9 +151,11 @@ class _Unquoted:
         self._take = take
         self._inner = JsonScanner()
         self._half = ""  # the first half of a surrogate pair
+        self._written: list[str] = []
         self._more = False  # something follows the object
 
     def __call__(self, piece: str) -> None:
+        self._written += [] if self._inner.kind == "{" else [piece]
         text = self._half + json.loads(f'"{_QUOTE.sub(_escape, piece)}"')
         self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
         text = _whole_text(text[: len(text) - len(self._half)])
@@ -167,6 +170,13 @@ class _Unquoted:
             self._take("{}")
             return True
         return self._inner.kind == "{" and self._inner.done and not self._more
+
+    def is_text(self) -> bool:
+        """Whether it was no object at all; it is told then as the string it was."""
+        if self._inner.kind == "{":
+            return False
+        self._take("".join(self._written))
+        return True
 
 
 def _escape(found: re.Match[str]) -> str:

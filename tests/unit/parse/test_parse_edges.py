@@ -32,6 +32,12 @@ CASES: list[tuple[str, str, str, list[tuple[str, str | None, str, bool]]]] = [
     ("hermes", '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", WHOLE),
     (
         "hermes",
+        '<tool_call>{"name": "f", "arguments": "it \\"is\\""}</tool_call>',
+        "",
+        [("f", None, '"it \\"is\\""', True)],
+    ),
+    (
+        "hermes",
         '<tool_call>{"name": "f", "arguments": "{\\"a\\": \\"\\\\n\\ud83d\\ude00\\"}"}</tool_call>',
         "",
         [("f", None, '{"a": "\\n😀"}', True)],
