@@ -4,6 +4,7 @@
     {"tokens": ids or lists of ids}                         ->  {"prompt", "text"}
 
 Messages become the prompt that ``/v1/chat/completions`` would make of them, so ``count`` is what that would cost.
+``token_strs``: the tokens as the vocabulary spells them.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class Tokens:
 
 def _encoded(tokenizer: Tokenizer, text: str, bos: bool, strings: bool) -> dict[str, Any]:
     ids = tokenizer.encode(text, add_bos=bos)
-    return {"tokens": ids, "count": len(ids), "token_strs": [tokenizer.token_text(i) for i in ids] if strings else None}
+    return {"tokens": ids, "count": len(ids), "token_strs": [tokenizer.spelling(i) for i in ids] if strings else None}
 
 
 def _texts(prompt: Any) -> list[str]:

@@ -145,6 +145,11 @@ class Tokenizer:
             return ""
         return (self._bytes[token_id] or b"").decode("utf-8", "replace")
 
+    def spelling(self, token_id: int) -> str:
+        """One token as the vocabulary spells it (``Ġship``)."""
+        found: str | None = self._backend.id_to_token(token_id)
+        return found or ""
+
     @cached_property
     def longest(self) -> int:
         """Bytes of the longest token: no token stands for more characters."""

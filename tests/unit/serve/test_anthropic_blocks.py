@@ -72,10 +72,14 @@ def test_what_is_left_out_of_a_prompt_is_named() -> None:
     messages = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": [{"type": "redacted_thinking", "data": "?"}, {"type": "text", "text": "b"}]},
+        {"role": "system", "content": "x-anthropic-billing-header: v=1; h=cd"},
         {"role": "user", "content": "c"},
+        {"role": "system", "content": [system[0], {"type": "text", "text": "T"}]},
     ]
     found, ignored = converse(messages, system)
-    assert found[0] == {"role": "system", "content": "S"}
+    assert [(one["role"], one["content"]) for one in found] == [
+        ("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("system", "T"),
+    ]  # fmt: skip
     assert ignored == ["system.x-anthropic-billing-header", "redacted_thinking"]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from served import Served
 
+from sglite.runtime.serve.responses_api.items import messages_of
 from sglite.version import __version__
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -206,3 +207,32 @@ def test_invocations_are_what_their_fields_say(server: Served) -> None:
     labels = {"query": "x", "items": ["y"], "label_token_ids": [5]}
     assert server.post("/invocations", labels)["scores"] == server.post("/v1/score", labels)["scores"]
     assert "messages, prompt" in server.post("/invocations", {"model": "default"}, 400)["error"]["message"]
+
+
+SAID: dict[str, Any] = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "A ship"}]}
+CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+
+
+def test_a_message_that_is_not_whole_is_continued(server: Served) -> None:
+    def answer(**more: Any) -> Any:
+        items = [{"role": "user", "content": "Tell me about ships."}, {**SAID, **more}]
+        body = {"input": items, "temperature": 0, "max_output_tokens": 6, "ignore_eos": True}
+        return server.post("/v1/responses", body)
+
+    went_on = {**LONG, "messages": [MESSAGES[1], {"role": "assistant", "content": "A ship"}]}
+    choice = server.post(CHAT, {**went_on, "continue_final_message": True})["choices"][0]
+    for status in ("in_progress", "incomplete"):
+        assert answer(status=status)["output"][-1]["content"][0]["text"] == choice["message"]["content"]
+    for status in ("completed", None):
+        assert answer(status=status)["usage"]["input_tokens"] > answer(status="incomplete")["usage"]["input_tokens"]
+
+
+def test_items_of_one_turn_are_one_message() -> None:
+    """And what is said after something was said is another."""
+    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
+    thought["summary"] = [{"type": "summary_text", "text": "It thinks."}]
+    (whole,) = messages_of([thought, SAID, CALL, {**CALL, "call_id": "d"}])
+    assert whole["content"] == "A ship" and whole["reasoning_content"] == "Hm."
+    assert [call["id"] for call in whole["tool_calls"]] == ["c", "d"]
+    assert [one["content"] for one in messages_of([SAID, SAID])] == ["A ship", "A ship"]
+    assert messages_of([{"type": "reasoning", "summary": thought["summary"]}])[0]["reasoning_content"] == "It thinks."

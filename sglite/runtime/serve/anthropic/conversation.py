@@ -30,7 +30,7 @@ prompt it would keep every prefix from being found in the cache."""
 def read_conversation(fields: Fields) -> tuple[list[dict[str, Any]], list[str]]:
     """Messages, and what of the blocks has no effect. ``Refused`` names the block that is wrong."""
     ignored: list[str] = []
-    found = _system(fields.raw("system"), ignored)
+    found = _system(fields.raw("system"), "system", ignored)
     given = fields.objects("messages")
     if not given:
         raise wrong("messages", "must be a list of at least one message")
@@ -42,7 +42,7 @@ def read_conversation(fields: Fields) -> tuple[list[dict[str, Any]], list[str]]:
         elif role == "assistant":
             made = [_assistant(content, f"{where}.content", ignored)]
         elif role == "system":
-            made = [{"role": "system", "content": joined(texts_of(content, f"{where}.content"))}]
+            made = _system(content, f"{where}.content", ignored)
         else:
             raise wrong(f"{where}.role", f"must be user, assistant or system, got {str(role)[:40]!a}")
         for one in made:
@@ -50,10 +50,10 @@ def read_conversation(fields: Fields) -> tuple[list[dict[str, Any]], list[str]]:
     return found, ignored
 
 
-def _system(value: Any, ignored: list[str]) -> list[dict[str, Any]]:
-    texts = [] if value is None else texts_of(value, "system")
+def _system(value: Any, where: str, ignored: list[str]) -> list[dict[str, Any]]:
+    texts = [] if value is None and where == "system" else texts_of(value, where)
     kept = [text for text in texts if not text.startswith(_BILLING)]
-    if len(kept) < len(texts):
+    if len(kept) < len(texts) and f"system.{_BILLING}" not in ignored:
         ignored.append(f"system.{_BILLING}")
     text = joined(kept)
     return [{"role": "system", "content": text}] if text else []

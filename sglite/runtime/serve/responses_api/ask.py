@@ -22,7 +22,7 @@ from sglite.runtime.serve.openai.sampling import (
     response_format,
     schema_format,
 )
-from sglite.runtime.serve.responses_api.items import messages_of
+from sglite.runtime.serve.responses_api.items import goes_on, messages_of
 from sglite.runtime.serve.responses_api.output import RESPONSE
 from sglite.runtime.serve.responses_api.store import Kept, Store
 from sglite.runtime.serve.serving import Serving
@@ -86,6 +86,7 @@ def read_ask(serving: Serving, store: Store, body: Mapping[str, Any]) -> Ask:
         sampling=_sampling(serving, fields),
         options={**read_options(fields), **_logprobs(fields, includes)},
         template_kwargs={**(fields.object("chat_template_kwargs") or {}), **_effort(fields)},
+        continue_final=goes_on(own),
         rid=read_rid(fields),
     )
     stream, background = fields.flag("stream"), fields.flag("background")

@@ -35,7 +35,7 @@ def _add(found: list[Message], item: Any, where: str) -> None:
     if kind == "message":
         message = checked({"role": item.get("role"), "content": item.get("content")}, where)
         if message["role"] == "assistant":
-            _assistant(found)["content"] += _text(message["content"])
+            _said(found, _text(message["content"]))
         else:
             found.append(message)
     elif kind == "reasoning":
@@ -56,6 +56,23 @@ def _assistant(found: list[Message]) -> Message:
     return found[-1]
 
 
+def _said(found: list[Message], text: str) -> None:
+    """What the assistant has said: of a turn that has only thought so far, or a turn of its own."""
+    last = _assistant(found)
+    if last["content"] or last["tool_calls"]:
+        last = {"role": "assistant", "content": "", "tool_calls": []}
+        found.append(last)
+    last["content"] = text
+
+
+def goes_on(items: Sequence[Any]) -> bool:
+    """Whether the last item is a message of the assistant's that is not whole, as vLLM's clients send one to have it
+    continued."""
+    last = items[-1] if items and isinstance(items[-1], dict) else {}
+    begun = last.get("type", "message") == "message" and last.get("role") == "assistant"
+    return begun and last.get("status") in ("in_progress", "incomplete")
+
+
 def _settled(message: Message) -> Message:
     if message["role"] == "assistant" and not message.get("tool_calls"):
         message.pop("tool_calls", None)
@@ -67,8 +84,8 @@ def _text(content: Any) -> str:
 
 
 def _thought(item: dict[str, Any]) -> str:
-    parts = [*(item.get("content") or []), *(item.get("summary") or [])] if item.get("content") else item.get("summary")
-    texts = [part.get("text") for part in parts or [] if isinstance(part, dict)]
+    parts = item.get("content") or item.get("summary") or []
+    texts = [part.get("text") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
