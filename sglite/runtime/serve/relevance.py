@@ -32,6 +32,8 @@ _NEEDS = (
     "serve an embedding model, or a reranker whose chat template reads the roles query and document "
     "(--chat-template gives one)"
 )
+_MOST = 700.0
+"""Beyond this a sigmoid is 0 or 1."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,23 @@ class Relevance:
         return all(re.search(rf"""["']{role}["']""", source) for role in ("query", "document"))
 
     async def scores(
-        self, pairs: Sequence[tuple[str, str]], *, instruction: str | None = None, options: Mapping[str, Any]
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        instruction: str | None = None,
+        active: bool = True,
+        options: Mapping[str, Any],
     ) -> Scores:
-        """One score for each (query, document). Cancelling it ends the requests. ``Refused`` names what is wrong."""
+        """One score for each (query, document). Cancelling it ends the requests. ``Refused`` names what is wrong.
+
+        ``active`` false: of a classifier or reranker the number whose sigmoid the score is; cosines are as they are.
+        """
         if self._serving.engine.config.labels:
-            return await self._by_classifier(pairs, instruction, options)
+            found = await self._by_classifier(pairs, instruction, options)
+            return _as_shares(found) if active else found
         if isinstance(self.labels, Labels) and self._serving.engine.config.generates:
-            return await self._by_labels(pairs, self.labels, instruction, options)
+            found = await self._by_labels(pairs, self.labels, instruction, options)
+            return _as_shares(found) if active else found
         if isinstance(self._serving.engine.pooling, str):
             message = f"{self._serving.models.name} does not score texts: {self.labels}; {_NEEDS}"
             raise Refused(400, message, param="model", code="scoring_not_supported")
@@ -103,7 +115,7 @@ class Relevance:
     async def _by_classifier(
         self, pairs: Sequence[tuple[str, str]], instruction: str | None, options: Mapping[str, Any]
     ) -> Scores:
-        """The sigmoid of the only score. Query and document as its template puts them, else one after the other."""
+        """The only score. Query and document as its template puts them, else one after the other."""
         serving = self._serving
         labels = serving.engine.config.labels
         if len(labels) != 1:
@@ -119,7 +131,7 @@ class Relevance:
             known = dict(zip(texts, encoded, strict=True))
             ids = made_prompts(serving, (known[query] + known[document] for query, document in pairs), "text")
         found = await pooled(serving, ids, options)
-        return Scores([1 / (1 + math.exp(-max(-700.0, float(scores[0])))) for scores in found.vectors], found.events)
+        return Scores([float(scores[0]) for scores in found.vectors], found.events)
 
     async def _by_vectors(self, pairs: Sequence[tuple[str, str]], options: Mapping[str, Any]) -> Scores:
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
@@ -134,7 +146,7 @@ class Relevance:
     ) -> Scores:
         prompts = await asyncio.to_thread(self._prompts, pairs, instruction)
         rows, events = await label_logprobs(self._serving, prompts, [labels.no, labels.yes], options)
-        return Scores([1 / (1 + math.exp(min(no - yes, 700.0))) for no, yes in rows], events)
+        return Scores([max(-_MOST, min(yes - no, _MOST)) for no, yes in rows], events)
 
     def _prompts(self, pairs: Sequence[tuple[str, str]], instruction: str | None) -> list[list[int]]:
         """The questions that the reranker is asked."""
@@ -151,6 +163,11 @@ class Relevance:
                 yield tokenizer.encode(template.render(messages, add_generation_prompt=True))
             except TemplateError as error:
                 raise Refused(400, f"the chat template could not make a prompt of the texts: {error}") from None
+
+
+def _as_shares(scores: Scores) -> Scores:
+    """Their sigmoids."""
+    return Scores([1 / (1 + math.exp(-max(-_MOST, value))) for value in scores.values], scores.events)
 
 
 async def label_logprobs(

@@ -91,6 +91,17 @@ def test_text_ids_or_lists_of_either(vectors: Served, value: Any, rows: int) -> 
     assert found["usage"]["prompt_tokens"] == found["usage"]["total_tokens"] > 0
 
 
+def test_vectors_have_length_one_in_either_spelling(vectors: Served) -> None:
+    def length(**asked: Any) -> float:
+        return math.hypot(*vectors.post("/v1/embeddings", {"input": "the fox", **asked})["data"][0]["embedding"])
+
+    assert length(use_activation=True) == pytest.approx(1, abs=1e-5) == length(normalize=True)
+    assert length(use_activation=False) == length(normalize=False) != pytest.approx(1, abs=1e-3)
+    assert length(use_activation=False, normalize=False) == length(normalize=False)
+    asked = {"input": "a", "use_activation": False, "normalize": True}
+    assert refusal(vectors, "/v1/embeddings", **asked)["param"] == "use_activation"
+
+
 def test_ids_are_taken_as_they_are(vectors: Served) -> None:
     assert vectors.engine.tokenizer is not None
     ids = vectors.engine.tokenizer.encode_whole("the fox")
@@ -299,6 +310,10 @@ def test_a_reranker_answers_with_the_share_of_its_yes(reranker: Served) -> None:
     assert set(reranker.post("/v1/rerank", {"query": query, "documents": documents, "return_documents": False})[0]) == {
         "score", "index",
     }  # fmt: skip
+    for path, where, key in (("/rerank", "results", "relevance_score"), ("/score", "data", "score")):
+        asked = {"query" if path == "/rerank" else "queries": query, "documents": documents, "use_activation": False}
+        raw = {one["index"]: one[key] for one in reranker.post(path, asked)[where]}
+        assert [1 / (1 + math.exp(-raw[i])) for i in range(4)] == pytest.approx(wanted, abs=1e-5)
     other = reranker.post("/v2/rerank", {**body, "instruction": "rhyme"})["results"]
     assert {one["index"]: one["relevance_score"] for one in other} != scores
 

@@ -189,9 +189,11 @@ def test_a_seed_has_64_bits(server: Served, path: str, seed: int) -> None:
     assert ask(server, path, 400, seed=seed)["error"]["param"] == "seed"
 
 
-@pytest.mark.parametrize(("field", "value"), [("thinking_token_budget", 0), ("thinking_token_budget", 9)])
-def test_what_would_be_a_bound_is_not_passed_over(server: Served, field: str, value: Any) -> None:
-    assert ask(server, CHAT, 400, **{field: value})["error"]["param"] == field
+@both
+def test_what_would_be_a_bound_is_not_passed_over(server: Served, path: str) -> None:
+    for budget in (0, 9):
+        assert ask(server, path, 400, thinking_token_budget=budget)["error"]["param"] == "thinking_token_budget"
+    assert ask(server, path, thinking_token_budget=-1)["choices"]
 
 
 def test_what_the_server_says_of_itself(server: Served) -> None:
@@ -207,6 +209,30 @@ def test_invocations_are_what_their_fields_say(server: Served) -> None:
     labels = {"query": "x", "items": ["y"], "label_token_ids": [5]}
     assert server.post("/invocations", labels)["scores"] == server.post("/v1/score", labels)["scores"]
     assert "messages, prompt" in server.post("/invocations", {"model": "default"}, 400)["error"]["message"]
+
+
+THINKING = {"structured_outputs": {"regex": "Yes"}, "max_tokens": 60, "ignore_eos": False}
+"""The bundled model thinks before it says what it must."""
+
+
+def test_thinking_is_where_each_client_looks_for_it(server: Served) -> None:
+    """SGLang's read ``reasoning_content`` of every delta, vLLM's ``reasoning`` of those that have it."""
+    message = ask(server, CHAT, **THINKING)["choices"][0]["message"]
+    thought = message["reasoning"]
+    assert thought and message["reasoning_content"] == thought and message["content"] == "Yes"
+    deltas = [c["choices"][0]["delta"] for c in chunks(server, CHAT, **THINKING)]
+    assert "".join(delta["reasoning"] for delta in deltas if "reasoning" in delta) == thought
+    assert "".join(delta["reasoning_content"] or "" for delta in deltas) == thought
+
+
+def test_thinking_may_be_left_out(server: Served) -> None:
+    whole = ask(server, CHAT, include_reasoning=False, **THINKING)
+    message = whole["choices"][0]["message"]
+    assert (message["reasoning"], message["reasoning_content"], message["content"]) == (None, None, "Yes")
+    assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0
+    deltas = [c["choices"][0]["delta"] for c in chunks(server, CHAT, include_reasoning=False, **THINKING)]
+    assert "".join(delta.get("content") or "" for delta in deltas) == "Yes"
+    assert not any(delta.get("reasoning") or delta["reasoning_content"] for delta in deltas)
 
 
 SAID: dict[str, Any] = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "A ship"}]}

@@ -51,7 +51,6 @@ _REFUSED = {
     "mm_processor_kwargs": "this model takes text only",
 }
 _SPELLED = spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "top_logprobs"})
-_NO_BUDGET = "is not supported: use max_tokens, or constraint_after and reasoning_budget of /generate"
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,8 +128,6 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
     """The request in our words. ``Refused`` names the field that is wrong."""
     fields = Fields(body)
     fields.refuse(_REFUSED)
-    if fields.raw("thinking_token_budget") not in (None, -1):
-        raise fields.wrong("thinking_token_budget", _NO_BUDGET)
     name = serving.models.check(fields.raw("model"))
     input_ids = _input_ids(fields)
     messages = [] if input_ids is not None and not body.get("messages") else read_messages(fields)
@@ -396,7 +393,8 @@ class _Answer:
     def _chunk(
         self, index: int, delta: dict[str, Any], rows: Any = None, finish: str | None = None, **extras: Any
     ) -> bytes:
-        told = {"reasoning_content": None, "reasoning": None, **delta} if self._thinks else delta
+        # clients of SGLang's read the first without looking for it, those of vLLM's the second where it is
+        told = {"reasoning_content": None, **delta} if self._thinks else delta
         choice = {"index": index, "delta": told, "logprobs": rows, "finish_reason": finish, **extras}
         chunk = {**self._frame, "choices": [choice]}
         if self._ask.return_ids and not self._latest:

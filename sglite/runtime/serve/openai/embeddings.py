@@ -76,7 +76,7 @@ class Embeddings:
         prompt = fields.text("prompt_name", _MAX_NAME)
         wanted = Wanted(
             dimensions=fields.integer("dimensions", 1, self._serving.engine.config.hidden_size),
-            normalize=None if fields.raw("normalize") is None else fields.flag("normalize"),
+            normalize=_normalize(fields),
             options=read_options(fields),
             rids=_names(read_rid(fields), len(texts)),
         )
@@ -169,6 +169,14 @@ def read_keep(fields: Fields, most: int) -> int | None:
     if keep == 0:
         raise fields.wrong("truncate_prompt_tokens", f"must be -1 or in [1, {most}]")
     return most if keep == -1 else keep
+
+
+def _normalize(fields: Fields) -> bool | None:
+    """``normalize``, which is ``use_activation`` in vLLM's words; ``None``: as the checkpoint declares."""
+    given = [fields.flag(name) for name in ("normalize", "use_activation") if fields.raw(name) is not None]
+    if len(set(given)) > 1:
+        raise fields.wrong("use_activation", "and normalize say the same thing; give one")
+    return given[0] if given else None
 
 
 def spelled(vector: Vector, spelling: str) -> Any:

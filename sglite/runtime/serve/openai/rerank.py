@@ -64,7 +64,8 @@ class Rerank:
         instruction, options = read_instruction(fields), read_options(fields)
         ignored = [one for one in IGNORED if fields.raw(one) not in (None, False, {}, "")]
         pairs = [(query, document) for document in documents]
-        scoring = self._relevance.scores(pairs, instruction=instruction, options=options)
+        active = read_active(fields)
+        scoring = self._relevance.scores(pairs, instruction=instruction, active=active, options=options)
         found = await unless_gone(request, scoring)
         order = sorted(range(len(documents)), key=lambda index: -found.values[index])[:top]
         if request.url.path == _SGLANGS and fields.raw("model") is None:
@@ -102,6 +103,11 @@ def read_texts(fields: Fields, where: str) -> list[str]:
 def read_instruction(fields: Fields) -> str | None:
     """What the reranker is told to look for, in vLLM's and SGLang's spelling."""
     return fields.text("instruction", 10_000) or fields.text("instruct", 10_000)
+
+
+def read_active(fields: Fields) -> bool:
+    """Whether scores are shares, in vLLM's newer and older spelling."""
+    return fields.flag("use_activation", fields.flag("activation", True))
 
 
 def usage_of_prompts(events: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ _REFUSED = {
     "logprob_token_ids": "/generate has token_ids_logprob; here top_logprobs gives the likeliest tokens",
     "repetition_detection": "bound the answer with max_tokens, or use repetition_penalty",
 }
+_NO_BUDGET = "is not supported: use max_tokens, or constraint_after and reasoning_budget of /generate"
 _NEUTRAL = {"length_penalty": (1, 1.0), "early_stopping": (False,), "best_of": ()}
 _GUIDED = {"guided_json": "json_schema", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "ebnf"}
 """vLLM's older spelling."""
@@ -54,6 +55,8 @@ IGNORED = (
 def read_sampling(fields: Fields) -> dict[str, Any]:
     """SGLang's sampling parameters, without the length and without a constraint; values are checked by the engine."""
     fields.refuse(_REFUSED)
+    if fields.raw("thinking_token_budget") not in (None, -1):  # -1: as long as it likes
+        raise fields.wrong("thinking_token_budget", _NO_BUDGET)
     found = fields.given(_SAME)
     fields.integer("seed", -(2**63), 2**63 - 1)
     for name, value in fields.given(_OTHER).items():

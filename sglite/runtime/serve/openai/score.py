@@ -26,7 +26,7 @@ from sglite.runtime.serve.context_length import check_characters, made_prompts
 from sglite.runtime.serve.embed import MAX_INPUTS
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header
-from sglite.runtime.serve.openai.rerank import REFUSED, read_instruction, read_texts, usage_of_prompts
+from sglite.runtime.serve.openai.rerank import REFUSED, read_active, read_instruction, read_texts, usage_of_prompts
 from sglite.runtime.serve.openai.sampling import IGNORED, read_options
 from sglite.runtime.serve.relevance import Relevance, label_logprobs
 from sglite.runtime.serve.responses import json_response, unless_gone
@@ -122,7 +122,9 @@ class Score:
             raise Refused(400, message, param=first)
         pairs = list(zip(left * len(right) if len(left) == 1 else left, right, strict=True))
         instruction, options = read_instruction(fields), read_options(fields)
-        found = await unless_gone(request, self._relevance.scores(pairs, instruction=instruction, options=options))
+        active = read_active(fields)
+        work = self._relevance.scores(pairs, instruction=instruction, active=active, options=options)
+        found = await unless_gone(request, work)
         return {
             "id": f"score-{uuid.uuid4().hex}",
             "object": "list",
