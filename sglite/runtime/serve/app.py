@@ -28,6 +28,7 @@ from sglite.runtime.serve.observed import Observed
 from sglite.runtime.serve.ollama.embed import embedder_of
 from sglite.runtime.serve.ollama.routes import Ollama
 from sglite.runtime.serve.openai.chat import Chat
+from sglite.runtime.serve.openai.chat_batch import ChatBatch
 from sglite.runtime.serve.openai.classify import Classify
 from sglite.runtime.serve.openai.completions import Completions
 from sglite.runtime.serve.openai.embeddings import Embeddings
@@ -93,6 +94,7 @@ def all_routes(serving: Serving, programs: Programs, responses: Responses) -> li
     }
     return [
         *chat.routes(),
+        *ChatBatch(serving).routes(),
         *completions.routes(),
         *ModelRoutes(serving).routes(),
         *embeddings.routes(),

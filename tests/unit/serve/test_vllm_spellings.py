@@ -201,6 +201,34 @@ def test_what_the_server_says_of_itself(server: Served) -> None:
     assert server.http.get("/load").json() == {"server_load": 0}
 
 
+def test_conversations_of_a_batch_are_answered_one_by_one(server: Served) -> None:
+    path, other = f"{CHAT}/batch", [{"role": "user", "content": "what is 1+1?"}]
+    asked = {**LONG, "return_token_ids": True, "prompt_logprobs": 1, "logprobs": True, "seed": 5, "temperature": 1.0}
+    found = server.post(path, {"messages": [MESSAGES, other, MESSAGES], **asked})
+    alone = [server.post(CHAT, {"messages": one, **asked}) for one in (MESSAGES, other)]
+    assert [choice["index"] for choice in found["choices"]] == [0, 1, 2]
+    for choice, one in zip(found["choices"], [*alone, alone[0]], strict=True):
+        assert (
+            choice["message"] == one["choices"][0]["message"] and choice["token_ids"] == one["choices"][0]["token_ids"]
+        )
+        assert choice["prompt_token_ids"] == one["prompt_token_ids"]
+        assert choice["prompt_logprobs"][1].keys() == one["prompt_logprobs"][1].keys()
+    sizes = [one["usage"]["prompt_tokens"] for one in alone]
+    assert found["usage"]["prompt_tokens"] == 2 * sizes[0] + sizes[1] and found["usage"]["completion_tokens"] == 18
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["yes", "no"]}}}
+    chosen = server.post(path, {"messages": [MESSAGES, other], "response_format": schema})["choices"]
+    assert all(json.loads(choice["message"]["content"]) in ("yes", "no") for choice in chosen)
+    for wrong, param in (
+        ({"messages": MESSAGES}, "messages[0]"),
+        ({"messages": []}, "messages"),
+        ({"messages": [MESSAGES, [{"role": "poet", "content": "x"}]]}, "messages[1][0].role"),
+        ({"messages": [MESSAGES], "stream": True}, "stream"),
+        ({"messages": [MESSAGES], "n": 2}, "n"),
+        ({"messages": [MESSAGES], "max_tokens": 10**6}, "max_tokens"),
+    ):
+        assert server.post(path, wrong, 400)["error"]["param"] == param
+
+
 def test_invocations_are_what_their_fields_say(server: Served) -> None:
     for path in (CHAT, TEXT):
         body = {**BODIES[path], **LONG}

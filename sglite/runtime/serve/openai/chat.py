@@ -37,6 +37,8 @@ from sglite.runtime.serve.streaming import stream as streamed
 from sglite.runtime.serve.truncation import read_truncation
 
 MAX_TOKENS = 2**31 - 1
+SPELLED = spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "top_logprobs"})
+"""Native names of parameters that have another one here."""
 _REMEMBERED = 256
 _SHORT_BYTES = 1024
 """Of a request without its messages, that it is remembered."""
@@ -50,7 +52,6 @@ _REFUSED = {
     "session_params": "sessions are a matter of /generate",
     "mm_processor_kwargs": "this model takes text only",
 }
-_SPELLED = spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "top_logprobs"})
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,9 +94,9 @@ class Chat:
     async def answer(self, request: Request, body: Mapping[str, Any]) -> Response:
         """The answer to a body that was read."""
         ask = self._read(body)
-        with _SPELLED:
+        with SPELLED:
             run = await begin(self._serving, ask.call)
-        answer = _Answer(self._serving, ask, run)
+        answer = Answer(self._serving, ask, run)
         if ask.stream:
             response: Response = streamed(answer.chunks(), run.end, keep_alive_s=self._serving.options.keep_alive_s)
         else:
@@ -232,7 +233,7 @@ def _last_turn(messages: list[dict[str, Any]]) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-class _Answer:
+class Answer:
     """One answer, whole or in chunks."""
 
     def __init__(self, serving: Serving, ask: Ask, run: ChatRun) -> None:
