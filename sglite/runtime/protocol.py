@@ -83,6 +83,16 @@ class ProgramRef(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that the sequence is known to send after this one."""
 
 
+class ThinkingLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a model may think where its text begins with thinking, which the constraint allows."""
+
+    begin: str
+    """The mark before it; empty: the prompt ends with that."""
+    end: str
+    tokens: int
+    """Most tokens between the two marks; the end is then forced."""
+
+
 class GenerateRequest(msgspec.Struct, kw_only=True):
     """One sequence to extend: known tokens, then up to ``sampling.max_new_tokens`` new ones (0: prefill only)."""
 
@@ -94,6 +104,8 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     """The constraint begins after this run of tokens, the end of the reasoning; empty: at once."""
     reasoning_budget: int | None = None
     """Most tokens before that run, which is then forced; ``None``: as many as it takes."""
+    thinking: ThinkingLimit | None = None
+    """Bounds thinking that is part of the constraint."""
     logprobs: LogprobOptions | None = None
     pool: Literal["last"] | None = None
     """Ask for the hidden state, after the final norm, at the last prompt token; with no new tokens, and no logprobs."""

@@ -22,7 +22,7 @@ from sglite.runtime.engine.generation import RequestRefused
 from sglite.runtime.engine.grammar import name_the_constraint
 from sglite.runtime.engine.presenter import LogprobLayout, Presenter
 from sglite.runtime.engine.weight_version import WeightVersion
-from sglite.runtime.protocol import GenerateRequest, LogprobOptions, ProgramRef
+from sglite.runtime.protocol import GenerateRequest, LogprobOptions, ProgramRef, ThinkingLimit
 from sglite.runtime.sample.params import InvalidParameter, SamplingParams, parse_sampling_params, validate
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     constraint: ConstraintSpec | None = None
     constraint_after: tuple[int, ...] = ()
     reasoning_budget: int | None = None
+    thinking: ThinkingLimit | None = None
     layout: LogprobLayout | None = None
     logprobs: LogprobOptions | None = None
     pool: Literal["last"] | None = None
@@ -92,6 +93,7 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
                 constraint=self.constraint,
                 constraint_after=self.constraint_after,
                 reasoning_budget=self.reasoning_budget,
+                thinking=self.thinking,
                 logprobs=self.logprobs,
                 pool=self.pool,
                 priority=self.priority,
@@ -158,6 +160,7 @@ class Admission:
         constraint: ConstraintSpec | None = None,
         constraint_after: str | list[int] | None = None,
         reasoning_budget: int | None = None,
+        thinking: ThinkingLimit | None = None,
         shown_special: Sequence[int] = (),
         pool: Literal["last"] | None = None,
     ) -> Admitted:
@@ -165,7 +168,8 @@ class Admission:
 
         ``constraint``: in place of one among ``sampling_params``. ``shown_special``: special tokens that the text
         keeps even under ``skip_special_tokens``, for those who read a model's marks. ``pool``: the event has
-        ``hidden``, the last prompt token's state. Raises ``InvalidParameter`` or ``RequestRefused`` naming the field.
+        ``hidden``, the last prompt token's state. ``thinking``: bounds thinking that the constraint
+        allows. Raises ``InvalidParameter`` or ``RequestRefused`` naming the field.
         """
         given = dict(sampling_params or {})
         sampling, constraint = self._sampling(given, constraint)
@@ -176,6 +180,8 @@ class Admission:
             raise InvalidParameter("model", None, message)
         after = ending_ids(constraint_after, reasoning_budget, constraint, self._tokenizer, self._vocab_size)
         check_constraint(constraint, sampling, self._compiler)
+        if thinking is not None and constraint is None:
+            raise InvalidParameter("thinking", thinking, "thinking bounds a part of a constraint and there is none")
         layout, options = logprob_options(
             num_prompt, return_logprob, logprob_start_len, top_logprobs_num, token_ids_logprob,
             return_text_in_logprobs, self._vocab_size,
@@ -187,6 +193,7 @@ class Admission:
             constraint=constraint,
             constraint_after=after,
             reasoning_budget=reasoning_budget,
+            thinking=thinking,
             layout=layout,
             logprobs=options,
             pool=pool,

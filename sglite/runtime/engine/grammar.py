@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from sglite.constrained import bitmask
 from sglite.constrained.closing import filled_pointers
 from sglite.constrained.spec import ConstraintRefused, ConstraintSpec
+from sglite.constrained.thinking_budget import ThinkingBudget
 from sglite.constrained.wrappers import ReasoningGate, ThinkEnd
-from sglite.runtime.protocol import GenerateRequest
+from sglite.runtime.protocol import GenerateRequest, ThinkingLimit
 
 if TYPE_CHECKING:
     from sglite.constrained.compiler import CompiledConstraint
@@ -72,6 +73,7 @@ class GrammarOptions:
     starts_after: tuple[int, ...] = ()
     """Tokens that end the reasoning, which is free."""
     reasoning_budget: int | None = None
+    thinking: ThinkingLimit | None = None
     allowed_ids: Collection[int] | None = None
     banned_ids: Collection[int] = ()
     """Not sampled as the first token: what ends the output, where a minimum length is asked for."""
@@ -90,6 +92,7 @@ def options_of(
         must_close=sampling.on_limit == "close",
         starts_after=wire.constraint_after,
         reasoning_budget=wire.reasoning_budget,
+        thinking=wire.thinking,
         allowed_ids=sampling.allowed_token_ids,
         banned_ids=banned_ids,
     )
@@ -164,6 +167,8 @@ class GrammarState:
         if options.starts_after:
             end = ThinkEnd(options.vocab, options.starts_after)
             matcher = self._gate = ReasoningGate(matcher, end, budget, jump_forward=options.jump_forward)
+        if (limit := options.thinking) is not None:
+            matcher = ThinkingBudget(matcher, options.vocab, limit.begin, limit.end, limit.tokens)
         self.matcher = matcher
 
     def _room_to_close(self, compiled: CompiledConstraint) -> int | None:

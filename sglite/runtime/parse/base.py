@@ -116,6 +116,9 @@ class ReasoningFormat(ABC):
     name: ClassVar[str]
     """What ``--reasoning-parser`` calls it; SGLang's name where it has one."""
     aliases: ClassVar[tuple[str, ...]] = ()
+    opening: ClassVar[str]
+    closing: ClassVar[str]
+    """What stands around the thinking."""
     marks: ClassVar[tuple[str, ...]] = ()
     """As in ``ToolFormat``."""
     closing: ClassVar[str | None] = None

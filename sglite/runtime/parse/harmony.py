@@ -70,6 +70,8 @@ class HarmonyReasoning(ReasoningFormat):
 
     name = "gpt-oss"
     aliases = ("openai_gptoss", "harmony")
+    opening = _ANALYSIS
+    closing = _END
     marks = _ALL
 
     def opened_by(self, prompt: str) -> bool:

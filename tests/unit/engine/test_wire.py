@@ -27,6 +27,7 @@ from sglite.runtime.protocol import (
     LogprobOptions,
     ProgramRef,
     RequestOutput,
+    ThinkingLimit,
     TokenLogprob,
 )
 from sglite.runtime.resolve import resolve
@@ -43,6 +44,7 @@ REQUEST = GenerateRequest(
     constraint=ConstraintSpec.json_schema({"type": "object"}, whitespace="compact", strict=False, order="any"),
     constraint_after=(4, 5),
     reasoning_budget=0,
+    thinking=ThinkingLimit(begin="", end="</t>", tokens=0),
     logprobs=LogprobOptions(start_len=0, top_n=3, token_ids=(1, 2)),
     priority=-3,
     namespace="a\0b",

@@ -34,7 +34,8 @@ class ChatCall(msgspec.Struct, frozen=True, kw_only=True):
     SGLang's sampling parameters, without a constraint. ``options``: of ``Engine.submit``. ``continue_final``: the last
     message is the beginning of the turn asked for. ``input_ids``: in place of what the template makes of the messages.
     ``cut_to_room``: a limit beyond what the context has room for is cut to that, not refused. ``constraint_field``,
-    ``limit_fields``: what the client calls ``constraint`` and the limit of tokens, for messages.
+    ``limit_fields``: what the client calls ``constraint`` and the limit of tokens, for messages. ``thinking_budget``:
+    most tokens of thinking.
     """
 
     messages: list[dict[str, Any]]
@@ -53,6 +54,7 @@ class ChatCall(msgspec.Struct, frozen=True, kw_only=True):
     add_generation_prompt: bool = True
     continue_final: bool = False
     separate_reasoning: bool = True
+    thinking_budget: int | None = None
     input_ids: list[int] | None = None
     truncation: Truncation | None = None
     cut_to_room: bool = False

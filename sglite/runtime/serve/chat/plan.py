@@ -18,6 +18,8 @@ import msgspec
 from sglite.constrained.spec import ConstraintSpec
 from sglite.runtime.parse.base import Tool, TurnParser
 from sglite.runtime.parse.detect import Formats
+from sglite.runtime.parse.grammar import any_text
+from sglite.runtime.protocol import ThinkingLimit
 from sglite.runtime.serve.chat.call import ChatCall
 from sglite.runtime.serve.context_length import check_characters, check_length
 from sglite.runtime.serve.errors import Refused
@@ -67,7 +69,7 @@ async def plan(serving: Serving, call: ChatCall) -> Plan:
     formats = Formats(tools=serving.formats.tools if tools else None, reasoning=reasoning)
     opened = reasoning is not None and reasoning.opened_by(prompt)
     constraint = _constraint(serving.formats, call, tools, prompt)
-    options = {**call.options, "constraint": constraint}
+    options = {**call.options, "constraint": constraint, "thinking": _thinking_limit(serving, tokenizer, call, prompt)}
     if call.constraint is not None or (tools and call.choice.mode == "required"):
         sampling.setdefault("on_limit", "try_close")
     for name in call.idle_stops:
@@ -174,11 +176,11 @@ def _cut_at_mark(text: str) -> str:
 
 def _constraint(formats: Formats, call: ChatCall, tools: tuple[Tool, ...], prompt: str) -> ConstraintSpec | None:
     asked = call.constraint
-    if not tools and asked is None:
+    if not tools and asked is None and call.thinking_budget is None:
         return None
     if _thought_already(formats, prompt):
         formats = Formats(tools=formats.tools)
-    if asked is not None and not tools and formats.reasoning is None:
+    if not tools and formats.reasoning is None:
         return asked
     opened = formats.reasoning is not None and formats.reasoning.opened_by(prompt)
     strict = asked.strict if asked is not None else any(tool.strict for tool in tools)
@@ -195,11 +197,28 @@ def _thought_already(formats: Formats, prompt: str) -> bool:
     return any(ending.endswith(mark) for mark in formats.reasoning.marks) and not formats.reasoning.opened_by(prompt)
 
 
+def _thinking_limit(serving: Serving, tokenizer: Tokenizer, call: ChatCall, prompt: str) -> ThinkingLimit | None:
+    form, budget = serving.formats.reasoning, call.thinking_budget
+    if budget is None:
+        return None
+    if form is None:
+        message = (
+            "a budget for thinking: how this model marks its thinking is not known; start the server with "
+            "--reasoning-parser, or leave the budget out"
+        )
+        raise Refused(400, message, param="thinking_token_budget")
+    if _thought_already(serving.formats, prompt):
+        return None
+    if not form.opened_by(prompt):
+        return ThinkingLimit(begin=form.opening, end=form.closing, tokens=budget)
+    begun = prompt.rpartition(form.opening)[2]
+    return ThinkingLimit(begin="", end=form.closing, tokens=max(0, budget - len(tokenizer.encode(begun))))
+
+
 def _turn(formats: Formats, call: ChatCall, tools: tuple[Tool, ...], opened: bool) -> dict[str, Any]:
     """The format of the whole turn."""
     if not tools:
-        assert call.constraint is not None
-        return formats.content(_format_of(call.constraint), opened)
+        return formats.content(any_text() if call.constraint is None else _format_of(call.constraint), opened)
     if call.choice.mode == "required":
         several = call.parallel and call.choice.name is None
         return formats.calls(wanted_tools(call), several=several, opened=opened)

@@ -27,6 +27,7 @@ from sglite.runtime.serve.openai.sampling import (
     read_options,
     read_rid,
     read_sampling,
+    read_thinking_budget,
     stop_reason,
 )
 from sglite.runtime.serve.openai.stream_options import read_stream
@@ -153,6 +154,7 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
         add_generation_prompt=fields.flag("add_generation_prompt", True),
         continue_final=fields.flag("continue_final_message"),
         separate_reasoning=fields.flag("separate_reasoning", True),
+        thinking_budget=read_thinking_budget(fields),
         input_ids=input_ids,
         truncation=read_truncation(serving, fields, limit),
         rid=read_rid(fields),

@@ -26,6 +26,7 @@ from sglite.runtime.serve.openai.sampling import (
     read_options,
     read_rid,
     read_sampling,
+    read_thinking_budget,
     stop_reason,
 )
 from sglite.runtime.serve.openai.stream_options import read_stream
@@ -120,6 +121,8 @@ async def read_completion(serving: Serving, body: Mapping[str, Any]) -> Ask:
     of_prompt = read_prompt_logprobs(fields, stream)
     constraint = read_constraint(fields)
     sampling = serving.sampling(read_sampling(fields))
+    if read_thinking_budget(fields) is not None:
+        raise fields.wrong("thinking_token_budget", "is for /v1/chat/completions, which knows what thinking is")
     sampling["max_new_tokens"] = DEFAULT_MAX_TOKENS if limit is None else limit
     options = {**read_options(fields), **logprob_options(logprobs, of_prompt, echo and logprobs is not None)}
     for ids in prompts:

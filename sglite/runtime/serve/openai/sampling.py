@@ -38,7 +38,6 @@ _REFUSED = {
     "logprob_token_ids": "/generate has token_ids_logprob; here top_logprobs gives the likeliest tokens",
     "repetition_detection": "bound the answer with max_tokens, or use repetition_penalty",
 }
-_NO_BUDGET = "is not supported: use max_tokens, or constraint_after and reasoning_budget of /generate"
 _NEUTRAL = {"length_penalty": (1, 1.0), "early_stopping": (False,), "best_of": ()}
 _GUIDED = {"guided_json": "json_schema", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "ebnf"}
 """vLLM's older spelling."""
@@ -55,8 +54,6 @@ IGNORED = (
 def read_sampling(fields: Fields) -> dict[str, Any]:
     """SGLang's sampling parameters, without the length and without a constraint; values are checked by the engine."""
     fields.refuse(_REFUSED)
-    if fields.raw("thinking_token_budget") not in (None, -1):  # -1: as long as it likes
-        raise fields.wrong("thinking_token_budget", _NO_BUDGET)
     found = fields.given(_SAME)
     fields.integer("seed", -(2**63), 2**63 - 1)
     for name, value in fields.given(_OTHER).items():
@@ -72,6 +69,12 @@ def read_sampling(fields: Fields) -> dict[str, Any]:
     if bias is not None and not isinstance(bias, dict):
         raise fields.wrong("logit_bias", "must be an object of token ids and numbers")
     return found
+
+
+def read_thinking_budget(fields: Fields) -> int | None:
+    """Most tokens of thinking; -1 is vLLM's word for as many as it takes."""
+    found = fields.integer("thinking_token_budget", -1, 2**31 - 1)
+    return None if found == -1 else found
 
 
 def stop_reason(matched: Any, sampling: Mapping[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from sglite.runtime.serve.openai.sampling import (
     read_options,
     read_rid,
     read_sampling,
+    read_thinking_budget,
     response_format,
     schema_format,
 )
@@ -87,6 +88,7 @@ def read_ask(serving: Serving, store: Store, body: Mapping[str, Any]) -> Ask:
         options={**read_options(fields), **_logprobs(fields, includes)},
         template_kwargs={**(fields.object("chat_template_kwargs") or {}), **_effort(fields)},
         continue_final=goes_on(own),
+        thinking_budget=read_thinking_budget(fields),
         rid=read_rid(fields),
     )
     stream, background = fields.flag("stream"), fields.flag("background")
