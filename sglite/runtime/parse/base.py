@@ -121,8 +121,8 @@ class ReasoningFormat(ABC):
     """What stands around the thinking."""
     marks: ClassVar[tuple[str, ...]] = ()
     """As in ``ToolFormat``."""
-    closing: ClassVar[str | None] = None
-    """What ends a thought, where that is one mark."""
+    answer_follows: ClassVar[bool] = True
+    """What stands behind the closing mark is the answer, and not another part of the turn."""
 
     @abstractmethod
     def opened_by(self, prompt: str) -> bool:

@@ -72,6 +72,7 @@ class HarmonyReasoning(ReasoningFormat):
     aliases = ("openai_gptoss", "harmony")
     opening = _ANALYSIS
     closing = _END
+    answer_follows = False
     marks = _ALL
 
     def opened_by(self, prompt: str) -> bool:

@@ -177,7 +177,7 @@ class Native:
     def _closing(self) -> str:
         """What ends a thought of the served model. ``Refused`` where that is not known."""
         form = self._serving.formats.reasoning
-        if form is None or form.closing is None or self._engine.tokenizer is None:
+        if form is None or not form.answer_follows or self._engine.tokenizer is None:
             message = (
                 f"require_reasoning: what ends a thought of {self._serving.models.name} is not known; start the server "
                 "with --reasoning-parser, or give constraint_after"

@@ -66,7 +66,9 @@ class ParseRoutes:
         if formats.reasoning is None:
             message = "how this model marks its thinking is not known; name a format"
             raise Refused(400, message, param="reasoning_parser")
-        opened = _begins_within(text, fields.text("reasoning_parser"), formats.reasoning.closing)
+        form = formats.reasoning
+        closing = form.closing if form.answer_follows else None
+        opened = _begins_within(text, fields.text("reasoning_parser"), closing)
         events = await asyncio.to_thread(_read, Formats(reasoning=formats.reasoning), (), opened, text)
         return json_response({"reasoning_text": _joined(events, Reasoning), "text": _joined(events, Content)})
 

@@ -63,7 +63,7 @@ class ChatBatch:
             {**answer["choices"][0], "index": index, **{name: answer[name] for name in _OF_PROMPTS}}
             for index, answer in enumerate(answers)
         ]
-        thought = sum(turn.reasoning_tokens for turn in turns) if self._serving.formats.reasoning else None
+        thought = sum(turn.reasoning_tokens for turn in turns)
         usage = usage_of([turn.event for turn in turns], [1] * len(turns), thought)
         head = {name: value for name, value in answers[0].items() if name not in _OF_PROMPTS}
         return {**head, "choices": choices, "usage": usage}
