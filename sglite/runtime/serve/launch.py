@@ -20,7 +20,7 @@ from types import FrameType
 
 import uvicorn
 
-from sglite.runtime import garbage
+from sglite.runtime import garbage, huge_pages
 from sglite.runtime.config import ConfigError, EngineArgs
 from sglite.runtime.engine.engine import Engine, EngineError
 from sglite.runtime.engine.spawned import Spawned
@@ -93,6 +93,7 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         garbage.settle()
+        huge_pages.use()
         if self.started and not self._signalled:
             print(self._banner(), flush=True)
 
