@@ -122,7 +122,7 @@ class Generation:
         """Hand an output to its presenter; a failure to present it is the request's failure."""
         try:
             self._by_id[output.request_id].add(output)
-            error = failure(output.finish_reason)
+            error = None if output.finish_reason is None else failure(output.finish_reason)
         except Exception as caught:
             error = EngineError(f"the output could not be presented: {type(caught).__name__}: {caught}")
         self._error = self._error or error

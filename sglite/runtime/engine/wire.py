@@ -137,7 +137,7 @@ class Channel:
     def receive(self, wait: bool = True) -> list[Any] | None:
         """The messages that have come, with ``wait`` at least one; ``None``: the channel has ended. Raises as
         ``messages`` does, after what came before."""
-        while not (found := self._whole()):
+        while not (self._came and (found := self._whole())):
             if self._wrong is not None:
                 raise self._wrong
             try:

@@ -7,6 +7,7 @@ begun is counted exactly once when it ends, with the numbers of its ``meta_info`
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -110,26 +111,22 @@ class Observer:
             listed = list(made.values())[: MAX_TRACKED - len(owner.tracked)]
             owner.tracked.extend(listed)
             self.timeline.add(owner, short, len(listed))
+        return functools.partial(self._saw, made)
 
-        def saw(output: RequestOutput) -> None:
-            try:
-                self._saw(made[output.request_id], output)
-            except Exception:
-                logger.exception("an output of %s could not be counted", short)
-
-        return saw
-
-    def _saw(self, tracked: Tracked, output: RequestOutput) -> None:
-        now = self.clock()
+    def _saw(self, made: Mapping[str, Tracked], output: RequestOutput) -> None:
         complete = False
-        with self.lock:
-            if tracked.admitted_at is None:
-                tracked.admitted_at = max(tracked.begun_at, now - output.accounting.e2e_ms / 1000)
-            if output.new_token_ids:
-                self._tokens(tracked, len(output.new_token_ids), output.accounting, now)
-            if output.finish_reason is not None and tracked.ended_at is None:
-                self._end(tracked, output, now)
-                complete = tracked.exchange.complete
+        try:
+            tracked, now = made[output.request_id], self.clock()
+            with self.lock:
+                if tracked.admitted_at is None:
+                    tracked.admitted_at = max(tracked.begun_at, now - output.accounting.e2e_ms / 1000)
+                if output.new_token_ids:
+                    self._tokens(tracked, len(output.new_token_ids), output.accounting, now)
+                if output.finish_reason is not None and tracked.ended_at is None:
+                    self._end(tracked, output, now)
+                    complete = tracked.exchange.complete
+        except Exception:
+            logger.exception("an output of %s could not be counted", output.request_id)
         if complete:
             self._tell(tracked.exchange)
 
