@@ -158,9 +158,12 @@ class ChatTemplate:
         return _MARK in text and "'type'" not in text and '"type"' not in text
 
     def _content(self, message: dict[str, Any], where: str) -> dict[str, Any]:
-        """`message` with its content in the form the template takes. Parts of text join with a line break."""
+        """`message` with its content in the form the template takes. Parts of text join with a line break.
+
+        Parts that say more than a text stay as they are for a template that shows neither form alone.
+        """
         content = message.get("content")
-        if isinstance(content, list) and not self.takes_parts:
+        if isinstance(content, list) and not self.takes_parts and (self._takes_text or not _says_more(content)):
             return {**message, "content": "\n".join(_text_of(part, f"{where}[{i}]") for i, part in enumerate(content))}
         if isinstance(content, str) and not self._takes_text and self.takes_parts:
             return {**message, "content": [{"type": "text", "text": content}]}
@@ -277,6 +280,10 @@ def _text_of(part: Any, where: str) -> str:
     if kind in ("text", "input_text") and isinstance(part.get("text"), str):
         return str(part["text"])
     raise TemplateError(f"{where}: this model's template takes text only, not {kind!r}; leave the part out")
+
+
+def _says_more(parts: list[Any]) -> bool:
+    return any(isinstance(part, dict) and part.keys() - {"type", "text"} for part in parts)
 
 
 def _check_arguments(text: str, where: str) -> None:

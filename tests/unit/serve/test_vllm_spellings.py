@@ -189,6 +189,20 @@ def test_a_seed_has_64_bits(server: Served, path: str, seed: int) -> None:
     assert ask(server, path, 400, seed=seed)["error"]["param"] == "seed"
 
 
+def test_a_prompt_that_is_tokens_already(server: Served) -> None:
+    """What comes of them is what comes of the messages; nothing is left for a template to say."""
+    ids = server.post("/tokenize", {"messages": MESSAGES})["tokens"]
+    body = {"messages": [], "prompt_token_ids": ids, "return_token_ids": True, **LONG}
+    found, templated = server.post(CHAT, body), ask(server, CHAT)
+    assert found["prompt_token_ids"] == ids
+    assert found["choices"][0]["message"]["content"] == templated["choices"][0]["message"]["content"]
+    for more in ({"add_generation_prompt": True}, {"chat_template_kwargs": {}}, {"documents": []}):
+        assert server.post(CHAT, {**body, **more}, 400)["error"]["param"] == next(iter(more))
+    for wrong in ([], ["a"], "text"):
+        assert server.post(CHAT, {**body, "prompt_token_ids": wrong}, 400)["error"]["param"] == "prompt_token_ids"
+    assert "give one" in server.post(CHAT, {**body, "input_ids": ids}, 400)["error"]["message"]
+
+
 def test_what_the_server_says_of_itself(server: Served) -> None:
     assert server.http.get("/version").json() == {"version": __version__}
     assert server.http.get("/load").json() == {"server_load": 0}

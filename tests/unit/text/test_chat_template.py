@@ -156,6 +156,17 @@ def test_parts_go_to_templates_that_take_them() -> None:
     assert "user\n<start_of_image>what?<end_of_turn>" in ours.render([{"role": "user", "content": parts}])
 
 
+def test_parts_bring_what_a_template_reads_of_them() -> None:
+    languages = (
+        "{% for m in messages %}{% for c in m.content %}{% if not c.to %}{{ raise_exception('to where?') }}{% endif %}"
+        "{{ c.from }} > {{ c.to }}: {{ c.text }}{% endfor %}{% endfor %}"
+    )
+    part = {"type": "text", "text": "Hi.", "from": "en", "to": "es"}
+    assert make(languages).render([{"role": "user", "content": [part]}]) == "en > es: Hi."
+    plain = make(templates.CHATML)
+    assert plain.render([{"role": "user", "content": [part]}]) == plain.render([{"role": "user", "content": "Hi."}])
+
+
 def test_text_becomes_a_part_for_templates_that_take_only_parts() -> None:
     only_parts = "{% for m in messages %}<{{ m.role }}>{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
     assert make(only_parts).render([USER, ANSWER]) == "<user> Hello <b>é</b> <assistant>Hi."

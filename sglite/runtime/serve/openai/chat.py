@@ -18,7 +18,7 @@ from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header, spelled
 from sglite.runtime.serve.openai.effort import read_effort
 from sglite.runtime.serve.openai.logprobs import chat_rows, logprob_options, prompt_rows, read_prompt_logprobs
-from sglite.runtime.serve.openai.messages import read_choice, read_messages, read_tools
+from sglite.runtime.serve.openai.messages import read_choice, read_input_ids, read_messages, read_tools
 from sglite.runtime.serve.openai.sampling import (
     IGNORED,
     MAX_TOP_LOGPROBS,
@@ -131,7 +131,7 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
     fields = Fields(body)
     fields.refuse(_REFUSED)
     name = serving.models.check(fields.raw("model"))
-    input_ids = _input_ids(fields)
+    input_ids = read_input_ids(fields)
     messages = [] if input_ids is not None and not body.get("messages") else read_messages(fields)
     tools, tool_dicts = read_tools(fields)
     choice = read_choice(fields, tools)
@@ -190,13 +190,6 @@ def _prompt_ids(fields: Fields, stream: bool) -> bool:
         message = "return_prompt_token_ids is not supported with streaming; use return_token_ids, or stream=false"
         raise Refused(400, message, param="return_prompt_token_ids")
     return wanted
-
-
-def _input_ids(fields: Fields) -> list[int] | None:
-    found = fields.items("input_ids")
-    if found is not None and (not found or not all(type(token) is int for token in found)):
-        raise Refused(400, "input_ids must be a list of token ids, at least one", param="input_ids")
-    return found
 
 
 def _max_tokens(fields: Fields) -> int | None:

@@ -19,9 +19,28 @@ _MEDIA = {
     "image_url": "images", "input_image": "images", "image": "images", "video_url": "videos", "audio_url": "audio",
     "input_audio": "audio", "file": "files", "input_file": "files",
 }  # fmt: skip
+_OF_TEMPLATE = (
+    "add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs", "documents",
+)  # fmt: skip
 _MAX_NAME = 256
 NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 """Of a function that is declared without any."""
+
+
+def read_input_ids(fields: Fields) -> list[int] | None:
+    """A prompt that is tokens already, in SGLang's word or vLLM's, where there is one."""
+    given = [(name, ids) for name in ("input_ids", "prompt_token_ids") if (ids := fields.items(name)) is not None]
+    if not given:
+        return None
+    [(name, found), *more] = given
+    if more:
+        raise fields.wrong(name, f"and {more[0][0]} say the same thing; give one")
+    if not found or not all(type(token) is int for token in found):
+        raise Refused(400, f"{name} must be a list of token ids, at least one", param=name)
+    for option in _OF_TEMPLATE if name == "prompt_token_ids" else ():
+        if fields.raw(option) is not None:
+            raise fields.wrong(option, "is for a template, and prompt_token_ids is used without one; leave it out")
+    return found
 
 
 def read_messages(fields: Fields) -> list[dict[str, Any]]:
@@ -99,7 +118,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if kind in _TEXT_PARTS:
         if not isinstance(part.get("text"), str):
             raise Refused(400, f"{where}.text must be text", param=f"{where}.text")
-        return {"type": "text", "text": part["text"]}
+        return {**part, "type": "text"}  # templates read more: languages of a translation, say
     if kind == "refusal" and isinstance(part.get("refusal"), str):
         return {"type": "text", "text": part["refusal"]}
     if kind in _MEDIA:
