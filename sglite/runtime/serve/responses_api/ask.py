@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglite.constrained.spec import ConstraintSpec
-from sglite.runtime.parse.base import Tool
-from sglite.runtime.serve.chat.call import ChatCall, ToolChoice
+from sglite.runtime.serve.chat.call import ChatCall
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields
 from sglite.runtime.serve.openai.effort import effort_kwargs
-from sglite.runtime.serve.openai.messages import NO_PARAMETERS, function_tool, named_choice
 from sglite.runtime.serve.openai.sampling import (
     MAX_TOP_LOGPROBS,
     read_constraint,
@@ -26,6 +24,7 @@ from sglite.runtime.serve.openai.sampling import (
 from sglite.runtime.serve.responses_api.items import goes_on, messages_of
 from sglite.runtime.serve.responses_api.output import RESPONSE
 from sglite.runtime.serve.responses_api.store import Kept, Store
+from sglite.runtime.serve.responses_api.tools import Declared, as_template_reads, read_choice, read_tools
 from sglite.runtime.serve.serving import Serving
 
 MAX_TOKENS = 2**31 - 1
@@ -48,10 +47,12 @@ _INCLUDES = {"message.output_text.logprobs": True, "reasoning.encrypted_content"
 @dataclass(frozen=True, kw_only=True)
 class Ask:
     """See the module. ``items``: the conversation so far, which a response that follows this one begins with;
-    ``echo``: fields of the response that repeat the request."""
+    ``declared``: the tools by the names that the model knows; ``echo``: fields of the response that repeat the
+    request."""
 
     call: ChatCall
     items: list[Any]
+    declared: dict[str, Declared]
     echo: dict[str, Any]
     stream: bool
     background: bool
@@ -72,13 +73,13 @@ def read_ask(serving: Serving, store: Store, body: Mapping[str, Any]) -> Ask:
     messages = messages_of(items)
     if instructions:
         messages.insert(0, {"role": "system", "content": instructions})
-    tools, shown = _tools(fields)
+    tools, declared = read_tools(fields)
     includes = _includes(fields)
     call = ChatCall(
         messages=messages,
         tools=tools,
-        tool_dicts=[_as_template_reads(tool) for tool in tools],
-        choice=_choice(fields, tools),
+        tool_dicts=[as_template_reads(tool) for tool in tools],
+        choice=read_choice(fields, tools),
         parallel=fields.flag("parallel_tool_calls", True),
         constraint=_constraint(fields),
         constraint_field="text.format",
@@ -106,7 +107,8 @@ def read_ask(serving: Serving, store: Store, body: Mapping[str, Any]) -> Ask:
     return Ask(
         call=call,
         items=items,
-        echo=_echo({**body, **_used(call)}, name, shown, keep, background),
+        declared=declared,
+        echo=_echo({**body, **_used(call)}, name, keep, background),
         stream=stream,
         background=background,
         store=keep,
@@ -125,7 +127,7 @@ def _used(call: ChatCall) -> dict[str, Any]:
     return {name: call.sampling[name] for name in ("temperature", "top_p") if name in call.sampling}
 
 
-def _echo(body: Mapping[str, Any], name: str, tools: list[Any], keep: bool, background: bool) -> dict[str, Any]:
+def _echo(body: Mapping[str, Any], name: str, keep: bool, background: bool) -> dict[str, Any]:
     def value(field: str, default: Any = None) -> Any:
         return default if body.get(field) is None else body[field]
 
@@ -146,7 +148,7 @@ def _echo(body: Mapping[str, Any], name: str, tools: list[Any], keep: bool, back
         "temperature": value("temperature", 1.0),
         "text": value("text", {"format": {"type": "text"}}),
         "tool_choice": value("tool_choice", "auto"),
-        "tools": tools,
+        "tools": value("tools", []),
         "top_logprobs": value("top_logprobs", 0),
         "top_p": value("top_p", 1.0),
         "truncation": "disabled",
@@ -176,43 +178,6 @@ def _items(fields: Fields) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise fields.wrong("input", "must be text or a list of items, at least one")
     return value
-
-
-def _tools(fields: Fields) -> tuple[tuple[Tool, ...], list[Any]]:
-    found = fields.objects("tools") or []
-    tools = []
-    for index, tool in enumerate(found):
-        if tool.get("type") != "function":
-            kind = str(tool.get("type"))[:40]
-            message = f"tools[{index}].type {kind!r} is not offered here; give functions"
-            raise Refused(400, message, param=f"tools[{index}].type")
-        tools.append(function_tool(tool, f"tools[{index}]"))
-    names = [tool.name for tool in tools]
-    if len(set(names)) != len(names):
-        raise Refused(400, "tools has two functions of one name", param="tools")
-    return tuple(tools), found
-
-
-def _as_template_reads(tool: Tool) -> dict[str, Any]:
-    own = None if tool.parameters is NO_PARAMETERS else tool.parameters
-    parameters = own or {"type": "object", "properties": {}}
-    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
-    return {"type": "function", "function": function}
-
-
-def _choice(fields: Fields, tools: tuple[Tool, ...]) -> ToolChoice:
-    value, names = fields.raw("tool_choice"), [tool.name for tool in tools]
-    if value is None or (value == "auto" and tools):
-        return ToolChoice("auto" if tools else "none")
-    if value in ("auto", "none"):
-        return ToolChoice("none")
-    if value == "required":
-        if not tools:
-            raise Refused(400, "tool_choice 'required' needs tools", param="tool_choice")
-        return ToolChoice("required")
-    if isinstance(value, str):
-        raise fields.wrong("tool_choice", "must be none, auto, required or a function")
-    return named_choice(value, names, "tool_choice")
 
 
 def _constraint(fields: Fields) -> ConstraintSpec | None:

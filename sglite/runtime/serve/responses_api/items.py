@@ -1,7 +1,7 @@
 """Items of a conversation, as the Responses API has them, to messages: what templates read.
 
-reasoning, message, function_call, function_call ...   one assistant's message
-function_call_output                                   a tool's message
+reasoning, message, function_call, custom_tool_call ...   one assistant's message
+function_call_output, custom_tool_call_output             a tool's message
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import msgspec
 
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.openai.messages import checked
+from sglite.runtime.serve.responses_api.tools import flat_name
 
 MAX_ITEMS = 20_000
 Message = dict[str, Any]
@@ -42,7 +43,9 @@ def _add(found: list[Message], item: Any, where: str) -> None:
         found.append({"role": "assistant", "content": "", "reasoning_content": _thought(item), "tool_calls": []})
     elif kind == "function_call":
         _assistant(found)["tool_calls"].append(_call(item, where))
-    elif kind == "function_call_output":
+    elif kind == "custom_tool_call":
+        _assistant(found)["tool_calls"].append(_custom_call(item, where))
+    elif kind in ("function_call_output", "custom_tool_call_output"):
         found.append(_output(item, where))
     else:
         told = f"{where}.type {str(kind)[:40]!r} is not supported; send messages, function calls and their outputs"
@@ -93,7 +96,22 @@ def _call(item: dict[str, Any], where: str) -> dict[str, Any]:
     name, arguments, call_id = item.get("name"), item.get("arguments"), item.get("call_id")
     if not isinstance(name, str) or not isinstance(arguments, str) or not isinstance(call_id, str):
         raise Refused(400, f"{where} must have name, arguments (JSON text) and call_id", param=where)
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments or "{}"}}
+    return _called(item, where, call_id, name, arguments or "{}")
+
+
+def _custom_call(item: dict[str, Any], where: str) -> dict[str, Any]:
+    name, text, call_id = item.get("name"), item.get("input"), item.get("call_id")
+    if not isinstance(name, str) or not isinstance(text, str) or not isinstance(call_id, str):
+        raise Refused(400, f"{where} must have name, input (text) and call_id", param=where)
+    return _called(item, where, call_id, name, msgspec.json.encode({"input": text}).decode())
+
+
+def _called(item: dict[str, Any], where: str, call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    namespace = item.get("namespace")
+    if namespace is not None and not isinstance(namespace, str):
+        raise Refused(400, f"{where}.namespace must be text", param=f"{where}.namespace")
+    function = {"name": flat_name(name, namespace), "arguments": arguments}
+    return {"id": call_id, "type": "function", "function": function}
 
 
 def _output(item: dict[str, Any], where: str) -> Message:

@@ -1,15 +1,16 @@
 """The output of a response, item by item: built from the same news whether it is streamed or given whole.
 
-reasoning -> message -> function_call -> function_call ...        one item is open at a time
+reasoning -> message -> function_call -> custom_tool_call ...        one item is open at a time
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sglite.runtime.serve.chat.call import ChatDelta
+from sglite.runtime.serve.chat.call import CallDelta, ChatDelta
+from sglite.runtime.serve.responses_api.tools import Declared, InputText
 
 Event = dict[str, Any]
 
@@ -26,7 +27,9 @@ def new_id(prefix: str) -> str:
 class Output:
     """Items so far. ``add`` and ``close`` yield the events of what they change, without sequence numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, declared: Mapping[str, Declared]) -> None:
+        self._declared = declared
+        self._input = InputText()
         self.items: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
 
@@ -41,13 +44,9 @@ class Output:
         for call in delta.calls:
             if call.name is not None:
                 yield from self.close()
-                yield from self._begin(
-                    {"type": "function_call", "id": new_id("fc"), "call_id": call.id, "name": call.name,
-                     "arguments": "", "status": "in_progress"}
-                )  # fmt: skip
+                yield from self._begin(self._called(call.name, call))
             if call.arguments and self._open is not None:
-                self._open["arguments"] += call.arguments
-                yield {**self._at("response.function_call_arguments.delta"), "delta": call.arguments}
+                yield from self._argue(call.arguments)
 
     def close(self, status: str = "completed") -> Iterator[Event]:
         """The open item ends."""
@@ -58,6 +57,8 @@ class Output:
         if item["type"] == "function_call":
             done = {"name": item["name"], "arguments": item["arguments"]}
             yield {"type": "response.function_call_arguments.done", **at, **done}
+        elif item["type"] == "custom_tool_call":
+            yield {"type": "response.custom_tool_call_input.done", **at, "input": item["input"]}
         else:
             part = item["content"][0]
             kind = "output_text" if item["type"] == "message" else "reasoning_text"
@@ -86,6 +87,25 @@ class Output:
         yield from self._begin(item)
         yield {**self._at("response.content_part.added"), "content_index": 0, "part": dict(part)}
         item["content"] = [part]
+
+    def _called(self, flat: str, call: CallDelta) -> dict[str, Any]:
+        """The item of a call that begins."""
+        tool = self._declared.get(flat, Declared(flat))
+        head = {"call_id": call.id, **tool.named(), "status": "in_progress"}
+        if not tool.custom:
+            return {"type": "function_call", "id": new_id("fc"), **head, "arguments": ""}
+        self._input = InputText()
+        return {"type": "custom_tool_call", "id": new_id("ctc"), **head, "input": ""}
+
+    def _argue(self, arguments: str) -> Iterator[Event]:
+        """More of the open call's arguments."""
+        assert self._open is not None
+        if self._open["type"] == "function_call":
+            self._open["arguments"] += arguments
+            yield {**self._at("response.function_call_arguments.delta"), "delta": arguments}
+        elif more := self._input.feed(arguments):
+            self._open["input"] += more
+            yield {**self._at("response.custom_tool_call_input.delta"), "delta": more}
 
     def _begin(self, item: dict[str, Any]) -> Iterator[Event]:
         self.items.append(item)

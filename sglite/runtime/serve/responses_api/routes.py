@@ -129,7 +129,7 @@ class _Making:
         self._store = store
         self._ask = ask
         self._run = run
-        self._output = Output()
+        self._output = Output(ask.declared)
         self._rows = 0
         self._number = 0
         self.response: dict[str, Any] = {

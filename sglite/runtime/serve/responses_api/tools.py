@@ -1,0 +1,149 @@
+"""Tools of the Responses API, as functions with one name each: what models know.
+
+function f                ->  f(...)
+custom f                  ->  f(input: text)
+namespace n { f, ... }    ->  n__f(...), ...
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from sglite.runtime.parse.base import Tool
+from sglite.runtime.serve.chat.call import ToolChoice
+from sglite.runtime.serve.errors import Refused
+from sglite.runtime.serve.fields import Fields
+from sglite.runtime.serve.openai.messages import NO_PARAMETERS, function_tool, named_choice
+
+_BEFORE = re.compile(r'\s*\{\s*"input"\s*:\s*"')
+_TEXT = re.compile(r'(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-f]{4})*', re.I)
+"""The characters of a JSON string, as far as they are whole."""
+_HALF = re.compile(r"(?<!\\)(?:\\\\)*(\\ud[89ab][0-9a-f]{2})$", re.I)
+_ESCAPE_BEGUN = re.compile(r"(?:\\(?:u[0-9a-f]{0,3})?)?", re.I)
+"""The first half of a character that JSON writes in two, and what may become the second."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """How the client calls a tool."""
+
+    name: str
+    namespace: str | None = None
+    custom: bool = False
+    """Its input is a text."""
+
+    @property
+    def flat(self) -> str:
+        """How the model calls it."""
+        return flat_name(self.name, self.namespace)
+
+    def named(self) -> dict[str, str]:
+        """The fields of a call that say whose it is."""
+        return {"name": self.name} | ({} if self.namespace is None else {"namespace": self.namespace})
+
+
+def flat_name(name: str, namespace: str | None) -> str:
+    """One name, for the model."""
+    return name if namespace is None else f"{namespace}__{name}"
+
+
+def read_tools(fields: Fields) -> tuple[tuple[Tool, ...], dict[str, Declared]]:
+    """The tools, and by their flat names how the client calls them."""
+    tools: list[Tool] = []
+    declared: dict[str, Declared] = {}
+    for tool, where, namespace in _each(fields):
+        found, known = _read(tool, where, namespace)
+        if found.name in declared:
+            raise Refused(400, f"tools has two functions called {found.name!r}", param="tools")
+        tools.append(found)
+        declared[found.name] = known
+    return tuple(tools), declared
+
+
+def _each(fields: Fields) -> list[tuple[dict[str, Any], str, str | None]]:
+    """Tools with their places and namespaces."""
+    found: list[tuple[dict[str, Any], str, str | None]] = []
+    for index, tool in enumerate(fields.objects("tools") or []):
+        if tool.get("type") != "namespace":
+            found.append((tool, f"tools[{index}]", None))
+            continue
+        own = Fields(tool, f"tools[{index}].")
+        name = own.text("name", 256)
+        if not name:
+            raise own.wrong("name", "must be text: the name of the namespace")
+        found += [(one, f"tools[{index}].tools[{at}]", name) for at, one in enumerate(own.objects("tools") or [])]
+    return found
+
+
+def _read(tool: dict[str, Any], where: str, namespace: str | None) -> tuple[Tool, Declared]:
+    kind = tool.get("type")
+    if kind not in ("function", "custom"):
+        told = f"{where}.type {str(kind)[:40]!r} is not offered here; give functions, custom tools or namespaces"
+        raise Refused(400, told, param=f"{where}.type")
+    if kind == "custom":
+        tool = {**tool, "parameters": _one_text(tool, where), "strict": None}
+    declared = Declared(function_tool(tool, where).name, namespace, kind == "custom")
+    return function_tool({**tool, "name": declared.flat}, where), declared
+
+
+def _one_text(tool: dict[str, Any], where: str) -> dict[str, Any]:
+    """The parameters of a custom tool."""
+    own = Fields(tool, f"{where}.")
+    form = own.object("format") or {"type": "text"}
+    text: dict[str, Any] = {"type": "string"}
+    if form.get("type") == "grammar" and form.get("syntax") == "regex" and isinstance(form.get("definition"), str):
+        text["pattern"] = f"^(?:{form['definition']})$"
+    elif form.get("type") != "text":
+        raise own.wrong("format", "must be text, or a grammar with syntax regex: no other grammars are read")
+    return {"type": "object", "properties": {"input": text}, "required": ["input"], "additionalProperties": False}
+
+
+def as_template_reads(tool: Tool) -> dict[str, Any]:
+    """A tool in OpenAI's chat form."""
+    own = None if tool.parameters is NO_PARAMETERS else tool.parameters
+    parameters = own or {"type": "object", "properties": {}}
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def read_choice(fields: Fields, tools: tuple[Tool, ...]) -> ToolChoice:
+    """``tool_choice``; without tools there is nothing to choose."""
+    value, names = fields.raw("tool_choice"), [tool.name for tool in tools]
+    if value is None or (value == "auto" and tools):
+        return ToolChoice("auto" if tools else "none")
+    if value in ("auto", "none"):
+        return ToolChoice("none")
+    if value == "required":
+        if not tools:
+            raise Refused(400, "tool_choice 'required' needs tools", param="tool_choice")
+        return ToolChoice("required")
+    if isinstance(value, str):
+        raise fields.wrong("tool_choice", "must be none, auto, required or a function")
+    return named_choice(value, names, "tool_choice")
+
+
+class InputText:
+    """The text in the arguments of a custom tool, which come in pieces: ``{"input": "the text"}``."""
+
+    def __init__(self) -> None:
+        self._arguments = ""
+        self._at: int | None = None
+
+    def feed(self, arguments: str) -> str:
+        """More of the text."""
+        self._arguments += arguments
+        if self._at is None:
+            if (before := _BEFORE.match(self._arguments)) is None:
+                return ""
+            self._at = before.end()
+        found = _TEXT.match(self._arguments, self._at)
+        assert found is not None
+        text, end = found.group(), found.end()
+        half = _HALF.search(text)
+        if half is not None and _ESCAPE_BEGUN.fullmatch(self._arguments, end):
+            text, end = text[: half.start(1)], end - len(half.group(1))
+        self._at = end
+        return str(json.loads(f'"{text}"', strict=False)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
