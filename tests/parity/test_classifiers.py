@@ -72,6 +72,7 @@ def scores_of_transformers(folder: Path, rows: list[list[int]]) -> list[Tensor]:
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_scores_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     folder = make_classifier(tmp_path / "m", family, LABELS)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     with tiny_engine(folder) as engine:
         assert engine.tokenizer is not None and engine.config.labels == ("no", "maybe", "yes")
         assert not engine.config.generates
@@ -88,12 +89,19 @@ def test_scores_are_those_of_transformers(family: str, tmp_path: Path) -> None:
             assert shown["usage"]["prompt_tokens"] == sum(map(len, rows))
             plain = httpx.post(f"{server}/classify", json={"input": rows[0], "use_activation": False}).json()
             np.testing.assert_allclose(plain["data"][0]["probs"], expected[0].numpy(), atol=TOLERANCE)
+            cut = httpx.post(f"{server}/classify", json={"input": TEXTS[1], "truncate_prompt_tokens": 3}).json()
+            known = httpx.post(f"{server}/classify", json={"input": rows[1][:3]}).json()
+            assert cut["usage"]["prompt_tokens"] == 3
+            np.testing.assert_allclose(cut["data"][0]["probs"], known["data"][0]["probs"], atol=TOLERANCE)
+            for route in ("/classify", "/invocations"):
+                one = httpx.post(server + route, json={"messages": [{"role": "user", "content": TEXTS[0]}]}).json()
+                np.testing.assert_allclose(one["data"][0]["probs"], probs[0], atol=TOLERANCE)
             for route, body, words in (
                 ("/v1/embeddings", {"input": "a"}, "it scores texts; use /classify"),
                 ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, "no output head"),
                 ("/v1/rerank", {"query": "a", "documents": ["b"]}, "3 labels, none of which is relevance"),
                 ("/classify", {"text": "a", "dimensions": 1}, "scores are given whole"),
-                ("/classify", {"input": "a", "truncate_prompt_tokens": 3}, "truncate_prompt_tokens"),
+                ("/classify", {"input": "a", "truncate_prompt_tokens": 10**6}, "truncate_prompt_tokens"),
             ):
                 answer = httpx.post(server + route, json=body)
                 assert answer.status_code == 400 and words in answer.text

@@ -85,10 +85,12 @@ def all_routes(serving: Serving, programs: Programs, responses: Responses) -> li
     chat, completions = Chat(serving), Completions(serving)
     embeddings, classify = Embeddings(serving), Classify(serving)
     rerank, score = Rerank(serving, relevance), Score(serving, relevance)
+    of_texts = classify.answer if serving.engine.config.labels else embeddings.answer
+    writes = isinstance(serving.engine.pooling, str) and not serving.engine.config.labels
     answers = {
-        "messages": chat.answer,
+        "messages": chat.answer if writes else of_texts,
         "prompt": completions.answer,
-        "input": classify.answer if serving.engine.config.labels else embeddings.answer,
+        "input": of_texts,
         **dict.fromkeys(("text_1", "queries", "data_1", "label_token_ids"), score.answer),
         "documents": rerank.answer,
     }

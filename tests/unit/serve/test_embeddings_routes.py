@@ -22,6 +22,10 @@ from sglite.runtime.serve.openai.embeddings import spelled
 
 CONTEXT = 64
 TEXT = "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}
+TURNS = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 RERANKER = (
     '{%- set query = messages | selectattr("role", "eq", "query") | map(attribute="content") | first -%}\n'
     '{%- set document = messages | selectattr("role", "eq", "document") | map(attribute="content") | first -%}\n'
@@ -43,7 +47,9 @@ def serve(folder: Path, **arguments: Any) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from serve(make_embedding_checkpoint(tmp_path_factory.mktemp("e") / "m"), context_length=CONTEXT)
+    folder = make_embedding_checkpoint(tmp_path_factory.mktemp("e") / "m")
+    (folder / "chat_template.jinja").write_text(TURNS)
+    yield from serve(folder, context_length=CONTEXT)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +140,10 @@ def test_ids_are_taken_as_they_are(vectors: Served) -> None:
         ({"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "-1 or in"),
         ({"input": "a", "truncate_prompt_tokens": CONTEXT + 1}, "truncate_prompt_tokens", f"{CONTEXT}]"),
         ({"input": "a", "prompt_name": "poem"}, "prompt_name", "document, query"),
-        ({"input": "a", "messages": [{"role": "user"}]}, "messages", "as input"),
+        ({"input": "a", "messages": [{"role": "user", "content": "a"}]}, "input", "not both"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
+        ({"messages": [{"role": "user", "content": "a " * 200}]}, "messages", "shorten"),
+        ({"input": "a", "add_special_tokens": False}, "add_special_tokens", "token ids"),
         ({"input": "a", "priority": "high"}, "priority", "integer"),
     ],
 )
@@ -145,6 +154,27 @@ def test_what_is_wrong_is_named(vectors: Served, body: dict[str, Any], param: st
         return
     error = refusal(vectors, "/v1/embeddings", **body)
     assert error["param"] == param and says in error["message"], error
+
+
+def test_a_conversation_is_one_text(vectors: Served) -> None:
+    """That of the template, and its tokens alone; only what is asked for goes on from it."""
+    messages = [{"role": "user", "content": "the quick fox"}, {"role": "assistant", "content": "sleeps"}]
+    for more, text in (
+        ({}, "<user>the quick fox\n<assistant>sleeps\n"),
+        ({"add_generation_prompt": True}, "<user>the quick fox\n<assistant>sleeps\n<assistant>"),
+        ({"continue_final_message": True}, "<user>the quick fox\n<assistant>sleeps"),
+    ):
+        found = vectors.post("/v1/embeddings", {"messages": messages, **more})
+        ids = vectors.post("/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"]
+        expected = vectors.post("/v1/embeddings", {"input": ids})
+        assert found["usage"]["prompt_tokens"] == len(ids)
+        np.testing.assert_allclose(found["data"][0]["embedding"], expected["data"][0]["embedding"], atol=1e-4)
+    whole = vectors.post("/invocations", {"messages": messages})
+    assert whole["object"] == "list" and len(whole["data"]) == 1
+    cut = vectors.post("/v1/embeddings", {"messages": messages, "truncate_prompt_tokens": 3})
+    assert cut["usage"]["prompt_tokens"] == 3
+    plain = vectors.post("/v1/embeddings", {"input": "a", "add_special_tokens": True})
+    assert plain["data"] == vectors.post("/v1/embeddings", {"input": "a"})["data"]
 
 
 def test_a_long_text_is_refused_or_cut_as_asked(vectors: Served) -> None:

@@ -1,6 +1,7 @@
 """``POST /classify`` (``/v1/classify``): scores of whole texts, by classifiers and reward models.
 
     {"input": text, ids, or a list of either}   vLLM's: the likeliest label and the probabilities of all
+    {"messages": a conversation, one text}       the same
         ->  {"data": [{"index", "label", "probs", "num_classes"}, ...], "object": "list", ...}
     {"text" or "input_ids"}                      SGLang's: the raw scores
         ->  {"embedding", "meta_info"}, or a list of them
@@ -22,10 +23,11 @@ from starlette.responses import Response
 
 from sglite.runtime.pooling import Pooling
 from sglite.runtime.serve.body import read_object
-from sglite.runtime.serve.embed import Embedded, Text, Vector, ids_of, pooled
+from sglite.runtime.serve.embed import Embedded, Text, Vector, ids_of, longest_text, pooled
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header
-from sglite.runtime.serve.openai.embeddings import encoded, read_encode, read_inputs
+from sglite.runtime.serve.openai.conversations import read_keep, read_texts
+from sglite.runtime.serve.openai.embeddings import encoded, read_encode
 from sglite.runtime.serve.openai.sampling import IGNORED, read_options
 from sglite.runtime.serve.openai.usage import usage_of
 from sglite.runtime.serve.responses import json_response, unless_gone
@@ -33,9 +35,6 @@ from sglite.runtime.serve.serving import Route, Serving
 
 AS_IT_IS = Pooling(normalize=False)
 _REFUSED = {
-    "messages": "send the text as input",
-    "truncate_prompt_tokens": "texts are scored whole; cut them yourself",
-    "add_special_tokens": "the tokenizer's rules are the model's; send token ids to choose them yourself",
     "mm_processor_kwargs": "this model takes text only",
 }
 
@@ -60,15 +59,16 @@ class Classify:
     async def answer(self, request: Request, body: dict[str, Any]) -> Response:
         """The answer to a body that was read."""
         labels_of(self._serving)
-        if "input" not in body:
+        if "input" not in body and "messages" not in body:
             return await self._raw(request, body)
         fields = Fields(body)
         name = self._serving.models.check(fields.raw("model"))
         fields.refuse(_REFUSED)
-        texts, options = read_inputs(fields, "input"), read_options(fields)
+        texts, where = await read_texts(self._serving, fields)
+        keep, options = read_keep(fields, longest_text(self._serving, AS_IT_IS)), read_options(fields)
         active = fields.flag("use_activation", fields.flag("activation", True))
         ignored = [one for one in IGNORED if fields.raw(one) not in (None, False, {}, "")]
-        found = await unless_gone(request, self._scores(texts, "input", options))
+        found = await unless_gone(request, self._scores(texts, where, options, keep=keep))
         response = json_response(
             {
                 "id": f"classify-{uuid.uuid4().hex}",
@@ -96,9 +96,14 @@ class Classify:
         return json_response(encoded(found, asked.many))
 
     async def _scores(
-        self, texts: list[Text], where: str, options: dict[str, Any], rids: Sequence[str | None] = ()
+        self,
+        texts: list[Text],
+        where: str,
+        options: dict[str, Any],
+        rids: Sequence[str | None] = (),
+        keep: int | None = None,
     ) -> Embedded:
-        ids = await ids_of(self._serving, texts, where=where, pooling=AS_IT_IS)
+        ids = await ids_of(self._serving, texts, where=where, keep=keep, pooling=AS_IT_IS)
         return await pooled(self._serving, ids, options, rids)
 
 

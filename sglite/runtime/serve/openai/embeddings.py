@@ -1,6 +1,7 @@
 """``POST /v1/embeddings``, and ``/encode`` in SGLang's shape: vectors of texts or of token ids.
 
     {"input": text, ids, or a list of either}  ->  {"data": [{"index", "embedding"}, ...], "usage"}
+    {"messages": a conversation, one text}     ->  the same
     {"text" or "input_ids"}                    ->  {"embedding", "meta_info"}, or a list of them
 
 A checkpoint that declares no pooling makes none, unless it is served with ``--is-embedding``; it is told so.
@@ -17,7 +18,6 @@ from starlette.responses import Response
 
 from sglite.runtime.serve.body import check_names, read_object
 from sglite.runtime.serve.embed import (
-    MAX_INPUTS,
     Embedded,
     Text,
     Vector,
@@ -29,6 +29,7 @@ from sglite.runtime.serve.embed import (
 )
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header
+from sglite.runtime.serve.openai.conversations import read_inputs, read_keep, read_texts
 from sglite.runtime.serve.openai.sampling import IGNORED, read_options, read_rid
 from sglite.runtime.serve.openai.usage import usage_of
 from sglite.runtime.serve.responses import json_response, unless_gone
@@ -36,8 +37,6 @@ from sglite.runtime.serve.serving import Route, Serving
 
 _MAX_NAME = 256
 _REFUSED = {
-    "messages": "send the text as input",
-    "add_special_tokens": "the tokenizer's rules are the model's; send token ids to choose them yourself",
     "embed_dtype": "numbers are float32",
     "lora_path": "adapters are not served",
     "image_data": "this model takes text only",
@@ -70,7 +69,7 @@ class Embeddings:
         name = self._serving.models.check(fields.raw("model"))
         pooling_of(self._serving)
         fields.refuse(_REFUSED)
-        texts = read_inputs(fields, "input")
+        texts, where = await read_texts(self._serving, fields)
         spelling = fields.one_of("encoding_format", ("float", "base64")) or "float"
         keep = read_keep(fields, longest_text(self._serving))
         prompt = fields.text("prompt_name", _MAX_NAME)
@@ -81,7 +80,7 @@ class Embeddings:
             rids=_names(read_rid(fields), len(texts)),
         )
         ignored = [one for one in IGNORED if fields.raw(one) not in (None, False, {}, "")]
-        ids = await ids_of(self._serving, texts, prompt=prompt, keep=keep)
+        ids = await ids_of(self._serving, texts, where=where, prompt=prompt, keep=keep)
         found = await unless_gone(request, embed(self._serving, ids, wanted))
         data = [
             {"object": "embedding", "index": index, "embedding": spelled(vector, spelling)}
@@ -144,31 +143,6 @@ def encoded(found: Embedded, many: bool) -> Any:
         for vector, event in zip(found.vectors, found.events, strict=True)
     ]
     return rows if many else rows[0]
-
-
-def read_inputs(fields: Fields, where: str) -> list[Text]:
-    """Text, ids, or a list of either; ``Refused`` for anything else, and for more than ``MAX_INPUTS``."""
-    value: Any = fields.raw(where)
-    if isinstance(value, str) or (isinstance(value, list) and value and all(type(one) is int for one in value)):
-        value = [value]
-    rule = f"must be text, token ids, or a list of 1 to {MAX_INPUTS} of either"
-    if not isinstance(value, list) or not value:
-        raise fields.wrong(where, rule)
-    if len(value) > MAX_INPUTS:
-        raise Refused(400, f"{where} has {len(value)} entries; send at most {MAX_INPUTS}", param=where)
-    texts = all(isinstance(one, str) for one in value)
-    ids = all(isinstance(one, list) and all(type(token) is int for token in one) for one in value)
-    if not texts and not ids:
-        raise fields.wrong(where, f"{rule}, and not a mixture")
-    return value
-
-
-def read_keep(fields: Fields, most: int) -> int | None:
-    """``truncate_prompt_tokens``: how much is kept of longer texts; -1: as much as fits."""
-    keep = fields.integer("truncate_prompt_tokens", -1, most)
-    if keep == 0:
-        raise fields.wrong("truncate_prompt_tokens", f"must be -1 or in [1, {most}]")
-    return most if keep == -1 else keep
 
 
 def _normalize(fields: Fields) -> bool | None:
