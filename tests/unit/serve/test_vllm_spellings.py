@@ -203,6 +203,14 @@ def test_a_prompt_that_is_tokens_already(server: Served) -> None:
     assert "give one" in server.post(CHAT, {**body, "input_ids": ids}, 400)["error"]["message"]
 
 
+def test_a_turn_cannot_both_begin_and_go_on(server: Served) -> None:
+    body = {"messages": [*MESSAGES, {"role": "assistant", "content": "A"}], "continue_final_message": True}
+    for path in (CHAT, "/tokenize"):
+        refused = server.post(path, {**body, "add_generation_prompt": True}, 400)["error"]
+        assert refused["param"] == "add_generation_prompt"
+        assert server.post(path, {**body, "add_generation_prompt": False})
+
+
 def test_what_the_server_says_of_itself(server: Served) -> None:
     assert server.http.get("/version").json() == {"version": __version__}
     assert server.http.get("/load").json() == {"server_load": 0}

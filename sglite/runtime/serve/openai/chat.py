@@ -159,6 +159,8 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
         truncation=read_truncation(serving, fields, limit),
         rid=read_rid(fields),
     )
+    if call.continue_final and fields.raw("add_generation_prompt"):
+        raise fields.wrong("add_generation_prompt", "begins a turn and continue_final_message goes on with the last")
     if fields.raw("modalities") not in (None, ["text"]):
         raise fields.wrong("modalities", "must be ['text']: this model writes text only")
     fields.one_of("verbosity", ("low", "medium", "high"))
