@@ -113,7 +113,7 @@ def test_calls_of_the_time_before_tools_are_read(server: Served) -> None:
     assert asked[0]["usage"]["prompt_tokens"] == asked[1]["usage"]["prompt_tokens"]
 
 
-@pytest.mark.parametrize("name", ["bad_words", "logprob_token_ids", "repetition_detection"])
+@pytest.mark.parametrize("name", ["bad_words", "repetition_detection"])
 def test_what_vllm_offers_and_we_do_not_is_refused(server: Served, name: str) -> None:
     assert server.post(CHAT, {"messages": MESSAGES, name: 1}, 400)["error"]["param"] == name
     assert server.post("/v1/completions", {"prompt": "x", name: 1}, 400)["error"]["param"] == name

@@ -84,6 +84,11 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         tops = self._nested([row.top for row in rows], rows) if self.layout is not None and self.layout.top_n else []
         return [self._row(row.token_id, row.logprob) for row in rows], tops
 
+    def given_logprobs(self, start: int = 0) -> list[list[list[Any]] | None]:
+        """As the likeliest tokens of ``logprobs``, the given ones."""
+        rows = self.all_rows[start : self.num_rows]
+        return self._nested([row.given for row in rows], rows)
+
     def _meta(self) -> dict[str, Any]:
         accounting = msgspec.structs.asdict(self.accounting)
         accounting["completion_tokens"] = self.num_tokens
@@ -112,8 +117,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
             lists["output_top_logprobs"] = tops
         if layout.given:
             lists["input_token_ids_logprobs"] = self._nested([r.given for r in self.prompt_rows], self.prompt_rows)
-            own = self.all_rows[: self.num_rows]
-            lists["output_token_ids_logprobs"] = self._nested([row.given for row in own], own)
+            lists["output_token_ids_logprobs"] = self.given_logprobs()
         return lists
 
     def _nested(self, found: list[list[tuple[int, float]]], rows: list[TokenLogprob]) -> list[list[list[Any]] | None]:

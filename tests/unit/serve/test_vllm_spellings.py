@@ -211,6 +211,40 @@ def test_a_turn_cannot_both_begin_and_go_on(server: Served) -> None:
         assert server.post(path, {**body, "add_generation_prompt": False})
 
 
+@both
+@pytest.mark.parametrize("streamed", [False, True])
+def test_log_probabilities_of_given_tokens(server: Served, path: str, streamed: bool) -> None:
+    """Those of ``/generate``, whatever the likeliest are and however many of those were asked for."""
+    ids, on = [7, 100, 200], {"logprobs": True, "top_logprobs": 1} if path == CHAT else {"logprobs": 1}
+    asked: dict[str, Any] = {**on, "logprob_token_ids": ids, "return_tokens_as_token_ids": True}
+    found = ask(server, path, return_token_ids=True, prompt_logprobs=1, **asked)
+    choice, prompt = found["choices"][0], (found if path == CHAT else found["choices"][0])["prompt_token_ids"]
+    sampling = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
+    body = {"input_ids": prompt, "sampling_params": sampling, "return_logprob": True, "token_ids_logprob": ids}
+    meta = server.post("/generate", body)["meta_info"]
+    told = [choice] if not streamed else [one for c in chunks(server, path, **asked) for one in c["choices"]]
+    if path == CHAT:
+        rows = [row for one in told if one["logprobs"] for row in one["logprobs"]["content"]]
+        named = [[(one["token"], one["logprob"]) for one in row["top_logprobs"]] for row in rows]
+    else:
+        tops = [row for one in told if one["logprobs"] for row in one["logprobs"]["top_logprobs"]]
+        named = [[(name, row[name]) for name in (f"token_id:{token}" for token in ids)] for row in tops]
+        assert all(len(row) <= len(ids) + 1 for row in tops)
+    assert len(named) == 6
+    for row, given in zip(named, meta["output_token_ids_logprobs"], strict=True):
+        assert [name for name, _ in row] == [f"token_id:{token}" for token in ids]
+        assert [value for _, value in row] == pytest.approx([one[0] for one in given], abs=1e-4)
+
+
+@both
+def test_given_tokens_that_cannot_be_told_of(server: Served, path: str) -> None:
+    on = {"logprobs": True} if path == CHAT else {"logprobs": 0}
+    for wrong in ({**on, "logprob_token_ids": []}, {**on, "logprob_token_ids": 5}, {**on, "logprob_token_ids": ["a"]}):
+        assert ask(server, path, 400, **wrong)["error"]["param"] == "logprob_token_ids"
+    assert ask(server, path, 400, **on, logprob_token_ids=[10**7])["error"]["param"] == "logprob_token_ids"
+    assert ask(server, path, 400, logprob_token_ids=[1])["error"]["param"] == "logprob_token_ids"
+
+
 def test_what_the_server_says_of_itself(server: Served) -> None:
     assert server.http.get("/version").json() == {"version": __version__}
     assert server.http.get("/load").json() == {"server_load": 0}

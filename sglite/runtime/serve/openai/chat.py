@@ -17,11 +17,17 @@ from sglite.runtime.serve.chat.run import ChatRun, begin
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header, spelled
 from sglite.runtime.serve.openai.effort import read_effort
-from sglite.runtime.serve.openai.logprobs import chat_rows, logprob_options, prompt_rows, read_prompt_logprobs
-from sglite.runtime.serve.openai.messages import read_choice, read_input_ids, read_messages, read_tools
+from sglite.runtime.serve.openai.logprobs import (
+    chat_rows,
+    logprob_options,
+    prompt_rows,
+    read_given,
+    read_logprobs,
+    read_prompt_logprobs,
+)
+from sglite.runtime.serve.openai.messages import last_turn, read_choice, read_input_ids, read_messages, read_tools
 from sglite.runtime.serve.openai.sampling import (
     IGNORED,
-    MAX_TOP_LOGPROBS,
     NAMES,
     read_constraint,
     read_options,
@@ -71,6 +77,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     show_reasoning: bool
     echo: bool
     logprobs: int | None
+    given_logprobs: bool
     prompt_logprobs: int | None
     tokens_as_ids: bool
     ignored: list[str]
@@ -136,7 +143,8 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
     tools, tool_dicts = read_tools(fields)
     choice = read_choice(fields, tools)
     stream, include, always = read_stream(fields)
-    logprobs, of_prompt, limit = _logprobs(fields), read_prompt_logprobs(fields, stream), _max_tokens(fields)
+    logprobs, of_prompt, limit = read_logprobs(fields), read_prompt_logprobs(fields, stream), _max_tokens(fields)
+    given_ids = read_given(fields, logprobs)
     thinking, idle = read_effort(fields)
     call = ChatCall(
         messages=messages,
@@ -148,7 +156,7 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
         constraint_field="response_format",
         limit_fields=("max_tokens", "max_completion_tokens"),
         sampling={**serving.sampling(read_sampling(fields)), "max_new_tokens": limit},
-        options={**read_options(fields), **logprob_options(logprobs, of_prompt)},
+        options={**read_options(fields), **logprob_options(logprobs, of_prompt, given_ids)},
         template_kwargs={**thinking, **_template_kwargs(fields)},
         chat_template=fields.text("chat_template"),
         add_generation_prompt=fields.flag("add_generation_prompt", True),
@@ -180,6 +188,7 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
         show_reasoning=fields.flag("include_reasoning", True),
         echo=fields.flag("echo"),
         logprobs=logprobs,
+        given_logprobs=given_ids is not None,
         prompt_logprobs=of_prompt,
         tokens_as_ids=fields.flag("return_tokens_as_token_ids"),
         ignored=[*given, *idle, *call.idle_stops, *fields.unread()],
@@ -202,15 +211,6 @@ def _max_tokens(fields: Fields) -> int | None:
     return new if old is None else old
 
 
-def _logprobs(fields: Fields) -> int | None:
-    """Alternatives of each output token; ``None``: no log probabilities."""
-    wanted = fields.flag("logprobs")
-    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
-    if top and not wanted:
-        raise fields.wrong("top_logprobs", "needs logprobs=true")
-    return (top or 0) if wanted else None
-
-
 def _template_kwargs(fields: Fields) -> dict[str, Any]:
     found = dict(fields.object("chat_template_kwargs") or {})
     documents = fields.objects("documents")
@@ -222,12 +222,6 @@ def _template_kwargs(fields: Fields) -> dict[str, Any]:
         message = f"chat_template_kwargs must not have {', '.join(clash)}; use the fields of the request"
         raise Refused(400, message, param="chat_template_kwargs")
     return found
-
-
-def _last_turn(messages: list[dict[str, Any]]) -> str:
-    """Text of a last message that the assistant has begun; none: the last is somebody else's."""
-    content = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else ""
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 class Answer:
@@ -245,7 +239,7 @@ class Answer:
         }
         self._frame = {**self._head, "object": "chat.completion.chunk", "system_fingerprint": None}
         self._thinks = serving.formats.reasoning is not None
-        self._echoed = _last_turn(ask.call.messages) if ask.echo else ""
+        self._echoed = last_turn(ask.call.messages) if ask.echo else ""
         self._latest: dict[int, ChatDelta] = {}
         self._shown_rows: dict[int, int] = {}
         self._shown_ids: dict[int, int] = {}
@@ -325,9 +319,12 @@ class Answer:
         tokenizer = self._serving.engine.tokenizer
         if self._ask.logprobs is None or progress.layout is None or tokenizer is None:
             return None
-        rows, tops = progress.logprobs(self._shown_rows.get(index, 0))
+        shown = self._shown_rows.get(index, 0)
+        rows, tops = progress.logprobs(shown)
         self._shown_rows[index] = progress.num_rows
         tops = [None if top is None else top[: self._ask.logprobs] for top in tops]
+        if self._ask.given_logprobs:
+            tops = progress.given_logprobs(shown)
         return {"content": chat_rows(tokenizer, rows, tops, as_ids=self._ask.tokens_as_ids), "refusal": None}
 
     # --- in chunks --------------------------------------------------------------------------------------------

@@ -17,7 +17,13 @@ from sglite.runtime.serve.context_length import check_characters, check_length
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields, ignored_header, spelled
 from sglite.runtime.serve.generations import Row, Started, start
-from sglite.runtime.serve.openai.logprobs import logprob_options, prompt_rows, read_prompt_logprobs, text_rows
+from sglite.runtime.serve.openai.logprobs import (
+    logprob_options,
+    prompt_rows,
+    read_given,
+    read_prompt_logprobs,
+    text_rows,
+)
 from sglite.runtime.serve.openai.sampling import (
     IGNORED,
     MAX_TOP_LOGPROBS,
@@ -57,6 +63,7 @@ class Ask:
     name: str
     echo: bool
     logprobs: int | None
+    given_logprobs: int | None
     prompt_logprobs: int | None
     tokens_as_ids: bool
     stream: bool
@@ -118,13 +125,15 @@ async def read_completion(serving: Serving, body: Mapping[str, Any]) -> Ask:
         prompts = [truncation.cut(ids) for ids in prompts]
         texts = [serving.engine.tokenizer.decode(ids, skip_special_tokens=False) for ids in prompts]
     stream, include, always = read_stream(fields)
-    of_prompt = read_prompt_logprobs(fields, stream)
+    of_prompt, given_ids = read_prompt_logprobs(fields, stream), read_given(fields, logprobs)
+    if given_ids is not None and echo:
+        raise fields.wrong("logprob_token_ids", "goes without echo")
     constraint = read_constraint(fields)
     sampling = serving.sampling(read_sampling(fields))
     if read_thinking_budget(fields) is not None:
         raise fields.wrong("thinking_token_budget", "is for /v1/chat/completions, which knows what thinking is")
     sampling["max_new_tokens"] = DEFAULT_MAX_TOKENS if limit is None else limit
-    options = {**read_options(fields), **logprob_options(logprobs, of_prompt, echo and logprobs is not None)}
+    options = {**read_options(fields), **logprob_options(logprobs, of_prompt, given_ids, echo and logprobs is not None)}
     for ids in prompts:
         check_length(serving, len(ids), limit, "prompt")
     if limit is None:
@@ -146,6 +155,7 @@ async def read_completion(serving: Serving, body: Mapping[str, Any]) -> Ask:
         name=name,
         echo=echo,
         logprobs=logprobs,
+        given_logprobs=None if given_ids is None else len(given_ids),
         prompt_logprobs=of_prompt,
         tokens_as_ids=fields.flag("return_tokens_as_token_ids"),
         stream=stream,
@@ -293,13 +303,16 @@ class _Answer:
         """Log probabilities that were not shown yet; the prompt's come first where it is echoed."""
         if self._ask.logprobs is None:
             return None
-        rows, tops = progress.logprobs(self._shown_rows.get(index, 0))
+        shown = self._shown_rows.get(index, 0)
+        rows, tops = progress.logprobs(shown)
         self._shown_rows[index] = progress.num_rows
         if first and self._ask.echo:
             meta = progress.event()["meta_info"]
             rows = [*meta["input_token_logprobs"], *rows]
             tops = [*meta.get("input_top_logprobs", []), *tops]
         offset, top = self._offsets.get(index, 0), self._ask.logprobs
+        if self._ask.given_logprobs is not None:
+            tops, top = progress.given_logprobs(shown), self._ask.given_logprobs
         found = text_rows(self._tokenizer, rows, tops, offset, top=top, as_ids=self._ask.tokens_as_ids)
         self._offsets[index] = offset + sum(len(self._tokenizer.token_text(row[1])) for row in rows)
         return found if rows else None

@@ -22,12 +22,39 @@ def read_prompt_logprobs(fields: Fields, stream: bool) -> int | None:
     return wanted
 
 
-def logprob_options(top: int | None, of_prompt: int | None, echo: bool = False) -> dict[str, Any]:
-    """Options of ``Engine.submit`` for ``top`` alternatives of output tokens and ``of_prompt`` of the prompt's;
-    ``None``: no log probabilities. ``echo``: those of the prompt are among the output's."""
+def read_logprobs(fields: Fields) -> int | None:
+    """Of a chat: alternatives of each output token; ``None``: no log probabilities."""
+    wanted = fields.flag("logprobs")
+    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    if top and not wanted:
+        raise fields.wrong("top_logprobs", "needs logprobs=true")
+    return (top or 0) if wanted else None
+
+
+def read_given(fields: Fields, top: int | None) -> list[int] | None:
+    """vLLM's ``logprob_token_ids``: tokens that are told of in place of the likeliest; ``None``: those."""
+    found = fields.items("logprob_token_ids")
+    if found is None:
+        return None
+    if not found or not all(type(token) is int for token in found):
+        raise fields.wrong("logprob_token_ids", "must not be an empty list, and have token ids")
+    if top is None:
+        raise fields.wrong("logprob_token_ids", "needs logprobs")
+    return found
+
+
+def logprob_options(
+    top: int | None, of_prompt: int | None, given: list[int] | None, echo: bool = False
+) -> dict[str, Any]:
+    """Options of ``Engine.submit`` for ``top`` alternatives of output tokens, or the ``given`` ones in their place, and
+    ``of_prompt`` of the prompt's; ``None``: no log probabilities. ``echo``: those of the prompt are among the output's.
+    """
     if top is None and of_prompt is None:
         return {}
-    found: dict[str, Any] = {"return_logprob": True, "top_logprobs_num": max(top or 0, of_prompt or 0)}
+    likeliest = top or 0 if given is None else 0
+    found: dict[str, Any] = {"return_logprob": True, "top_logprobs_num": max(likeliest, of_prompt or 0)}
+    if given is not None:
+        found["token_ids_logprob"] = given
     return {**found, "logprob_start_len": 0} if echo or of_prompt is not None else found
 
 

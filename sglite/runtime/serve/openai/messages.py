@@ -101,6 +101,12 @@ def _with_thoughts(content: list[Any], message: dict[str, Any], where: str) -> l
     return others
 
 
+def last_turn(messages: list[dict[str, Any]]) -> str:
+    """Text of a last message that the assistant has begun; none: the last is somebody else's."""
+    content = messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
 def _content(content: Any, where: str) -> Any:
     if isinstance(content, str):
         return content

@@ -11,7 +11,7 @@ from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields
 
 MAX_TOP_LOGPROBS = 20
-NAMES = {"min_new_tokens": "min_tokens"}
+NAMES = {"min_new_tokens": "min_tokens", "token_ids_logprob": "logprob_token_ids"}
 """Native names of parameters that have another one here."""
 _SAME = (
     "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty",
@@ -35,7 +35,6 @@ _REFUSED = {
     "prompt_embeds": "send text or token ids",
     "vllm_xargs": "give the parameters by their own names",
     "custom_params": "code in requests is not run",
-    "logprob_token_ids": "/generate has token_ids_logprob; here top_logprobs gives the likeliest tokens",
     "repetition_detection": "bound the answer with max_tokens, or use repetition_penalty",
 }
 _NEUTRAL = {"length_penalty": (1, 1.0), "early_stopping": (False,), "best_of": ()}

@@ -37,6 +37,7 @@ _ECHOED = frozenset({"metadata", "user", "safety_identifier", "prompt_cache_key"
 _REFUSED = {
     "conversation": "continue with previous_response_id, or send the items",
     "prompt": "there are no stored prompts; send input",
+    "logprob_token_ids": "/v1/chat/completions and /v1/completions tell of them",
     "prompt_logprobs": "/v1/chat/completions and /v1/completions tell them",
     "truncate_prompt_tokens": "/v1/chat/completions and /v1/completions shorten prompts",
     "return_tokens_as_token_ids": "/v1/chat/completions and /v1/completions do so",
