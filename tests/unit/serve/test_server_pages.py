@@ -102,7 +102,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert f"{body.MAX_BODY >> 20} MiB" in rows["body"] and f"{MAX_HEADER_BYTES >> 10} KiB" in rows["path and headers"]
     assert f"nested {body.MAX_DEPTH} deep" in rows["JSON"] and rows["`n`"] == str(MAX_N)
     assert {native.MAX_BATCH, completions.MAX_BATCH, tokens.MAX_PROMPTS} == {number(rows["prompts of one request"])}
-    assert number(rows["`top_logprobs`"]) == sampling.MAX_TOP_LOGPROBS == chat.MAX_TOP_LOGPROBS
+    assert number(rows["`top_logprobs`"]) == sampling.MAX_TOP_LOGPROBS == completions.MAX_TOP_LOGPROBS
     assert number(rows["tools"]) == messages.MAX_TOOLS and number(rows["`logit_bias`"]) == MAX_BIASES
     stops = f"{MAX_STOPS} of {MAX_STOP_CHARS:,} characters each; {MAX_STOP_IDS:,} stop ids"
     assert rows["stop strings, patterns"] == stops
