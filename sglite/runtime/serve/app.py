@@ -36,6 +36,7 @@ from sglite.runtime.serve.openai.invocations import Invocations
 from sglite.runtime.serve.openai.model_routes import ModelRoutes
 from sglite.runtime.serve.openai.rerank import Rerank
 from sglite.runtime.serve.openai.score import Score
+from sglite.runtime.serve.openai.token_completions import TokenCompletions
 from sglite.runtime.serve.openapi import add_routes
 from sglite.runtime.serve.options import ServeOptions
 from sglite.runtime.serve.parse_routes import ParseRoutes
@@ -98,6 +99,7 @@ def all_routes(serving: Serving, programs: Programs, responses: Responses) -> li
         *chat.routes(),
         *ChatBatch(serving).routes(),
         *completions.routes(),
+        *TokenCompletions(serving).routes(),
         *ModelRoutes(serving).routes(),
         *embeddings.routes(),
         *classify.routes(),
