@@ -288,10 +288,11 @@ def _says_more(parts: list[Any]) -> bool:
 
 def _check_arguments(text: str, where: str) -> None:
     try:
-        if text.strip():
-            json.loads(text)
+        found = json.loads(text) if text.strip() else None
     except (json.JSONDecodeError, RecursionError) as error:
         raise TemplateError(f"{where}: not valid JSON ({error}); send the arguments of the call as JSON") from None
+    if found is not None and not isinstance(found, dict):
+        raise TemplateError(f"{where} must be a JSON object, got {text.strip()[:40]!r}")
 
 
 def _plain(value: Any, where: str, depth: int = 0) -> Any:

@@ -230,6 +230,64 @@ def test_a_delta_with_log_probabilities_has_text_even_if_it_is_empty(server: Ser
         assert any(isinstance(one, str) for one in told), chunk
 
 
+def test_steps_that_show_nothing_may_tell_the_usage(server: Served) -> None:
+    def quiet(steps: str | None, **options: Any) -> list[int]:
+        """Output tokens by chunks that show nothing else; of a thought that is shown in one piece."""
+        asked = {"continuous_usage_stats": True, **options, **({} if steps is None else {"step_usage_chunks": steps})}
+        chunks = deltas(server, reasoning_effort="low", stream_reasoning=False, stream_options=asked)
+        return [
+            chunk["usage"]["completion_tokens"]
+            for chunk in chunks
+            for choice in chunk["choices"]
+            if not any(choice["delta"].values()) and "role" not in choice["delta"] and not choice["finish_reason"]
+        ]
+
+    assert quiet(None) == quiet("off") == quiet("all", continuous_usage_stats=False) == []
+    for steps in ("first_token", "all"):
+        counts = quiet(steps)
+        assert counts and counts == sorted(counts) and counts[-1] < 24
+    asked = {"stream_options": {"step_usage_chunks": "sometimes"}, "stream": True}
+    assert chat(server, 400, **asked)["param"] == "stream_options.step_usage_chunks"
+
+
+def test_after_the_first_news_no_step_tells_the_usage_alone(server: Served) -> None:
+    body = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 48}
+    options = {"continuous_usage_stats": True, "step_usage_chunks": "first_token"}
+    chunks = deltas(server, **body, stream_options=options)
+    shows = [any(chunk["choices"][0]["delta"].get(name) for name in ("content", "tool_calls")) for chunk in chunks]
+    assert all(shows[shows.index(True) : -1])
+
+
+@pytest.mark.parametrize(("asked", "rows"), [(False, 0), (True, 2), (None, 0)])
+def test_a_completion_may_be_asked_for_log_probabilities_as_a_chat_is(server: Served, asked: Any, rows: int) -> None:
+    found = server.post("/v1/completions", {"prompt": "a", "max_tokens": 2, "ignore_eos": True, "logprobs": asked})
+    said = found["choices"][0]["logprobs"]
+    assert (said is None) == (rows == 0) and (said is None or [len(top) for top in said["top_logprobs"]] == [1, 1])
+
+
+def turns(arguments: str = "{}", result: Any = "sunny") -> list[dict[str, Any]]:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return [
+        *MESSAGES,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": result},
+    ]
+
+
+@pytest.mark.parametrize("arguments", ['"Paris"', '["Paris"]', "7"])
+def test_arguments_of_earlier_calls_are_objects(server: Served, arguments: str) -> None:
+    error = chat(server, 400, messages=turns(arguments))
+    assert "tool_calls[0].function.arguments must be a JSON object" in error["message"]
+
+
+def test_a_result_that_is_a_list_of_values_is_sent_as_json(server: Served) -> None:
+    def ids(result: Any) -> list[int]:
+        return server.post("/tokenize", {"messages": turns(result=result)})["tokens"]
+
+    assert ids([{"name": "f", "output": "é"}]) == ids('[{"name": "f", "output": "é"}]')
+    assert ids([{"type": "text", "text": "a"}, "b"]) != ids('[{"type": "text", "text": "a"}, "b"]')
+
+
 def test_the_tokens_of_messages_are_those_that_a_chat_with_the_same_choice_would_send(server: Served) -> None:
     def count(**fields: Any) -> list[int]:
         return list(server.post("/v1/tokenize", {"messages": MESSAGES, **fields})["tokens"])

@@ -36,7 +36,7 @@ from sglite.runtime.serve.openai.sampling import (
     read_thinking_budget,
     stop_reason,
 )
-from sglite.runtime.serve.openai.stream_options import read_stream
+from sglite.runtime.serve.openai.stream_options import read_steps, read_stream
 from sglite.runtime.serve.openai.usage import cached_details, computed_with, last_fields, usage_of, usage_of_one
 from sglite.runtime.serve.responses import json_response, sse, unless_gone
 from sglite.runtime.serve.serving import Route, Serving
@@ -69,6 +69,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
     include_usage: bool
     usage_always: bool
+    usage_steps: str
     return_meta: bool
     return_ids: bool
     return_prompt_ids: bool
@@ -180,6 +181,7 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
         stream=stream,
         include_usage=include,
         usage_always=always,
+        usage_steps=read_steps(fields),
         return_meta=fields.flag("return_meta_info"),
         return_ids=fields.flag("return_token_ids"),
         return_prompt_ids=_prompt_ids(fields, stream),
@@ -243,6 +245,7 @@ class Answer:
         self._latest: dict[int, ChatDelta] = {}
         self._shown_rows: dict[int, int] = {}
         self._shown_ids: dict[int, int] = {}
+        self._shown: set[int] = set()
         self._held: dict[int, str] = {}
         """Reasoning that is shown when it is whole."""
 
@@ -335,7 +338,12 @@ class Answer:
             begun = delta.index in self._latest
             role = b"" if begun else self._begun(delta.index)
             self._latest[delta.index] = delta
-            if found := role + b"".join(self._news(delta)):
+            news = self._news(delta)
+            if news:
+                self._shown.add(delta.index)
+            elif self._counts(delta.index):
+                news = [self._chunk(delta.index, {})]
+            if found := role + b"".join(news):
                 yield found
         if self._ask.include_usage or self._ask.return_cached:
             last = last_fields(self._usage(), self._ask.include_usage, self._ask.return_cached)
@@ -345,6 +353,11 @@ class Answer:
     def _begun(self, index: int) -> bytes:
         role = self._chunk(index, {"role": "assistant", "content": ""})
         return role + (self._chunk(index, {"content": self._echoed}) if self._echoed else b"")
+
+    def _counts(self, index: int) -> bool:
+        """A step that shows nothing has a chunk with the usage."""
+        steps = self._ask.usage_steps if self._ask.usage_always else "off"
+        return steps == "all" or (steps == "first_token" and index not in self._shown)
 
     def _news(self, delta: ChatDelta) -> list[bytes]:
         """Why it ended comes with the last text, and behind calls."""

@@ -116,7 +116,7 @@ async def read_completion(serving: Serving, body: Mapping[str, Any]) -> Ask:
     fields = Fields(body)
     fields.refuse(_REFUSED)
     name = serving.models.check(fields.raw("model"))
-    echo, logprobs = fields.flag("echo"), fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
+    echo, logprobs = fields.flag("echo"), _logprobs(fields)
     texts, prompts = await _prompts(serving, fields)
     limit = fields.integer("max_tokens", 0, MAX_TOKENS)
     truncation = read_truncation(serving, fields, DEFAULT_MAX_TOKENS if limit is None else limit)
@@ -203,6 +203,14 @@ def _check_ids(prompts: list[list[int]], serving: Serving) -> None:
         raise Refused(
             400, f"prompt has token id {shown}, which is out of vocabulary: ids are in [0, {size - 1}]", param="prompt"
         )
+
+
+def _logprobs(fields: Fields) -> int | None:
+    """How many likeliest tokens are shown beside each; also as chats ask for the token's own alone."""
+    value = fields.raw("logprobs")
+    if isinstance(value, bool):
+        return 1 if value else None
+    return fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
 
 
 class _Answer:

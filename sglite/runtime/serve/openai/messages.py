@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from sglite.runtime.parse.base import Tool
@@ -72,6 +73,8 @@ def checked(message: dict[str, Any], where: str) -> dict[str, Any]:
     found["role"] = role
     if role == "assistant" and isinstance(content, list):
         content = _with_thoughts(content, found, f"{where}.content")
+    elif role in ("tool", "function") and isinstance(content, list) and not all(map(_is_part, content)):
+        content = json.dumps(content, ensure_ascii=False)
     found["content"] = "" if content is None else _content(content, f"{where}.content")
     if calls:
         found["tool_calls"] = calls
@@ -113,6 +116,10 @@ def _content(content: Any, where: str) -> Any:
     if not isinstance(content, list):
         raise Refused(400, f"{where} must be text or a list of parts", param=where)
     return [_part(part, f"{where}[{index}]") for index, part in enumerate(content)]
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("type"), str))
 
 
 def _part(part: Any, where: str) -> dict[str, Any]:
