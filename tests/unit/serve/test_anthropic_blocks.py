@@ -55,6 +55,13 @@ def test_a_conversation_with_tools_is_the_chat_layers() -> None:
     ], [])  # fmt: skip
 
 
+def test_what_a_search_has_found_is_text() -> None:
+    hit = {"type": "search_result", "title": "T", "source": "https://t", "content": [{"type": "text", "text": "a"}]}
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": [hit, {"type": "text", "text": "b"}]}
+    found, ignored = converse([{"role": "user", "content": [hit, result]}])
+    assert ignored == [] and [message["content"] for message in found] == ["T\nhttps://t\na", "T\nhttps://t\na\nb"]
+
+
 def test_turns_of_the_same_role_are_one() -> None:
     messages = [
         {"role": "user", "content": "a"},
@@ -92,6 +99,7 @@ def test_what_is_left_out_of_a_prompt_is_named() -> None:
         (["x"], "messages[0].content[0]"),
         ([{"type": "image", "source": {}}], "messages[0].content[0]"),
         ([{"type": "document", "source": {}}], "messages[0].content[0]"),
+        ([{"type": "search_result", "content": [{"type": "search_result"}]}], "messages[0].content[0].content[0]"),
         ([{"type": "text"}], "messages[0].content[0].text"),
         ([{"type": "tool_result"}], "messages[0].content[0].tool_use_id"),
         ([{"type": "tool_result", "tool_use_id": "t", "content": 3}], "messages[0].content[0].content"),

@@ -11,7 +11,6 @@ _TEXT_ONLY = "this model takes text only"
 _REASONS = {
     "image": _TEXT_ONLY,
     "document": f"{_TEXT_ONLY}; send what the document says as text",
-    "search_result": "send what was found as text",
     "container_upload": "there are no containers",
     "server_tool_use": "there are no tools that run here",
 }
@@ -35,7 +34,15 @@ def texts_of(content: Any, where: str) -> list[str]:
 
 
 def text_of(block: dict[str, Any], where: str) -> str:
-    """The text of a block, which must be one of text."""
+    """The text of a block, which must be one of text or what a search has found."""
+    if block["type"] != "search_result":
+        return _plain(block, where)
+    inner, at = blocks_of(block.get("content", []), f"{where}.content"), f"{where}.content"
+    said = [block.get("title"), block.get("source"), *(_plain(one, f"{at}[{i}]") for i, one in enumerate(inner))]
+    return "\n".join(one for one in said if isinstance(one, str) and one)
+
+
+def _plain(block: dict[str, Any], where: str) -> str:
     kind = block["type"]
     if kind != "text":
         raise wrong(where, f"of type {kind[:60]!a} is not supported here: {_REASONS.get(kind, _TEXT_ONLY)}")
