@@ -262,7 +262,9 @@ def test_after_the_first_news_no_step_tells_the_usage_alone(server: Served) -> N
 def test_a_completion_may_be_asked_for_log_probabilities_as_a_chat_is(server: Served, asked: Any, rows: int) -> None:
     found = server.post("/v1/completions", {"prompt": "a", "max_tokens": 2, "ignore_eos": True, "logprobs": asked})
     said = found["choices"][0]["logprobs"]
-    assert (said is None) == (rows == 0) and (said is None or [len(top) for top in said["top_logprobs"]] == [1, 1])
+    assert (said is None) == (rows == 0)
+    if said is not None:  # the likeliest token and the one that is there, which may be the same
+        assert [1 <= len(top) <= 2 for top in said["top_logprobs"]] == [True, True]
 
 
 def turns(arguments: str = "{}", result: Any = "sunny") -> list[dict[str, Any]]:
