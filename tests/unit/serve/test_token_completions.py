@@ -32,6 +32,8 @@ def test_the_tokens_are_those_of_a_completion(server: Served) -> None:
     for index, (ours, theirs) in enumerate(zip(found["choices"], completion["choices"], strict=True)):
         wanted = {name: theirs[name] for name in ("token_ids", "finish_reason")}
         assert ours == {"index": index, "logprobs": None, **wanted}
+    body = {"token_ids": IDS, "sampling_params": {**GREEDY, "detokenize": False, "nonsense": 1}}
+    assert server.http.post(PATH, json=body).headers["X-Sglite-Ignored"] == "nonsense"
     assert found["usage"]["total_tokens"] == completion["usage"]["total_tokens"] == len(IDS) + 12
 
 
@@ -47,8 +49,7 @@ def test_as_many_as_fit_unless_told(server: Served) -> None:
 
 @pytest.mark.parametrize("top", [0, 1, 5])
 def test_log_probabilities(server: Served, top: int) -> None:
-    found = ask(server, sampling_params={**GREEDY, "logprobs": top, "prompt_logprobs": 1})
-    [choice] = found["choices"]
+    [choice] = ask(server, sampling_params={**GREEDY, "logprobs": top})["choices"]
     meta = server.post(
         "/generate",
         {
@@ -58,14 +59,16 @@ def test_log_probabilities(server: Served, top: int) -> None:
             "top_logprobs_num": max(top, 1),
         },
     )["meta_info"]
-    assert len(found["prompt_logprobs"]) == len(IDS) and found["prompt_logprobs"][0] is None
     for row, token, alternatives in zip(
         choice["logprobs"]["content"], choice["token_ids"], meta["output_top_logprobs"], strict=True
     ):
         assert row["token"] == f"token_id:{token}" and len(row["top_logprobs"]) == max(top, 1)
         assert [one["token"] for one in row["top_logprobs"]] == [f"token_id:{one[1]}" for one in alternatives]
         assert row["top_logprobs"][0]["logprob"] == pytest.approx(alternatives[0][0], abs=1e-4)
-    given = ask(server, sampling_params={**GREEDY, "logprobs": top, "logprob_token_ids": [7, 9]})["choices"][0]
+    asked = {"logprobs": top, "logprob_token_ids": [7, 9], "prompt_logprobs": 1}
+    found = ask(server, sampling_params={**GREEDY, **asked})
+    given, of_prompt = found["choices"][0], found["prompt_logprobs"]
+    assert len(of_prompt) == len(IDS) and of_prompt[0] is None and str(IDS[1]) in of_prompt[1]
     assert [one["token"] for one in given["logprobs"]["content"][0]["top_logprobs"]] == ["token_id:7", "token_id:9"]
 
 
