@@ -20,6 +20,7 @@ ACCEPTED: dict[str, str] = {
     "--enable-priority-scheduling": "priorities are always honoured",
     "--enable-request-id-headers": "answers always carry a request id",
     "--enable-reasoning": "thinking is told from the answer whenever the model's format is known",
+    "--enable-streaming-session": "any session streams that is opened with streaming=true",
     "--async-scheduling": "steps always overlap with their planning; --disable-overlap-schedule turns it off",
     "--skip-server-warmup": "there is no warm-up",
     "--disable-log-requests": "requests are logged with --log-requests only",

@@ -94,6 +94,11 @@ def test_no_flag_is_both_ours_and_advised_against() -> None:
             assert not word.startswith("--") or word in ours, f"{word} is advised and is no flag"
 
 
+@pytest.mark.parametrize("switch", ACCEPTED)
+def test_switches_for_what_is_always_so_change_nothing(switch: str) -> None:
+    assert read(switch) == (EngineArgs(), ServeOptions())
+
+
 @pytest.mark.parametrize(
     ("argv", "field", "value"),
     [
