@@ -291,7 +291,7 @@ def test_a_request_of_a_coding_agent_is_answered_and_what_has_no_effect_is_named
     response = server.http.post(f"{PATH}?beta=true", json=asked, headers=headers)
     assert response.status_code == 200, response.text
     assert response.headers["x-sglite-ignored"].split(", ") == [
-        "system.x-anthropic-billing-header", "tools.eager_input_streaming", "thinking.budget_tokens", "metadata",
+        "system.x-anthropic-billing-header", "tools.eager_input_streaming", "metadata",
         "context_management", "service_tier",
     ]  # fmt: skip
     assert response.json()["id"] == f"msg_{response.headers['request-id']}"

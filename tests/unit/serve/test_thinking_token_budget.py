@@ -103,6 +103,20 @@ def test_streams_and_responses(http: httpx.Client, engine: Engine) -> None:
     assert found["output"][0]["type"] == "reasoning" and found["output"][0]["content"][0]["text"] == whole
 
 
+def test_messages(http: httpx.Client) -> None:
+    """Anthropic's ``budget_tokens``."""
+    whole = ask(http, thinking_token_budget=5)["choices"][0]["message"]["reasoning_content"]
+    name = http.get("/v1/models").json()["data"][0]["id"]
+    asked = {"model": name, "max_tokens": 60, "messages": [{"role": "user", "content": "ponder"}]}
+    for thinking, shown in (({"type": "enabled", "budget_tokens": 5}, whole), ({"type": "enabled"}, THOUGHT)):
+        response = http.post("/v1/messages", json={**asked, "thinking": thinking})
+        first = response.json()["content"][0]
+        assert first["type"] == "thinking" and first["thinking"].strip() == shown.strip()
+        assert "X-Sglite-Ignored" not in response.headers
+    idle = http.post("/v1/messages", json={**asked, "thinking": {"type": "disabled", "budget_tokens": 5}})
+    assert idle.headers["X-Sglite-Ignored"] == "thinking.budget_tokens"
+
+
 def test_what_cannot_be_is_refused(http: httpx.Client, engine: Engine) -> None:
     for value in (-2, 0.6, "5", True):
         assert ask(http, 400, thinking_token_budget=value)["error"]["param"] == "thinking_token_budget"

@@ -52,7 +52,7 @@ def read_ask(serving: Serving, body: Mapping[str, Any], counting: bool = False) 
     choice, parallel = read_choice(fields, tools)
     config = Fields(fields.object("output_config") or {}, "output_config.")
     constraint_field, constraint = _format(fields, config)
-    variables = _thinking(serving, fields, config, ignored)
+    variables, budget = _thinking(serving, fields, config, ignored)
     call = ChatCall(
         messages=messages,
         tools=tools,
@@ -66,6 +66,7 @@ def read_ask(serving: Serving, body: Mapping[str, Any], counting: bool = False) 
         template_kwargs=variables,
         continue_final=_goes_on(messages),
         cut_to_room=True,
+        thinking_budget=budget,
     )
     stream = fields.flag("stream")
     own = [f"output_config.{field}" for field in config.unread()] + ["stop_sequences"] * bool(call.idle_stops)
@@ -114,19 +115,23 @@ def _format(fields: Fields, config: Fields) -> tuple[str, ConstraintSpec | None]
     return where, schema_format(value, where)
 
 
-def _thinking(serving: Serving, fields: Fields, config: Fields, ignored: list[str]) -> dict[str, Any]:
-    """Variables of the chat template; nothing said is left to the template."""
+def _thinking(
+    serving: Serving, fields: Fields, config: Fields, ignored: list[str]
+) -> tuple[dict[str, Any], int | None]:
+    """Variables of the chat template, nothing said is left to the template; and most tokens of thinking."""
     effort = config.one_of("effort", _EFFORTS)
     value = fields.object("thinking")
     wanted: bool | None = None
+    budget: int | None = None
     if value is not None:
         own = Fields(value, "thinking.")
         kind = own.one_of("type", _THINKING)
         if kind is None:
             raise own.wrong("type", f"must be one of {', '.join(_THINKING)}")
-        own.integer("budget_tokens", 1, MAX_TOKENS)
+        budget = own.integer("budget_tokens", 1, MAX_TOKENS)
         wanted = _THINKING[kind]
-        ignored += [f"thinking.{name}" for name in value if name != "type" and value[name] is not None]
-        if wanted and serving.formats.reasoning is None:
-            ignored.append("thinking")
-    return thinking_kwargs(wanted, None if effort is None else _EFFORTS[effort])
+        if not wanted or serving.formats.reasoning is None:
+            ignored += ["thinking"] * bool(wanted) + ["thinking.budget_tokens"] * (budget is not None)
+            budget = None
+        ignored += [f"thinking.{name}" for name in own.unread()]
+    return thinking_kwargs(wanted, None if effort is None else _EFFORTS[effort]), budget
