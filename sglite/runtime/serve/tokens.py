@@ -21,7 +21,7 @@ from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields
 from sglite.runtime.serve.native_fields import check_ids
 from sglite.runtime.serve.native_schema import DETOKENIZE, TOKENIZE
-from sglite.runtime.serve.openai.chat import read_chat
+from sglite.runtime.serve.openai.chat_ask import read_chat
 from sglite.runtime.serve.responses import json_response, unless_gone
 from sglite.runtime.serve.serving import Route, Serving
 from sglite.runtime.text.tokenizer import Tokenizer

@@ -18,7 +18,7 @@ from sglite.constrained.vocab import Vocabulary
 from sglite.runtime.serve.chat.blame import blamed
 from sglite.runtime.serve.chat.plan import Plan, plan
 from sglite.runtime.serve.errors import Refused
-from sglite.runtime.serve.openai.chat import read_chat
+from sglite.runtime.serve.openai.chat_ask import read_chat
 from sglite.runtime.serve.options import ServeOptions
 from sglite.runtime.serve.serving import Serving
 

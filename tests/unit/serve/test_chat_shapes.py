@@ -19,7 +19,7 @@ from sglite.runtime.serve.chat.call import ChatTurn
 from sglite.runtime.serve.chat.plan import Plan, plan, render
 from sglite.runtime.serve.chat.run import TurnReader, begin
 from sglite.runtime.serve.errors import Refused
-from sglite.runtime.serve.openai.chat import read_chat
+from sglite.runtime.serve.openai.chat_ask import read_chat
 from sglite.runtime.serve.options import ServeOptions
 from sglite.runtime.serve.serving import Serving
 from sglite.runtime.text.chat_template import ChatTemplate

@@ -18,7 +18,7 @@ from sglite import Engine
 from sglite.runtime.config import ConfigError
 from sglite.runtime.serve.anthropic.ask import read_ask as read_anthropic
 from sglite.runtime.serve.banner import EngineFacts, banner
-from sglite.runtime.serve.openai.chat import read_chat
+from sglite.runtime.serve.openai.chat_ask import read_chat
 from sglite.runtime.serve.openai.completions import read_completion
 from sglite.runtime.serve.options import ServeOptions
 from sglite.runtime.serve.responses_api.ask import read_ask as read_response

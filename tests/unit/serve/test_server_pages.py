@@ -14,7 +14,7 @@ from sglite.runtime.sample.params import MAX_BIASES, MAX_N, MAX_STOP_CHARS, MAX_
 from sglite.runtime.serve import body, native, sessions, tokens
 from sglite.runtime.serve.app import all_routes
 from sglite.runtime.serve.openai import completions, messages, sampling
-from sglite.runtime.serve.openai.chat import read_chat
+from sglite.runtime.serve.openai.chat_ask import read_chat
 from sglite.runtime.serve.openai.completions import read_completion
 from sglite.runtime.serve.options import ServeOptions
 from sglite.runtime.serve.programs import Programs

@@ -19,7 +19,8 @@ from sglite.runtime.serve.chat.call import ChatTurn
 from sglite.runtime.serve.chat.run import ChatRun, begin
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import ignored_header
-from sglite.runtime.serve.openai.chat import SPELLED, Answer, Ask, read_chat
+from sglite.runtime.serve.openai.chat import SPELLED, Answer
+from sglite.runtime.serve.openai.chat_ask import Ask, read_chat
 from sglite.runtime.serve.openai.usage import usage_of
 from sglite.runtime.serve.responses import json_response, unless_gone
 from sglite.runtime.serve.serving import Route, Serving

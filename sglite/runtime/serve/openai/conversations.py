@@ -10,7 +10,7 @@ from sglite.runtime.serve.context_length import check_characters
 from sglite.runtime.serve.embed import MAX_INPUTS, Text
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields
-from sglite.runtime.serve.openai.chat import read_chat
+from sglite.runtime.serve.openai.chat_ask import read_chat
 from sglite.runtime.serve.serving import Serving
 
 _OF_TEMPLATE = ("add_generation_prompt", "continue_final_message", "chat_template", "chat_template_kwargs")
