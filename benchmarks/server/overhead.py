@@ -167,15 +167,17 @@ def _row(name: str, replies: list[Reply], costs: list[tuple[float, float]]) -> s
     return f"| {name} | {p50:.2f} ms | {p99:.2f} ms | {whole:.1f} ms | {shown} | {events:.1f} |"
 
 
-def throughput(route: str, streams: int, tokens: int, rounds: int) -> str:
-    """Tokens a second of the bundled model, and processor time a token: so many streams through a server, and one
-    batch in this process."""
+def throughput(route: str, streams: int, tokens: int, rounds: int, model: str | None) -> str:
+    """Tokens a second of a model, and processor time a token: so many streams through a server, and one batch in this
+    process."""
     import sglite
 
-    command = ("sglite", "serve", "--port", "0", "--num-threads", "1")
-    with served(*command) as server, sglite.Engine(num_threads=1, show_progress=False) as engine:
+    room = streams * (tokens + 256)
+    command = ("sglite", "serve", *([model] if model else []), "--port", "0", "--num-threads", "1")
+    command += ("--max-total-tokens", str(room))
+    here_too = sglite.Engine(model, num_threads=1, max_total_tokens=room, show_progress=False)
+    with served(*command) as server, here_too as engine:
         template = engine.chat_template
-        assert template is not None
         sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
 
         async def through(first: int) -> None:
@@ -186,6 +188,7 @@ def throughput(route: str, streams: int, tokens: int, rounds: int) -> str:
         def here(first: int) -> None:
             texts = [f"{first + at}: {_TEXT}" for at in range(streams)]
             if route == "chat":
+                assert template is not None, "this model has none: give --route generate"
                 texts = [template.render([{"role": "user", "content": text}]) for text in texts]
             engine.generate(texts, sampling)
 
@@ -218,6 +221,8 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, nargs="+", default=[0.0, 5.0])
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--model", help="of the second part; default: the bundled one")
+    parser.add_argument("--tokens", type=int, default=128, help="of each of its streams")
     parser.add_argument("--route", nargs="+", default=["chat"], choices=sorted(_PATHS))
     given = parser.parse_args()
     if given.what != "model":
@@ -231,7 +236,7 @@ def main() -> None:
         print("| | tokens/s through the server | here | ratio | server, a token | its engine | engine here |")
         print("|---|---:|---:|---:|---:|---:|---:|")
         for route in given.route:
-            print(throughput(route, given.streams, 128, given.rounds), flush=True)
+            print(throughput(route, given.streams, given.tokens, given.rounds, given.model), flush=True)
     print("load averages:", ", ".join(f"{load:.1f}" for load in os.getloadavg()))
 
 
