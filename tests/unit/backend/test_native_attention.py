@@ -146,6 +146,67 @@ def test_long_rows_are_cut_into_stretches(native: NativeBackend, dtype: torch.dt
             attend(native, layout, pool, q, window, sinks=True)
 
 
+PROMPTS: dict[str, list[Row]] = {
+    "from nothing": [([], 0, 530)],
+    "behind other slots": [([], 301, 270)],
+    "two, and rows that decode": [([], 0, 260), ([], 600, 1), ([], 33, 270), ([], 5, 1)],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_that_many_tiles_of_queries_attend_to(native: NativeBackend, dtype: torch.dtype, name: str) -> None:
+    """Stretches that end inside a tile, windows that begin inside a stretch."""
+    layout = layout_of(PROMPTS[name])
+    for kv_heads, group, dim, v_dim in ((2, 2, 64, 64), (1, 5, 32, 96)):
+        pool = pool_of(layout, dtype, kv_heads, dim, v_dim)
+        q = torch.randn(layout.query_starts[-1], kv_heads * group, dim).to(dtype)
+        for window in (None, 300, 70, 1):
+            attend(native, layout, pool, q, window, sinks=window == 70)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [[([], 0, 300)], [(A, 320, 1)] * 16, [([], 500, 6)]])
+def test_scores_that_lie_far_apart(native: NativeBackend, dtype: torch.dtype, rows: list[Row]) -> None:
+    """Most shares are too small for a number, and the largest score grows from stretch to stretch."""
+    layout = layout_of(rows)
+    pool = pool_of(layout, dtype)
+    growing = torch.linspace(0, 1, pool.num_slots)[:, None, None]
+    for wide in (20.0, 300.0):
+        q = torch.ones(layout.query_starts[-1], 8, 64) + torch.randn(layout.query_starts[-1], 8, 64) / 8
+        pool.k[0].copy_((growing * wide + torch.randn_like(pool.k[0].float())).to(dtype))
+        found = native.attention(q.to(dtype), pool, 0, native.plan(layout), scale=64**-0.5)
+        exact = PLAIN.attention(q.to(dtype).double(), pool, 0, PLAIN.plan(layout), scale=64**-0.5)
+        # What a score of 2,000 is rounded to in float32 is seen in shares of neighbours.
+        assert (found.double() - exact).abs().max() <= 6 * ROUNDING[dtype] * (1 + wide / 20)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_others_stored_does_not_matter(native: NativeBackend, dtype: torch.dtype) -> None:
+    """Slots behind a row's own, in its last page too, and pages of nobody are not numbers."""
+    batches: list[list[Row]] = [[([], 0, 333)], [(A, 323, 1)] * 16, [([], 37, 1), ([], 20, 70)]]
+    for rows in batches:
+        layout = layout_of([([], 0, 40), *rows])
+        pool, clean = pool_of(layout, dtype), pool_of(layout, dtype)
+        seen = [
+            table[i // PAGE] * PAGE + i % PAGE
+            for table, length in zip(layout.page_tables, layout.seq_lens, strict=True)
+            for i in range(length)
+        ]
+        for tensor, other in ((pool.k[0], clean.k[0]), (pool.v[0], clean.v[0])):
+            kept = tensor[seen].clone()
+            tensor.fill_(float("nan"))
+            tensor[seen] = kept
+            other.zero_()
+            other[seen] = kept
+        q = torch.randn(layout.query_starts[-1], 8, 64).to(dtype)
+        for window in (None, 50):
+            found, exact = (
+                native.attention(q, one, 0, native.plan(layout), scale=0.125, window=window) for one in (pool, clean)
+            )
+            assert torch.equal(found, exact)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", BATCHES)
 def test_attention_over_a_pool_of_int8(native: NativeBackend, dtype: torch.dtype, name: str) -> None:

@@ -248,41 +248,42 @@ static void strip_pairs(int64_t rows, const char* x, const bf16* weights, int64_
     }
 }
 
-// `out` [rows, outs] = x [rows, ins] times packed weights, or added to what it has, in whole tiles: 16 rows of x and out
-// and 32 inputs are read and written where there are fewer. A block of the weights has `ins_of_block` inputs in memory.
-// The caller has shapes for 32 rows.
+// Tiles of one strip times those of one block, or of two that begin `apart` numbers after each other: 16 rows of 16
+// numbers in `out`, as many more behind them for the strip's other rows, and the second block's `right` numbers behind.
 template <bool kAdd, bool TwoRows, bool TwoBlocks>
-SG_INLINE void multiply_block(const bf16* x, int64_t x_stride, const bf16* w, int64_t block, int64_t ins, float* out,
-                              int64_t stride) {
-    const int64_t line = stride * (int64_t)sizeof(float);
+SG_INLINE void multiply_strip(const bf16* x, const bf16* w, int64_t apart, int64_t tiles, float* out, int64_t right) {
+    constexpr int64_t size = kTileLines * kLanes;
     if constexpr (kAdd) {
-        load_sums<TwoRows, TwoBlocks>(out, line, kLanes, kTileLines * stride);
+        load_sums<TwoRows, TwoBlocks>(out, kTileLine, right, size);
     } else {
         zero_sums<TwoRows, TwoBlocks>();
     }
-    for (int64_t i = 0; i < ins; i += kTileInputs<bf16>)
-        tile_step<bf16, TwoRows, TwoBlocks>(x + i, x_stride * (int64_t)sizeof(bf16), w + i * kLanes,
-                                            block * (int64_t)sizeof(bf16));
-    store_sums<TwoRows, TwoBlocks>(out, line, kLanes, kTileLines * stride);
+    constexpr int64_t inputs = kTileInputs<bf16>;
+    for (int64_t i = 0; i < tiles * inputs; i += inputs)
+        tile_step<bf16, TwoRows, TwoBlocks>(x + i * kStrip, kTileLine, w + i * kLanes, apart * (int64_t)sizeof(bf16));
+    store_sums<TwoRows, TwoBlocks>(out, kTileLine, right, size);
 }
 
+// `out` [blocks][out_rows][16] = x times packed weights, or added to what it has. x lies in whole strips, and of the last
+// one 16 rows are read and written or all. Strips and blocks have `size` tiles, of which the first `tiles` count. The
+// caller has shapes for 32 rows.
 template <bool kAdd>
-static void multiply_tiles(const bf16* x, int64_t x_stride, int64_t rows, const bf16* w, int64_t ins_of_block,
-                           int64_t outs, int64_t ins, float* out, int64_t stride) {
-    const int64_t block = ins_of_block * kLanes;
-    for (int64_t o = 0; o < outs; o += 2 * kLanes)
-        for (int64_t r = 0; r < rows; r += kStrip) {
-            const bf16 *from = x + r * x_stride, *at = w + o * ins_of_block;
-            float* to = out + r * stride + o;
-            const bool two_rows = rows - r > kTileLines, two_blocks = outs - o > kLanes;
+static void multiply_strips(int64_t rows, const bf16* x, const bf16* w, int64_t size, int64_t blocks, int64_t tiles,
+                            float* out, int64_t out_rows) {
+    const int64_t block = size * kTileInputs<bf16> * kLanes, right = out_rows * kLanes;
+    for (int64_t r = 0; r < rows; r += kStrip)
+        for (int64_t b = 0; b < blocks; b += 2) {
+            const bf16 *from = x + r * size * kTileInputs<bf16>, *at = w + b * block;
+            float* to = out + b * right + r * kLanes;
+            const bool two_rows = rows - r > kTileLines, two_blocks = blocks - b > 1;
             if (two_rows && two_blocks)
-                multiply_block<kAdd, true, true>(from, x_stride, at, block, ins, to, stride);
+                multiply_strip<kAdd, true, true>(from, at, block, tiles, to, right);
             else if (two_rows)
-                multiply_block<kAdd, true, false>(from, x_stride, at, block, ins, to, stride);
+                multiply_strip<kAdd, true, false>(from, at, block, tiles, to, right);
             else if (two_blocks)
-                multiply_block<kAdd, false, true>(from, x_stride, at, block, ins, to, stride);
+                multiply_strip<kAdd, false, true>(from, at, block, tiles, to, right);
             else
-                multiply_block<kAdd, false, false>(from, x_stride, at, block, ins, to, stride);
+                multiply_strip<kAdd, false, false>(from, at, block, tiles, to, right);
         }
 }
 
@@ -294,7 +295,7 @@ SG_INLINE void shape_tiles(int64_t) {}
 template <class T, class Put>
 SG_INLINE void tile_products(int64_t, const T*, int64_t, const T*, int64_t, int64_t, int64_t, const Put&) {}
 template <bool kAdd, class T>
-SG_INLINE void multiply_tiles(const T*, int64_t, int64_t, const T*, int64_t, int64_t, int64_t, float*, int64_t) {}
+SG_INLINE void multiply_strips(int64_t, const T*, const T*, int64_t, int64_t, int64_t, float*, int64_t) {}
 
 #endif
 

@@ -24,22 +24,6 @@ SG_INLINE void find_slots(const sglite::Attention& a, int64_t row, int64_t first
 
 SG_INLINE vi lanes() { return vi{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
-// Numbers as an attention in another type takes them. Of int8 without their scale, which no rounding touches.
-SG_INLINE void copy_as(const bf16* from, bf16* to) { store(to, load<vh>(from)); }
-SG_INLINE void copy_as(const float* from, float* to) { store(to, load<vf>(from)); }
-SG_INLINE void copy_as(const int8_t* from, float* to) { store(to, load_floats(from)); }
-SG_INLINE void copy_as(const int8_t* from, bf16* to) {
-    store(to, __builtin_convertvector((vu)load_floats(from) >> 16, vh));
-}
-
-// Pairs of bfloat16, one of `a` and one of `b`.
-SG_INLINE vu pairs_of(const bf16* a, const bf16* b) {
-    return wide(load<vh>(a)) | (wide(load<vh>(b)) << 16);
-}
-SG_INLINE vu pairs_of(const int8_t* a, const int8_t* b) {
-    return ((vu)load_floats(a) >> 16) | ((vu)load_floats(b) & 0xffff0000u);
-}
-
 // The softmax of one token and head so far.
 struct Softmax {
     float most, total;

@@ -90,7 +90,7 @@ struct ReadyStretch {
 
 constexpr int64_t kStateFloats = 16384;  // sums of all heads of a piece that is no tile
 constexpr int64_t kTileLanes = 128;      // tokens times heads of a group that are computed together
-constexpr int64_t kTileSlots = 128;
+constexpr int64_t kTileSlots = 256;
 
 // Attention of a ragged batch over pages, see Backend.attention. One number type throughout, but for int8 in the pool.
 //

@@ -240,18 +240,21 @@ static void panel(int64_t rows, const T* x, int64_t x_stride, const T* w, int64_
             return tile_products(rows, x, x_stride, w, block, blocks, ins, put);
         }
     }
-    constexpr int64_t kFewRows = Step<T>::kFewRows, kFewBlocks = Step<T>::kFewBlocks;
+    constexpr int64_t kFewRows = Step<T>::kFewRows, kFewBlocks = Step<T>::kFewBlocks, kPair = 2;
     for (int64_t b = 0; b < blocks;) {
-        const bool wide = blocks - b >= kFewBlocks;
+        const int64_t some = blocks - b >= kFewBlocks ? kFewBlocks : least(kPair, blocks - b);
         for (int64_t r = 0; r < rows; r += kFewRows) {
-            const Rows<T> some = {x + r * x_stride, x_stride};
+            const int64_t count = least(kFewRows, rows - r);
+            const Rows<T> these = {x + r * x_stride, x_stride};
             const Written there = moved(to, r, b);
-            if (wide)
-                few_rows<T, kFewBlocks>(least(kFewRows, rows - r), some, w + b * block, block, ins, there);
+            if (some == kFewBlocks)
+                few_rows<T, kFewBlocks>(count, these, w + b * block, block, ins, there);
+            else if (some == kPair)
+                few_rows<T, kPair>(count, these, w + b * block, block, ins, there);
             else
-                few_rows<T, 1>(least(kFewRows, rows - r), some, w + b * block, block, ins, there);
+                few_rows<T, 1>(count, these, w + b * block, block, ins, there);
         }
-        b += wide ? kFewBlocks : 1;
+        b += some;
     }
 }
 

@@ -57,6 +57,9 @@ SG_INLINE Lanes equal(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512
 SG_INLINE Lanes more(vi a, vi b) { return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b); }
 SG_INLINE vf pick(Lanes lanes, vf yes, vf no) { return (vf)_mm512_mask_blend_ps(lanes, (__m512)no, (__m512)yes); }
 SG_INLINE vi pick(Lanes lanes, vi yes, vi no) { return (vi)_mm512_mask_blend_epi32(lanes, (__m512i)no, (__m512i)yes); }
+SG_INLINE Lanes within(vi x, vi low, vi high) {
+    return _mm512_mask_cmplt_epi32_mask(_mm512_cmple_epi32_mask((__m512i)low, (__m512i)x), (__m512i)x, (__m512i)high);
+}
 SG_INLINE uint32_t bits_of(Lanes lanes) { return lanes; }
 SG_INLINE vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 SG_INLINE vf smaller(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
@@ -76,6 +79,7 @@ SG_INLINE Lanes as_much(vf a, vf b) { return (vi)SG_HALVES(_mm256_cmp_ps, a, b, 
 SG_INLINE Lanes equal(vf a, vf b) { return (vi)SG_HALVES(_mm256_cmp_ps, a, b, _CMP_EQ_OQ); }
 SG_INLINE __m256 more_whole(__m256 a, __m256 b) { return (__m256)_mm256_cmpgt_epi32((__m256i)a, (__m256i)b); }
 SG_INLINE Lanes more(vi a, vi b) { return (vi)SG_HALVES(more_whole, (vf)a, (vf)b); }
+SG_INLINE Lanes within(vi x, vi low, vi high) { return (x >= low) & (x < high); }
 SG_INLINE uint32_t bits_of(Lanes lanes) {
     const uint32_t low = _mm256_movemask_ps((__m256)low_half((vf)lanes));
     return low | (uint32_t)_mm256_movemask_ps((__m256)high_half((vf)lanes)) << 8;
@@ -206,14 +210,14 @@ SG_INLINE vf exponential(vf x) {
 SG_INLINE vf exponential_as(const float*, vf x) { return exponential(x); }
 #ifdef __AVX512F__
 SG_INLINE vf exponential_as(const bf16*, vf x) {
-    // The larger number, or the second where one is NaN.
-    const vf power = (vf)_mm512_max_ps((__m512)splat(-200.0f), (__m512)(x * 1.44269504088896341f));
-    const vf whole = nearest(power), rest = power - whole;
+    // Where 2^power is no normal number it is 0, or NaN: to find others takes a hundred times as long.
+    const vf power = x * 1.44269504088896341f, whole = nearest(power), rest = power - whole;
+    const __mmask16 normal = _mm512_cmp_ps_mask((__m512)power, (__m512)splat(-125.0f), _CMP_NLT_UQ);
     vf y = splat(5.517166e-2f);
     y = y * rest + 2.4261114e-1f;
     y = y * rest + 6.9326099e-1f;
     y = y * rest + 9.9992807e-1f;
-    return (vf)_mm512_scalef_ps((__m512)y, (__m512)whole);
+    return (vf)_mm512_maskz_scalef_ps(normal, (__m512)y, (__m512)whole);
 }
 #else
 SG_INLINE vf exponential_as(const bf16*, vf x) { return exponential(x); }
