@@ -7,8 +7,6 @@
 
 namespace {
 
-typedef uint16_t vw __attribute__((vector_size(64)));
-
 constexpr float kNothing = -__builtin_inff();
 
 // The pool rows of up to 16 slots from `first`; behind `end` the last is repeated.

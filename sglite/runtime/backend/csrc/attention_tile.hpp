@@ -129,16 +129,6 @@ static void take_slots(const sglite::Attention& a, int64_t kv, const int64_t* sl
     }
 }
 
-#ifdef __AVX512BF16__
-SG_INLINE vu rounded_pairs(vf a, vf b) {
-    const vw both = (vw)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
-    return (vu)__builtin_shufflevector(both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25,
-                                       10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-}
-#else
-SG_INLINE vu rounded_pairs(vf a, vf b) { return round_bits(a) | (round_bits(b) << 16); }
-#endif
-
 // e^(score * scale - base), at most 1, as precisely as a number of the type has it.
 template <class T>
 struct Power {

@@ -38,7 +38,7 @@ struct Latent<bf16> {
     }
     SG_INLINE vf add(vf acc, vu share, vu terms) { return dot_pairs(acc, share, terms); }
     SG_INLINE void write(bf16* to, const vf from[kVectors]) {
-        store(to, round_bits(from[0]) | (round_bits(from[1]) << 16));
+        store(to, rounded_pairs(from[0], from[1]));
     }
 };
 

@@ -14,6 +14,7 @@ typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 typedef uint32_t vu __attribute__((vector_size(64)));
 typedef uint16_t vh __attribute__((vector_size(32)));
+typedef uint16_t vw __attribute__((vector_size(64)));
 typedef int8_t vb __attribute__((vector_size(16)));
 typedef uint16_t bf16;
 
@@ -126,12 +127,24 @@ SG_INLINE vu round_bits(vf x) {
     return (vu)pick(odd_nan, (vi)((bits >> 16) | 0x40u), (vi)near);
 }
 
+// The instructions make 0 of what is no normal number.
+#ifdef __AVX512BF16__
+SG_INLINE vh narrow(vf x) { return (vh)_mm512_cvtneps_pbh((__m512)x); }
+SG_INLINE vf as_written(vf x) { return widen(narrow(x)); }
+SG_INLINE vu rounded_pairs(vf first, vf second) {
+    const vw both = (vw)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    return (vu)__builtin_shufflevector(both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25,
+                                       10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+#else
 SG_INLINE vh narrow(vf x) { return __builtin_convertvector(round_bits(x), vh); }
+SG_INLINE vf as_written(vf x) { return (vf)(round_bits(x) << 16); }
+SG_INLINE vu rounded_pairs(vf first, vf second) { return round_bits(first) | (round_bits(second) << 16); }
+#endif
 
 SG_INLINE vf load_floats(const float* p) { return load<vf>(p); }
 SG_INLINE vf load_floats(const bf16* p) { return widen(load<vh>(p)); }
 SG_INLINE vf load_floats(const int8_t* p) { return whole(load<vb>(p)); }
-SG_INLINE vf as_written(vf x) { return (vf)(round_bits(x) << 16); }
 SG_INLINE void store_floats(float* p, vf x) { store(p, x); }
 SG_INLINE void store_floats(bf16* p, vf x) { store(p, narrow(x)); }
 SG_INLINE float one(float x) { return x; }
