@@ -129,14 +129,6 @@ static void take_slots(const sglite::Attention& a, int64_t kv, const int64_t* sl
     }
 }
 
-// e^(score * scale - base), at most 1, as precisely as a number of the type has it.
-template <class T>
-struct Power {
-    vf scale, base;
-    Power(float s, vf b) : scale(splat(s)), base(b) {}
-    vf of(vf score) const { return exponential_as((const T*)nullptr, score * scale - base); }
-};
-
 // Shares of 16 lanes in the slots of one line of them, packed: of two slots each, or of one.
 SG_INLINE void store_shares(const vf shares[2], bf16* to) { store(to, rounded_pairs(shares[0], shares[1])); }
 SG_INLINE void store_shares(const vf shares[1], float* to) { store(to, shares[0]); }
@@ -169,10 +161,9 @@ static void share(const sglite::Attention& a, Tiles<T>& t, int64_t lane, int64_t
     // A lane that has seen nothing yet gets shares of 0, and its sums, which are 0, stay as they are.
     const vf base = pick(equal(top, splat(kNothing)), vf{}, top);
     const vf correction = pick(equal(before, splat(kNothing)), splat(1.0f), exponential(before - base));
-    const Power<T> power(scale, base);
     vf totals[kChains] = {};
     const auto one = [&](int64_t s) {
-        const vf found = power.of(load<vf>(scores + s * kLine<T>));
+        const vf found = exponential_as((const T*)nullptr, load<vf>(scores + s * kLine<T>) * scale - base);
         totals[s % kChains] += found;
         return kScaled ? found * splat(t.value_scales[s]) : found;
     };
