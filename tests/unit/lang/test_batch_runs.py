@@ -61,12 +61,12 @@ def test_rows_wait_for_outputs_without_a_thread(echo: Any) -> None:
 
     def open_gate() -> None:
         until(lambda: echo.running == 500)
-        bodies.extend(thread.name for thread in threading.enumerate() if thread.name == "sglite-body")
+        bodies.extend(thread.name for thread in threading.enumerate() if thread.name == "sglite-batch")
         gate.set()
 
     threading.Thread(target=open_gate).start()
     ask.run_batch(rows(500), backend=echo)
-    assert len(bodies) < 130  # started for the rush, at most
+    assert 0 < len(bodies) < 130  # started for the rush, at most
 
 
 def test_a_row_that_fails_spoils_only_itself_even_when_its_body_reads(echo: Any) -> None:
