@@ -61,7 +61,11 @@ def call_format(tool: Tool) -> grammar.Format:
     if not listed:
         return grammar.text("") if schema.get("additionalProperties") is False else _any_arguments()
     shared = {name: schema[name] for name in _SHARED if name in schema}
-    required = [name for name in listed if name in schema.get("required", ())]
+    names = schema.get("required", [])
+    if not isinstance(names, list):
+        reason = f"the parameters of {tool.name!r:.60}: required must be a list of names, got {names!r:.60}"
+        raise ConstraintRefused(reason, pointer="/required", keyword="required")
+    required = [name for name in listed if name in names]
     optional = [name for name in listed if name not in required]
     formats = {name: _argument(name, listed[name], shared) for name in listed}
     return _in_order([formats[name] for name in required], [formats[name] for name in optional])

@@ -37,6 +37,6 @@ def argument_schema(tool: Tool) -> dict[str, Any]:
     listed, required = given.get("properties"), given.get("required", [])
     if given["type"] != "object" or not isinstance(listed, dict) or any(name in given for name in _OPENING):
         return given
-    if not isinstance(required, list) or any(name not in listed for name in required):
+    if not isinstance(required, list) or any(not isinstance(name, str) or name not in listed for name in required):
         return given
     return {**given, "additionalProperties": False}

@@ -193,6 +193,7 @@ SCHEMAS: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
     ({"properties": {}}, {"type": "object", "properties": {}, "additionalProperties": False}),
     ({"type": ["object", "null"]}, {"type": "object"}),
     ({"properties": {}, "required": ["a"]}, {"type": "object", "properties": {}, "required": ["a"]}),
+    ({"properties": {}, "required": [{}]}, {"type": "object", "properties": {}, "required": [{}]}),
     ({"properties": {}, "anyOf": [{}]}, {"type": "object", "properties": {}, "anyOf": [{}]}),
     (
         {"properties": {}, "additionalProperties": True},
@@ -211,6 +212,8 @@ def test_what_keyword_arguments_cannot_say_is_refused() -> None:
     tool = Tool("f", {"properties": {"a": {}, "b": {}}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]})
     with pytest.raises(ConstraintRefused, match="/anyOf: the parameters of 'f' cannot be enforced as keyword"):
         tool_format("pythonic").calls([tool], several=False)
+    with pytest.raises(ConstraintRefused, match="/required: the parameters of 'f': required must be a list of names"):
+        tool_format("pythonic").calls([Tool("f", {"properties": {"a": {}}, "required": 5})], several=False)
 
 
 @pytest.mark.parametrize("form", TOOL_FORMATS, ids=lambda form: form.name)
