@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -99,16 +99,32 @@ class Completions:
         ask = await read_completion(self._serving, body)
         with _SPELLED:
             started = await start(self._serving.engine, self._serving.in_flight, ask.rows)
-        answer = _Answer(self._serving, ask, started)
-        if ask.stream:
-            response: Response = streamed(answer.chunks(), started.end, keep_alive_s=self._serving.options.keep_alive_s)
-        else:
-            try:
-                response = json_response(answer.whole(await unless_gone(request, started.outcomes())))
-            finally:
-                started.end()
-        response.headers.update(ignored_header(ask.ignored))
-        return response
+        return await respond(self._serving, request, ask, started, _Answer(self._serving, ask, started))
+
+
+class Answer(Protocol):
+    """What becomes of generations."""
+
+    def whole(self, outcomes: list[Progress]) -> dict[str, Any]:
+        """All of it."""
+        ...
+
+    def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Server-sent events."""
+        ...
+
+
+async def respond(serving: Serving, request: Request, ask: Ask, started: Started, answer: Answer) -> Response:
+    """``answer``, streamed or whole, as the request wants it."""
+    if ask.stream:
+        response: Response = streamed(answer.chunks(), started.end, keep_alive_s=serving.options.keep_alive_s)
+    else:
+        try:
+            response = json_response(answer.whole(await unless_gone(request, started.outcomes())))
+        finally:
+            started.end()
+    response.headers.update(ignored_header(ask.ignored))
+    return response
 
 
 async def read_completion(serving: Serving, body: Mapping[str, Any]) -> Ask:

@@ -16,15 +16,14 @@ from sglite.runtime.engine.presenter import Progress
 from sglite.runtime.serve.body import check_names, read_object
 from sglite.runtime.serve.context_length import check_length
 from sglite.runtime.serve.errors import Refused
-from sglite.runtime.serve.fields import Fields, ignored_header, spelled
+from sglite.runtime.serve.fields import Fields, spelled
 from sglite.runtime.serve.generations import Started, start
-from sglite.runtime.serve.openai.completions import Ask, read_completion
+from sglite.runtime.serve.openai.completions import Ask, read_completion, respond
 from sglite.runtime.serve.openai.logprobs import chat_rows, prompt_rows
 from sglite.runtime.serve.openai.sampling import NAMES
 from sglite.runtime.serve.openai.usage import usage_of
-from sglite.runtime.serve.responses import json_response, sse, unless_gone
+from sglite.runtime.serve.responses import sse
 from sglite.runtime.serve.serving import Route, Serving
-from sglite.runtime.serve.streaming import stream as streamed
 
 _PATH = "/inference/v1/generate"
 _SHARED = ("model", "stream", "stream_options", "cache_salt", "priority", "request_id")
@@ -51,16 +50,7 @@ class TokenCompletions:
         ask = await read_completion(self._serving, _as_completion(self._serving, await read_object(request)))
         with spelled({**NAMES, "max_new_tokens": "max_tokens", "top_logprobs_num": "logprobs"}):
             started = await start(self._serving.engine, self._serving.in_flight, ask.rows)
-        answer = _Answer(self._serving, ask, started)
-        if ask.stream:
-            response: Response = streamed(answer.chunks(), started.end, keep_alive_s=self._serving.options.keep_alive_s)
-        else:
-            try:
-                response = json_response(answer.whole(await unless_gone(request, started.outcomes())))
-            finally:
-                started.end()
-        response.headers.update(ignored_header(ask.ignored))
-        return response
+        return await respond(self._serving, request, ask, started, _Answer(self._serving, ask, started))
 
 
 def _as_completion(serving: Serving, body: dict[str, Any]) -> dict[str, Any]:
