@@ -215,26 +215,32 @@ class ConstraintCompiler:
             self._put_back(process)
 
     def _work_with(self, process: CompileProcess | None) -> None:
-        while (job := self._next_job()) is not None:
-            started = time.monotonic()
-            result = self._run(job) if process is None else self._run_apart(job, process)
-            sizes = self._sizes(job.key, result) if isinstance(result, CompiledConstraint) else {}
-            with self._changed:
-                on_time = self._jobs.get(job.key) is job
-                self._seconds += time.monotonic() - started
-                if on_time:
-                    del self._jobs[job.key]
-                    self._counts["compiled" if isinstance(result, CompiledConstraint) else "refused"] += 1
-                    if isinstance(result, CompiledConstraint):
-                        self._remember(job.key, result, sizes)
-                self._changed.notify_all()
-                needed = not job.set_aside or self._rejoin()
-            if on_time and isinstance(result, CompiledConstraint):
-                job.future.set_result(result)
-            elif on_time and isinstance(result, Exception):
-                job.future.set_exception(result)
-            if not needed:
-                return
+        while self._do_next(process):
+            pass
+
+    def _do_next(self, process: CompileProcess | None) -> bool:
+        """Wait for a job and do it; whether this thread is to go on. Between two it holds neither."""
+        job = self._next_job()
+        if job is None:
+            return False
+        started = time.monotonic()
+        result = self._run(job) if process is None else self._run_apart(job, process)
+        sizes = self._sizes(job.key, result) if isinstance(result, CompiledConstraint) else {}
+        with self._changed:
+            on_time = self._jobs.get(job.key) is job
+            self._seconds += time.monotonic() - started
+            if on_time:
+                del self._jobs[job.key]
+                self._counts["compiled" if isinstance(result, CompiledConstraint) else "refused"] += 1
+                if isinstance(result, CompiledConstraint):
+                    self._remember(job.key, result, sizes)
+            self._changed.notify_all()
+            needed = not job.set_aside or self._rejoin()
+        if on_time and isinstance(result, CompiledConstraint):
+            job.future.set_result(result)
+        elif on_time and isinstance(result, Exception):
+            job.future.set_exception(result)
+        return needed
 
     def _next_job(self) -> _Job | None:
         with self._changed:

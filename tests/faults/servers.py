@@ -77,12 +77,17 @@ class Server:
         return not any(self.open_work().values())
 
     def costliest(self) -> list[tuple[float, str]]:
-        """Processor seconds of the loop's costliest callbacks since this was asked last, and what they were."""
+        """Processor seconds of the loop's costliest callbacks since it was watched last, and what they were."""
+        return self.watched()[0]
+
+    def watched(self) -> tuple[list[tuple[float, str]], int]:
+        """``costliest``, and how many objects of the API's process only collections have let go of since."""
         before = len(self.log)
         os.kill(self.pid, signal.SIGUSR1)
         assert settles(lambda: any(line.startswith(MARK) for line in self.log[before:]), 10)
         line = next(line for line in self.log[before:] if line.startswith(MARK))
-        return [(seconds, name) for seconds, name in json.loads(line[len(MARK) :])]
+        costliest, collected = json.loads(line[len(MARK) :])
+        return [(seconds, name) for seconds, name in costliest], collected
 
     def errors(self) -> list[str]:
         """Lines of its log that tell of a failure."""

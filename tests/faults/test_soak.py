@@ -117,6 +117,7 @@ def test_an_hour_like_any_other(server: Server) -> None:
     memory: dict[str, list[tuple[float, float]]] = {name: [] for name in processes}
 
     async def attack() -> None:
+        server.watched()
         began = time.monotonic()
         end = began + _WARM_SECONDS + seconds
         clients = [
@@ -146,10 +147,13 @@ def test_an_hour_like_any_other(server: Server) -> None:
     figure(ATTACK, "memory at each tenth; at most", f"{tenths}; {peaks}")
     figure(ATTACK, "held afterwards", work)
     figure(ATTACK, "/health meanwhile", probe.seen)
-    figure(ATTACK, "costliest on the loop, ms of processor", [(round(1000 * s), n) for s, n in server.costliest()])
+    costliest, collected = server.watched()
+    figure(ATTACK, "costliest on the loop, ms of processor", [(round(1000 * s), n) for s, n in costliest])
+    figure(ATTACK, "objects left to collections, API", collected)
     assert not faults, f"{len(faults)}:\n" + "\n".join(faults[:10])
     assert not server.errors(), server.errors()[:5]
     assert back < 10 * PATIENCE and not any(work.values()), work
+    assert collected < sum(seen.values()) / 20, "requests that hold themselves"
     for name, samples in memory.items():
         assert samples[-1][1] - samples[0][1] < 30 + seconds / 60, (name, samples[0], samples[-1])
         assert peaks[name] - samples[0][1] < _MAX_PEAK, (name, samples[0], peaks)

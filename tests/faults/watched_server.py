@@ -1,13 +1,14 @@
 """``sglite`` with an event loop that is looked at: ``watched_server.py serve ...`` is ``python -m sglite serve ...``.
 
 A machine that others use makes every clock unreliable, so what a callback of the loop costs is counted in processor
-time of its thread. SIGUSR1 prints one line, the costliest callbacks since the last one, and begins anew. The loop is
-asyncio's own: the callbacks of uvloop cannot be timed.
+time of its thread. SIGUSR1 prints one line, the costliest callbacks since the last one and how many objects only
+collections have let go of, and begins anew. The loop is asyncio's own: the callbacks of uvloop cannot be timed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import sys
@@ -66,11 +67,19 @@ def _name(handle: Any) -> str:
 
 def main() -> None:
     sys.modules["uvloop"] = None  # type: ignore[assignment]  # its callbacks cannot be timed; asyncio's loop can
-    found = watch()
+    found, collected = watch(), [0]
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        collected[0] += info["collected"] if phase == "stop" else 0
 
     def say(*_: object) -> None:
-        print(MARK + json.dumps(found), file=sys.stderr, flush=True)
+        costliest = found[:]
+        gc.collect()
+        print(MARK + json.dumps([costliest, collected[0]]), file=sys.stderr, flush=True)
         found.clear()
+        collected[0] = 0
+
+    gc.callbacks.append(count)
 
     signal.signal(signal.SIGUSR1, say)
     from sglite.cli import main as run

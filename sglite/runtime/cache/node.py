@@ -25,6 +25,8 @@ class RadixNode:
         self.planned = start
         self.planned_step = -1
         self.owner: object | None = None
+        """Who computes, or has computed last, what is here. It stays as long as the node does, so it had better be no
+        more than a reference to who that is."""
         self.pages: list[int] = []
         self.continues = False
         self.locks = 0

@@ -80,7 +80,7 @@ class Ahead:
         cursor.node.lookahead = None
         held, request.held_pages = request.held_pages, []
         if depth > cursor.depth:
-            self._cache.claim(cursor, request.tokens, request, depth)
+            self._cache.claim(cursor, request.tokens, request.reference, depth)
             used = self._cache.pages_missing(cursor.node, depth)
             if used:
                 self._cache.add_pages(cursor.node, held[:used], depth, request.page_table)

@@ -262,16 +262,9 @@ class EngineCore:
             if not request.grammar.ready:
                 continue
             request.reasons.discard(WaitReason.COMPILE)
-            try:
-                request.grammar.start()
-            except (ConstraintRefused, ConstraintError) as error:
-                message = _named(request, str(error))
-                self.scheduler.end(request, FinishReason(type="error", code="constraint_refused", message=message))
-            except CompilerBusy as error:
-                self.scheduler.end(request, FinishReason(type="error", code="queue_full", message=str(error)))
-            except Exception as error:
-                message = f"the constraint could not be compiled: {type(error).__name__}: {error}"
-                self.scheduler.end(request, FinishReason(type="error", code="internal", message=message))
+            error = request.grammar.why_not()
+            if error is not None:
+                self.scheduler.end(request, _uncompiled(request, error))
 
     # --- steps ------------------------------------------------------------------------------------------------
 
@@ -396,3 +389,13 @@ class EngineCore:
 def _named(request: Request, message: str) -> str:
     spec = request.request.constraint
     return message if spec is None else name_the_constraint(spec, message)
+
+
+def _uncompiled(request: Request, error: BaseException) -> FinishReason:
+    """The end of a request whose constraint is not to be had."""
+    if isinstance(error, ConstraintRefused | ConstraintError):
+        return FinishReason(type="error", code="constraint_refused", message=_named(request, str(error)))
+    if isinstance(error, CompilerBusy):
+        return FinishReason(type="error", code="queue_full", message=str(error))
+    message = f"the constraint could not be compiled: {type(error).__name__}: {error}"
+    return FinishReason(type="error", code="internal", message=message)

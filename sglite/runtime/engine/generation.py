@@ -7,6 +7,7 @@ once. A generation that has ended holds on to nobody: neither to the engine nor 
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
@@ -113,19 +114,23 @@ class Generation:
         if tell is None:
             return
         whole = self._error is None and all(p.answered for p in self._presenters)
+        said = ""
         try:
             tell(self._presenters if whole else ())
         except Exception as caught:
-            self._error = EngineError(f"the output could not be taken over: {type(caught).__name__}: {caught}")
+            said = f"{type(caught).__name__}: {caught}"
+        if said:  # made here, where it does not hold what it comes from, and with that these frames
+            self._error = EngineError(f"the output could not be taken over: {said}")
 
     def _take(self, output: RequestOutput) -> None:
         """Hand an output to its presenter; a failure to present it is the request's failure."""
+        said = ""
         try:
             self._by_id[output.request_id].add(output)
-            error = None if output.finish_reason is None else failure(output.finish_reason)
         except Exception as caught:
-            error = EngineError(f"the output could not be presented: {type(caught).__name__}: {caught}")
-        self._error = self._error or error
+            said = f"the output could not be presented: {type(caught).__name__}: {caught}"
+        if self._error is None:
+            self._error = EngineError(said) if said else failure(output.finish_reason)
 
     def subscribe(self, tell: Callable[[], None]) -> None:
         """Call ``tell``, from any thread, after every change from now on, and once now."""
@@ -258,5 +263,5 @@ class Generation:
 
     def _progress(self) -> list[Progress]:
         if not self._open and self._error is not None:
-            raise self._error
+            raise copy.copy(self._error)  # what is raised holds who read it, and whoever reads holds this
         return [presenter.progress() for presenter in self._presenters]

@@ -107,15 +107,16 @@ class GrammarState:
     )  # fmt: skip
 
     def __init__(self, future: Future[CompiledConstraint], options: GrammarOptions) -> None:
-        self._future = future
+        self._future: Future[CompiledConstraint] | None = future
+        """Until it is done: it holds whom it told, and with that this."""
         self._options = options
-        self._unprepared: Exception | None = None
+        self._unprepared: BaseException | None = None
         self._gate: ReasoningGate | None = None
         self._row: NDArray[np.int32] | None = None
         """The last mask, as long as it is right."""
         self.matcher: Matcher | None = None
         self.ready = False
-        """Compilation has ended, well or not: ``start`` may be called."""
+        """Compilation has ended, well or not: ``why_not`` may be asked."""
         self.num_before = 0
         """Output tokens before the text begins: the reasoning and its end."""
         self.stuck = False
@@ -138,25 +139,30 @@ class GrammarState:
     def when_ready(self, wake: Callable[[], None]) -> None:
         """Call ``wake`` (from any thread) once ``ready``."""
 
-        def finish(_: object) -> None:
-            try:
-                self._prepare()
-            except Exception as error:
-                self._unprepared = error
+        def finish(future: Future[CompiledConstraint]) -> None:
+            self._future = None
+            # Asked for, not raised and caught: an exception would hold this frame, and it what waits for it.
+            self._unprepared = future.exception()
+            if self._unprepared is None:
+                try:
+                    self._prepare(future.result())
+                except Exception as error:
+                    self._unprepared = error.with_traceback(None)
             self.ready = True
             wake()
 
+        assert self._future is not None
         self._future.add_done_callback(finish)
 
-    def start(self) -> None:
-        """Raises what compilation raised, or why this request cannot have what was compiled."""
+    def why_not(self) -> BaseException | None:
+        """What compilation raised, or why this request cannot have what was compiled; told once. ``None``: it can."""
         assert self.ready
-        if self._unprepared is not None:
-            raise self._unprepared
+        error, self._unprepared = self._unprepared, None
+        return error
 
-    def _prepare(self) -> None:
+    def _prepare(self, compiled: CompiledConstraint) -> None:
         """On the thread on which compilation ended: everything up to the first mask."""
-        compiled, options = self._future.result(), self._options
+        options = self._options
         budget = options.reasoning_budget
         room = self._room_to_close(compiled)
         if room is not None:

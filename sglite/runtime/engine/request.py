@@ -9,6 +9,7 @@ Why a request waits is a set of reasons, not a state of its own.
 from __future__ import annotations
 
 import enum
+import weakref
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -80,17 +81,20 @@ class Request:
     """One sequence on its way through the engine; see the module's drawing. Only the scheduler changes it."""
 
     __slots__ = (
-        "accounting", "blocked_on", "blocked_planned", "cursor", "draft", "emitted", "ending", "finish", "first_run",
-        "grammar", "group", "held_pages", "hidden", "in_flight", "logprobs", "num_cached", "num_computed",
+        "__weakref__", "accounting", "blocked_on", "blocked_planned", "cursor", "draft", "emitted", "ending", "finish",
+        "first_run", "grammar", "group", "held_pages", "hidden", "in_flight", "logprobs", "num_cached", "num_computed",
         "num_scheduled", "order", "page_table", "pages_sent", "preempting", "priority", "program", "prompt_len", "rank",
-        "reasons", "request", "samples_in_flight", "scores_in_flight", "seed", "seen", "slot", "start_time",
-        "state_at", "state_slots", "status", "stop", "suspect", "tokens", "unsent_forced", "waited", "window",
+        "reasons", "reference", "request", "samples_in_flight", "scores_in_flight", "seed", "seen", "slot",
+        "start_time", "state_at", "state_slots", "status", "stop", "suspect", "tokens", "unsent_forced", "waited",
+        "window",
     )  # fmt: skip
 
     def __init__(
         self, request: GenerateRequest, order: int, now: float, seed: int, program: Program | None = None
     ) -> None:
         self.request = request
+        self.reference = weakref.ref(self)
+        """Its name in the tree, whose nodes outlive it."""
         self.program = program
         self.order = order
         self.rank = order
@@ -265,3 +269,9 @@ class Request:
             f"Request({self.id}, {self.status.value}, cached={self.num_cached}, computed={self.num_computed}, "
             f"scheduled={self.num_scheduled}, tokens={self.num_tokens}, unknown={self.num_unknown})"
         )
+
+
+def owner_of(node: RadixNode) -> Request | None:
+    """The request that ``node`` was claimed for last, as long as there is one."""
+    request = node.owner() if isinstance(node.owner, weakref.ref) else None
+    return request if isinstance(request, Request) else None

@@ -18,7 +18,7 @@ from sglite.runtime.cache.radix import RadixCache
 from sglite.runtime.engine.ahead import Ahead
 from sglite.runtime.engine.memory import PagePlanner
 from sglite.runtime.engine.recurrent import StatePlanner
-from sglite.runtime.engine.request import Request, RequestStatus, WaitReason
+from sglite.runtime.engine.request import Request, RequestStatus, WaitReason, owner_of
 from sglite.runtime.engine.step_plan import StepPlan
 from sglite.runtime.engine.windows import NOTHING, Refill
 from sglite.runtime.protocol import UNKNOWN_TOKEN, CopyPages, RowStep
@@ -28,7 +28,7 @@ def block(request: Request, node: RadixNode) -> None:
     """``request`` waits for what the owner of ``node`` is computing; the owner becomes as urgent as it is."""
     request.blocked_on, request.blocked_planned = node, node.planned
     request.reasons.add(WaitReason.PROMISE)
-    owner = node.lookahead or node.owner
+    owner = node.lookahead or owner_of(node)
     if isinstance(owner, Request):
         owner.inherit(request)
 
@@ -101,7 +101,7 @@ class RowPlanner:
         request.pages_sent = min(request.pages_sent, changed)
         if blocked is None and cursor.depth < needed:
             if cursor.node.lookahead is None:
-                self._cache.claim(cursor, request.tokens, request, needed)
+                self._cache.claim(cursor, request.tokens, request.reference, needed)
             else:
                 blocked = cursor.node
         if blocked is not None:
@@ -129,7 +129,7 @@ class RowPlanner:
         end = request.num_needed
         pools = request.request.pool is not None
         if pools or (request.max_new_tokens > 0 and request.ending is None):
-            row = plan.row_covering(request.cursor.node.owner, end - 1)
+            row = plan.row_covering(request.cursor.node, end - 1)
             if row is None or request.state_slots:
                 return False
             (plan.add_pool if pools else plan.add_sample)(request, row, end - 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sglite.runtime.cache.node import RadixNode
-from sglite.runtime.engine.request import Request
+from sglite.runtime.engine.request import Request, owner_of
 from sglite.runtime.engine.row_order import RowOrder
 from sglite.runtime.protocol import CopyPages, PoolTask, RowStep, SampleTask, SchedulerOutput, ScoreTask
 
@@ -74,11 +74,10 @@ class StepPlan:
         self.join(request)
         return index
 
-    def row_covering(self, owner: object, position: int) -> int | None:
-        """Index of the row in which ``owner`` computes ``position`` in this step."""
-        if not isinstance(owner, Request):
-            return None
-        index = self._row_of.get(owner)
+    def row_covering(self, node: RadixNode, position: int) -> int | None:
+        """Index of the row in which the owner of ``node`` computes ``position`` in this step."""
+        owner = owner_of(node)
+        index = None if owner is None else self._row_of.get(owner)
         if index is None:
             return None
         row = self.output.rows[index]
@@ -90,7 +89,7 @@ class StepPlan:
 
     def row_with_logits(self, node: RadixNode, position: int) -> int | None:
         """Index of a row of this step that gives the logits at ``position`` of the path with ``node``."""
-        row = self.row_covering(node.owner, position)
+        row = self.row_covering(node, position)
         return self._again.get((node, position)) if row is None else row
 
     def sort_rows(self, row_order: RowOrder) -> None:

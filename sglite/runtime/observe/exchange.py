@@ -26,9 +26,9 @@ _TRACE = re.compile(r"[\x20-\x7e]{1,512}")
 
 @dataclass(slots=True, eq=False)
 class Tracked:
-    """One request of the engine. ``rid``: what the client calls it; ``program``: the program it is part of."""
+    """One request of the engine. ``rid``: what the client calls it; ``program``: the program it is part of. It does not
+    know its exchange: what is forgotten goes at once, without a collection."""
 
-    exchange: Exchange
     rid: str
     program: str
     begun_at: float

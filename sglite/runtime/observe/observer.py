@@ -104,16 +104,16 @@ class Observer:
         if owner is None or owner.answered_at is not None:
             owner = Exchange(request_id(None), "none", "", now, time.time(), answered_at=now)
         short, program = rid[:MAX_NAME], program[:MAX_NAME]
-        made = {name: Tracked(owner, short, program, now) for name in request_ids}
+        made = {name: Tracked(short, program, now) for name in request_ids}
         with self.lock:
             owner.num_open += len(made)
             owner.num_tracked += len(made)
             listed = list(made.values())[: MAX_TRACKED - len(owner.tracked)]
             owner.tracked.extend(listed)
             self.timeline.add(owner, short, len(listed))
-        return functools.partial(self._saw, made)
+        return functools.partial(self._saw, owner, made)
 
-    def _saw(self, made: Mapping[str, Tracked], output: RequestOutput) -> None:
+    def _saw(self, exchange: Exchange, made: Mapping[str, Tracked], output: RequestOutput) -> None:
         complete = False
         try:
             tracked, now = made[output.request_id], self.clock()
@@ -121,22 +121,22 @@ class Observer:
                 if tracked.admitted_at is None:
                     tracked.admitted_at = max(tracked.begun_at, now - output.accounting.e2e_ms / 1000)
                 if output.new_token_ids:
-                    self._tokens(tracked, len(output.new_token_ids), output.accounting, now)
+                    self._tokens(exchange, tracked, len(output.new_token_ids), output.accounting, now)
                 if output.finish_reason is not None and tracked.ended_at is None:
-                    self._end(tracked, output, now)
-                    complete = tracked.exchange.complete
+                    self._end(exchange, tracked, output, now)
+                    complete = exchange.complete
         except Exception:
             logger.exception("an output of %s could not be counted", output.request_id)
         if complete:
-            self._tell(tracked.exchange)
+            self._tell(exchange)
 
-    def _tokens(self, tracked: Tracked, count: int, accounting: Accounting, now: float) -> None:
+    def _tokens(self, exchange: Exchange, tracked: Tracked, count: int, accounting: Accounting, now: float) -> None:
         tally = self.tally
         if tracked.last_at is None:
             tracked.first_at = now
             assert tracked.admitted_at is not None
             # What stands before it in its sequence is not what a request of a program waits for.
-            since = tracked.admitted_at if tracked.program else tracked.exchange.began_at
+            since = tracked.admitted_at if tracked.program else exchange.began_at
             tally.first_token.observe(now - since)
             self._prompt(tracked, accounting, now)
             if count > 1:
@@ -162,11 +162,11 @@ class Observer:
             self.tally.prompts.add(now, cached, prompt)
         tracked.accounting = msgspec.structs.replace(accounting)
 
-    def _end(self, tracked: Tracked, output: RequestOutput, now: float) -> None:
+    def _end(self, exchange: Exchange, tracked: Tracked, output: RequestOutput, now: float) -> None:
         reason, accounting, counts = output.finish_reason, output.accounting, self.tally.counts
         assert reason is not None
         tracked.ended_at, tracked.finish, tracked.code = now, reason.type, reason.code
-        tracked.exchange.num_open -= 1
+        exchange.num_open -= 1
         counts["num_requests"] += 1
         if reason.code in _REFUSED:
             counts["num_refused_requests"] += 1
@@ -182,7 +182,7 @@ class Observer:
             counts["num_so_requests"] += 1
             counts["num_so_incomplete"] += not output.constraint_complete
         if reason.type in ("stop", "length"):
-            since = accounting.e2e_ms / 1000 if tracked.program else now - tracked.exchange.began_at
+            since = accounting.e2e_ms / 1000 if tracked.program else now - exchange.began_at
             self.tally.request.observe(since)
         else:
             counts["num_aborted_requests" if reason.type == "abort" else "num_failed_requests"] += 1

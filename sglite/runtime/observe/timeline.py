@@ -35,6 +35,7 @@ class Timeline:
             self._kept.append(exchange)
             self._names[exchange] = {exchange.id}
             self._by_name[exchange.id] = exchange
+            self._total += len(exchange.tracked) - count  # listed before it was forgotten
         if count:
             self._names[exchange].add(rid)
             self._by_name[rid] = exchange
@@ -87,13 +88,13 @@ def details(exchange: Exchange, now: float) -> dict[str, Any]:
         "received_at": round(exchange.wall, 3),
         "body_ms": _since(exchange, exchange.body_at),
         "answered_ms": _since(exchange, exchange.answered_at),
-        "generations": [_generation(tracked) for tracked in exchange.tracked],
+        "generations": [_generation(exchange, tracked) for tracked in exchange.tracked],
         "not_listed": exchange.num_tracked - len(exchange.tracked),
     }
 
 
-def _generation(tracked: Tracked) -> dict[str, Any]:
-    exchange, accounting = tracked.exchange, tracked.accounting
+def _generation(exchange: Exchange, tracked: Tracked) -> dict[str, Any]:
+    accounting = tracked.accounting
     ran = tracked.admitted_at is not None and accounting.forward_passes
     started = tracked.admitted_at + accounting.queue_ms / 1000 if ran and tracked.admitted_at is not None else None
     return {

@@ -100,18 +100,18 @@ class Traces:
             name = f"{_operation(exchange)} {self._model}"
             started = _nanoseconds(exchange, tracked.begun_at)
             child = self._tracer.start_span(
-                name, context=inside, start_time=started, attributes=self._attributes(tracked)
+                name, context=inside, start_time=started, attributes=self._attributes(exchange, tracked)
             )
             if tracked.finish in ("error", "abort"):
                 child.set_status(Status(StatusCode.ERROR, tracked.code))
                 child.set_attribute("error.type", tracked.code or tracked.finish)
-            _mark(child, tracked)
+            _mark(child, exchange, tracked)
             child.end(_nanoseconds(exchange, tracked.ended_at or tracked.begun_at))
         last = max([exchange.answered_at or exchange.received_at, *(one.ended_at or 0.0 for one in exchange.tracked)])
         span.end(_nanoseconds(exchange, last))
 
-    def _attributes(self, tracked: Tracked) -> dict[str, Any]:
-        exchange, accounting = tracked.exchange, tracked.accounting
+    def _attributes(self, exchange: Exchange, tracked: Tracked) -> dict[str, Any]:
+        accounting = tracked.accounting
         found: dict[str, Any] = {
             "gen_ai.operation.name": _operation(exchange),
             "gen_ai.provider.name": "sglite",
@@ -135,9 +135,9 @@ class Traces:
         return found
 
 
-def _mark(span: Span, tracked: Tracked) -> None:
+def _mark(span: Span, exchange: Exchange, tracked: Tracked) -> None:
     """Events: when it first ran, and its first token."""
-    exchange, accounting = tracked.exchange, tracked.accounting
+    accounting = tracked.accounting
     if tracked.admitted_at is not None and accounting.forward_passes:
         first_run = tracked.admitted_at + accounting.queue_ms / 1000
         span.add_event("first run", timestamp=_nanoseconds(exchange, first_run))

@@ -105,6 +105,8 @@ class Connection(asyncio.Protocol):
             if cycle is not None:
                 cycle.lost()
         self._waiting.clear()
+        self._cycle = self._incoming = None
+        del self._parser  # it and its connection hold each other
         self.resume_writing()
         if self._timer is not None:
             self._timer.cancel()

@@ -192,6 +192,24 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(timeline._by_name) <= 2 * LIMIT and max(map(len, timeline._by_name)) <= MAX_NAME
 
 
+def test_what_begins_more_when_it_has_been_forgotten_counts_with_all_that_it_lists() -> None:
+    observer = Observer()
+    long = observer.received("/program", "POST", {})
+
+    def others() -> None:
+        for i in range(LIMIT):
+            observer.begin(str(i), [str(i)], exchange=observer.received("/generate", "POST", {}))
+
+    observer.begin("many", [f"m{i}" for i in range(MAX_TRACKED - 1)], exchange=long)
+    others()
+    assert observer.timeline.find("many") is None
+    observer.begin("more", ["more"], exchange=long)
+    assert observer.timeline.find("more") is long and len(long.tracked) == MAX_TRACKED
+    assert sum(len(one.tracked) for one in observer.timeline.recent(2 * LIMIT)) == LIMIT
+    others()
+    assert len(observer.timeline.recent(2 * LIMIT)) == LIMIT
+
+
 def test_the_latest_of_a_name_is_found_and_stays_when_an_older_one_is_forgotten() -> None:
     observer = Observer()
     first, second = (observer.received("/generate", "POST", {"x-request-id": "same"}) for _ in range(2))

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from sglite.runtime.engine.generation import Generation
+import pytest
+from served import Served, listening, settles
+
+from sglite.runtime.engine.generation import Generation, RequestRefused
+from sglite.runtime.engine.grammar import GrammarState
 from sglite.runtime.engine.presenter import Presenter
+from sglite.runtime.engine.request import Request
+from sglite.runtime.observe.exchange import Exchange, Tracked
+from sglite.runtime.observe.observer import Observer
+from sglite.runtime.observe.timeline import LIMIT
 from sglite.runtime.protocol import FinishReason, RequestOutput
 from sglite.runtime.sample.params import SamplingParams
+from sglite.runtime.serve.connection import Connection
+from sglite.runtime.serve.cycle import Cycle
 from sglite.runtime.serve.merge import Bell, Merged
 from sglite.runtime.text.chat_template import ChatTemplate
 
@@ -21,16 +35,28 @@ _TEMPLATE = (
 )
 
 
-def left_by(action: Callable[[], object]) -> int:
-    """Objects that only a collection lets go of, after the action has been done twice."""
-    action()
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """What holds itself stays for as long."""
     gc.collect()
     gc.disable()
     try:
-        action()
-        return gc.collect()
+        yield
     finally:
         gc.enable()
+
+
+def left_by(action: Callable[[], object]) -> int:
+    """Objects that only a collection lets go of, after the action has been done twice."""
+    action()
+    with without_collections():
+        action()
+        return gc.collect()
+
+
+def alive(*kinds: type) -> int:
+    """Objects of these types that are there, whether anybody can still reach them or not."""
+    return sum(isinstance(one, kinds) for one in gc.get_objects())
 
 
 def test_a_prompt_leaves_nothing() -> None:
@@ -62,15 +88,93 @@ def test_a_generation_that_is_followed_leaves_nothing() -> None:
             assert await reading == 3
 
         await once()
-        gc.collect()
-        gc.disable()
-        try:
+        with without_collections():
             await once()
             return gc.collect()
-        finally:
-            gc.enable()
 
     assert asyncio.run(follow()) == 0
+
+
+def test_a_refused_generation_that_is_read_leaves_nothing() -> None:
+    end = FinishReason(type="error", code="constraint_refused", message="no")
+
+    async def read() -> None:
+        one = Generation([Presenter("r", SamplingParams(), None, None)], lambda rid: None)
+        one.push(RequestOutput(request_id="r", finish_reason=end))
+        for _ in range(2):
+            with pytest.raises(RequestRefused, match="no") as caught:
+                [progress async for _, progress in Merged([one], Bell())]
+            assert caught.value.code == "constraint_refused"
+            del caught
+
+    asyncio.run(read())
+    with without_collections():
+        asyncio.run(read())
+        assert alive(Generation) == 0
+
+
+def test_a_request_that_is_forgotten_goes() -> None:
+    observer, reason = Observer(), FinishReason(type="stop")
+
+    def ask(number: int) -> None:
+        exchange = observer.received("/generate", "POST", {})
+        saw = observer.begin(str(number), [str(number)], exchange=exchange)
+        saw(RequestOutput(request_id=str(number), new_token_ids=[1], finish_reason=reason))
+        observer.answered(exchange, 200)
+
+    with without_collections():
+        for number in range(LIMIT + 500):
+            ask(number)
+        assert alive(Exchange) == alive(Tracked) == LIMIT
+
+
+async def _answer(scope: Any, receive: Any, send: Any) -> None:
+    """When the whole body is there; ``/slow`` in pieces until the client leaves."""
+    while (message := await receive()).get("more_body"):
+        pass
+    if message["type"] == "http.disconnect":
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    if scope["path"] == "/slow":
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        assert (await receive())["type"] == "http.disconnect"
+    await send({"type": "http.response.body", "body": b"!"})
+
+
+@pytest.mark.parametrize(
+    ("sent", "whole"),
+    [
+        (b"GET /one HTTP/1.1\r\nHost: a\r\n\r\n" * 3, True),
+        (b"POST /one HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhal", False),
+        (b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n", True),
+        (b"GET /one HT", False),
+        (b"no HTTP at all\r\n\r\n", True),
+        (b"", False),
+    ],
+)
+def test_a_connection_that_ends_goes_and_its_requests_with_it(sent: bytes, whole: bool) -> None:
+    """Whether it was idle, its answer had not begun or was under way, or its head or body was not complete."""
+    with listening(_answer, http=Connection, lifespan="off", ws="none") as port, without_collections():
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", port), 5) as peer:
+                peer.sendall(sent)
+                if whole:
+                    assert peer.recv(100)
+        assert settles(lambda: alive(Connection, Cycle) == 0), alive(Connection, Cycle)
+
+
+def test_the_engine_keeps_no_request_nor_its_constraint_refused_or_not(server: Served) -> None:
+    """Although what they computed stays in the cache."""
+
+    def ask(name: str) -> None:
+        for schema, status in (({"properties": {name: {}}}, 200), ({"properties": {name: {"type": "no"}}}, 400)):
+            sampling = {"max_new_tokens": 2, "json_schema": json.dumps(schema)}
+            server.post("/generate", {"text": "a", "sampling_params": sampling}, status)
+
+    ask("first")
+    with without_collections():
+        ask("second")
+        assert settles(lambda: alive(GrammarState, Request) == 0), alive(GrammarState, Request)
 
 
 def test_what_was_there_is_left_out_of_collections() -> None:
