@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from asyncio.events import Handle
+from asyncio.selector_events import _SelectorSocketTransport
 from typing import Any
 
 MARK = "watched: "
@@ -65,8 +66,21 @@ def _name(handle: Any) -> str:
     return str(getattr(callback, "__qualname__", type(callback).__name__))[:100]
 
 
+def untie_transports() -> None:
+    """Those of asyncio's loop hold themselves when they have ended; those that a server uses do not."""
+    transport: Any = _SelectorSocketTransport
+    ended = transport._call_connection_lost
+
+    def end(self: Any, error: Exception | None) -> None:
+        ended(self, error)
+        self._read_ready_cb = None
+
+    transport._call_connection_lost = end
+
+
 def main() -> None:
     sys.modules["uvloop"] = None  # type: ignore[assignment]  # its callbacks cannot be timed; asyncio's loop can
+    untie_transports()
     found, collected = watch(), [0]
 
     def count(phase: str, info: dict[str, int]) -> None:
