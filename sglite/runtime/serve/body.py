@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 
+from sglite.runtime import garbage
 from sglite.runtime.serve.errors import Refused
 
 MAX_BODY = 32 * 2**20
@@ -56,7 +57,7 @@ async def read_object(request: Request, limit: int = MAX_BODY) -> dict[str, Any]
     data = await read_bytes(request, limit)
     if not data:
         return {}
-    value = await asyncio.to_thread(decode, data) if len(data) > _LARGE else decode(data)
+    value = await asyncio.to_thread(_decode_large, data) if len(data) > _LARGE else decode(data)
     if not isinstance(value, dict):
         raise Refused(400, f"the body must be a JSON object, not {_kind(value)}")
     return value
@@ -73,6 +74,11 @@ def decode(data: bytes) -> Any:
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_deep(value):
         raise _too_deep()
     return value
+
+
+def _decode_large(data: bytes) -> Any:
+    with garbage.overlooked():
+        return decode(data)
 
 
 def _is_deep(value: Any) -> bool:

@@ -184,3 +184,27 @@ def test_what_was_there_is_left_out_of_collections() -> None:
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["True", "True"]
+
+
+def test_a_body_of_millions_of_values_is_not_looked_through() -> None:
+    program = """
+import gc
+from sglite.runtime import garbage
+def looked() -> tuple[int, int]:
+    return sum(one["collections"] for one in gc.get_stats()), len(gc.get_objects())
+def made() -> list[list[int]]:
+    with garbage.overlooked():
+        return [[number] for number in range(300_000)]
+found = made()
+print(looked()[1] > 300_000)
+del found
+garbage.settle()
+before, frozen = looked(), gc.get_freeze_count()
+found = made()
+after = looked()
+print(after[0] == before[0], after[1] < 10_000, gc.isenabled())
+del found
+print(gc.get_freeze_count() - frozen < 10_000)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["True"] * 5, said.stdout
