@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import Collection
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -82,11 +83,13 @@ def _decode_large(data: bytes) -> Any:
 
 
 def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        inside = (item.values() if isinstance(item, dict) else item for item in level)
-        level = [item for items in inside for item in items if isinstance(item, (dict, list))]
-        if not level:
+    lists: list[list[Any]] = [[value]]
+    dicts: list[dict[str, Any]] = []
+    for _ in range(MAX_DEPTH + 1):
+        inside = [*chain.from_iterable(lists), *chain.from_iterable(map(dict.values, dicts))]
+        lists = [item for item in inside if type(item) is list]
+        dicts = [item for item in inside if type(item) is dict]
+        if not lists and not dicts:
             return False
     return True
 

@@ -25,6 +25,8 @@ HEAD_SECONDS = 10.0
 """How long the head of a request may take, from the beginning of the connection or from its first byte."""
 BODY_SECONDS = 60.0
 """How long nothing may come of a body that is not complete."""
+BODY_RATE = 1000
+"""Bytes a second that a body has to have come with, beyond ``BODY_SECONDS``."""
 MAX_HEAD_BYTES = 64 * 1024
 """Of request line and headers."""
 _FRAMING = (b"content-length", b"transfer-encoding")
@@ -64,12 +66,15 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = self._frame_bytes = 0
+        self._body_since, self._body_bytes = 0.0, 0
+        """When the body began, without the time for which it was not read, and what has come of it."""
         self._incoming: Cycle | None = None
         """Whose body comes."""
         self._cycle: Cycle | None = None
         """Which is being answered, or was last."""
         self._waiting: deque[Cycle] = deque()
         self._is_paused = False
+        self._paused_at = 0.0
         self._may_write: asyncio.Event | None = None
         """While the peer does not read."""
         self._out: list[bytes] = []
@@ -94,7 +99,8 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         if self._at is _At.BODY:
-            self._expect(BODY_SECONDS)
+            left = self._body_since + self._body_bytes / BODY_RATE - self._loop.time()
+            self._expect(BODY_SECONDS + min(left, 0.0))
         elif self._is_answering:
             self._deadline = None
 
@@ -189,6 +195,7 @@ class Connection(asyncio.Protocol):
             return
         self._at = _At.BODY
         self._head_bytes, self._frame_bytes = 0, 0
+        self._body_since, self._body_bytes = self._loop.time(), 0
         version = self._parser.get_http_version()
         url = httptools.parse_url(self._url)
         path = url.path.decode("ascii")
@@ -224,6 +231,7 @@ class Connection(asyncio.Protocol):
         """More of the body."""
         assert self._incoming is not None
         self._frame_bytes -= len(body) * (1 + _FRAME_BYTES)
+        self._body_bytes += len(body)
         if self._incoming.came(body):
             self._pause()
 
@@ -254,12 +262,14 @@ class Connection(asyncio.Protocol):
     def _pause(self) -> None:
         if not self._is_paused and not self._transport.is_closing():
             self._is_paused = True
+            self._paused_at = self._loop.time()
             self._transport.pause_reading()
 
     def read_on(self) -> None:
         """See ``cycle.Line``."""
         if self._is_paused and not self._waiting and not self._transport.is_closing():
             self._is_paused = False
+            self._body_since += self._loop.time() - self._paused_at
             self._transport.resume_reading()
 
     # --- answering --------------------------------------------------------------------------------------------

@@ -14,17 +14,28 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message
 
+from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.gone import WATCH
 
 logger = logging.getLogger(__name__)
 HIGH_WATER = 64 * 1024
 """Bytes of a body that may wait to be read by the application."""
+LARGE = 2**20
+"""Bytes from which on a body counts among those that are bounded together."""
+MAX_HELD = 512 * 2**20
+"""Bytes of all large bodies of requests that are not answered yet."""
 _STATUS = {int(status): b"HTTP/1.1 %d " % status + status.phrase.encode() for status in http.HTTPStatus}
 _BODILESS = (204, 304)
 _FAILED: list[Message] = [
     {"type": "http.response.start", "status": 500, "headers": [(b"content-type", b"text/plain; charset=utf-8")]},
     {"type": "http.response.body", "body": b"Internal Server Error"},
 ]
+
+
+class _Held:
+    """Bytes of large bodies in this process, whatever server they came to."""
+
+    total = 0
 
 
 class Line(Protocol):
@@ -82,6 +93,8 @@ class Cycle:
         """Something has come since it was asked for."""
         self._asking: asyncio.Future[None] | None = None
         self._body = bytearray()
+        self._taken = self._held = 0
+        """Bytes of the body that the application has been given, and those of them that count as held."""
         self._whole = False
         self._gone = False
         self._chunked = self._silent = False
@@ -128,6 +141,8 @@ class Cycle:
             failed = error
         finally:
             self._scope.pop(WATCH, None)  # else the two would hold each other
+            _Held.total -= self._held
+            self._held = 0
         if self._gone or self.complete:
             return
         if failed is None:
@@ -142,7 +157,7 @@ class Cycle:
     # --- ASGI -------------------------------------------------------------------------------------------------
 
     async def receive(self) -> Message:
-        """See ASGI."""
+        """See ASGI. Raises ``Refused``."""
         if self._expects:
             self._expects = False
             self._line.write(b"HTTP/1.1 100 Continue\r\n\r\n", now=True)
@@ -158,7 +173,19 @@ class Cycle:
         if self._gone or self.complete:
             return {"type": "http.disconnect"}
         body, self._body = bytes(self._body), bytearray()
+        self._hold(len(body))
         return {"type": "http.request", "body": body, "more_body": not self._whole}
+
+    def _hold(self, more: int) -> None:
+        """Small bodies always; ``Refused`` where those of others leave no room for a large one."""
+        self._taken += more
+        if self._taken <= LARGE:
+            return
+        if _Held.total - self._held + self._taken > MAX_HELD:
+            told = f"large bodies of open requests have {MAX_HELD} bytes together; try again later"
+            raise Refused(429, told, code="overloaded", retry_after=1)
+        _Held.total += self._taken - self._held
+        self._held = self._taken
 
     def _watched(self) -> asyncio.Future[None]:
         """See ``gone.WATCH``."""
