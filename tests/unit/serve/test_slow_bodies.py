@@ -97,6 +97,7 @@ def test_a_body_that_hardly_comes_ends_the_connection(port: int) -> None:
 
 def test_time_in_which_a_body_is_not_read_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "BODY_SECONDS", PATIENCE)
+    monkeypatch.setattr(connection, "BODY_RATE", 4 * 2**20)
 
     async def late(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(3 * PATIENCE)
