@@ -9,14 +9,14 @@ is not the same from engine to engine.
 from __future__ import annotations
 
 import re
-from typing import NoReturn
 
 from sglite.constrained import charset, left_recursion
 from sglite.constrained.charset import Ranges
 from sglite.constrained.grammar import Chars, Grammar, Node, Ref, Text, alt, repeat, seq
 from sglite.constrained.left_recursion import LeftRecursion
 from sglite.constrained.limits import Limits
-from sglite.constrained.spec import ConstraintError, ConstraintRefused
+from sglite.constrained.source import Source
+from sglite.constrained.spec import ConstraintError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _RULE = re.compile(rf"(?P<name>{_NAME.pattern})\s*::=")
@@ -32,12 +32,11 @@ def read_ebnf(text: str, limits: Limits | None = None) -> Grammar:
     return _Reader(text, limits or Limits()).read()
 
 
-class _Reader:
+class _Reader(Source):
+    keyword = "ebnf"
+
     def __init__(self, text: str, limits: Limits) -> None:
-        self._text = text
-        self._at = 0
-        self._depth = 0
-        self._limits = limits
+        super().__init__(text, limits)
         self._used: dict[str, int] = {}
 
     def read(self) -> Grammar:
@@ -99,10 +98,7 @@ class _Reader:
             return None
         low = int(found[1] or 0)
         high = (int(found[3]) if found[3] else None) if found[2] else low
-        if high is not None and high < low:
-            self._broken(f"the range {found[0]} is the wrong way round")
-        if max(low, high or 0) > self._limits.max_repeat:
-            self._refuse(f"a repetition of {max(low, high or 0)}, more than {self._limits.max_repeat},", self._at)
+        self._check_counts(low, high, found[0])
         self._at = found.end()
         self._space()
         return low, high
@@ -128,9 +124,7 @@ class _Reader:
         return Ref(found[0])
 
     def _group(self, start: int) -> Node:
-        self._depth += 1
-        if self._depth > self._limits.max_depth:
-            self._refuse(f"nesting deeper than {self._limits.max_depth}", start)
+        self._enter(start)
         self._take("(")
         if self._text.startswith("=", self._at):
             self._refuse("lookahead", start)
@@ -209,15 +203,3 @@ class _Reader:
         self._at += len(text)
         self._space()
         return True
-
-    def _place(self, at: int | None) -> str:
-        before = self._text[: self._at if at is None else at]
-        return f"line {before.count(chr(10)) + 1} column {len(before) - before.rfind(chr(10))}"
-
-    def _broken(self, what: str, at: int | None = None) -> NoReturn:
-        raise ConstraintError(f"grammar, {self._place(at)}: {what}")
-
-    def _refuse(self, what: str, at: int) -> NoReturn:
-        raise ConstraintRefused(
-            f"grammar, {self._place(at)}: {what} is not enforced; write it another way", keyword="ebnf"
-        )

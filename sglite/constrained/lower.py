@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sglite.constrained.budget import Budget
-from sglite.constrained.ebnf import read_ebnf
 from sglite.constrained.grammar import Grammar, Text, alt, check_satisfiable
 from sglite.constrained.json_schema.lower import lower_schema
+from sglite.constrained.lark import read_grammar
 from sglite.constrained.limits import Limits
 from sglite.constrained.regex import match_expr
 from sglite.constrained.report import KeywordReport
@@ -57,7 +57,7 @@ def _read(
     if spec.kind == "regex":
         return Grammar({"root": match_expr(spec.value, limits, budget=budget)}), KeywordReport()
     if spec.kind == "ebnf":
-        return read_ebnf(spec.value, limits), KeywordReport()
+        return read_grammar(spec.value, limits, budget), KeywordReport()
     return _choice(spec.value), KeywordReport()
 
 

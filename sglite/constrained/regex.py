@@ -43,13 +43,24 @@ def search_expr(
     return _lowered(pattern, limits, sense, budget, search=True)
 
 
-def _lowered(pattern: str, limits: Limits | None, sense: Sense, budget: Budget | None, *, search: bool) -> Node:
+def terminal_expr(pattern: str, limits: Limits | None = None, *, budget: Budget | None = None) -> Node:
+    """`match_expr` of a pattern for a part of a text whose matches depend on neither the text beside it nor on which
+    of several is taken; ConstraintRefused for any other."""
+    return _lowered(pattern, limits, "inner", budget, search=False, alone=True)
+
+
+def _lowered(
+    pattern: str, limits: Limits | None, sense: Sense, budget: Budget | None, *, search: bool, alone: bool = False
+) -> Node:
     def refuse(what: str) -> NoReturn:
         reason = f"regex {pattern!r:.80}: {what} is not enforced; rewrite the pattern without it"
         raise ConstraintRefused(reason, keyword="regex")
 
     try:
-        tree = without_references(Reader(pattern, limits or Limits(), sense).read(), refuse)
+        reader = Reader(pattern, limits or Limits(), sense)
+        tree = without_references(reader.read(), refuse)
+        if alone and (found := reader.particular()):
+            refuse(found)
         if search:
             tree = cat([ANY, tree, ANY])
         return Lowering(budget or Budget(_MAX_WORK), refuse).whole(tree)

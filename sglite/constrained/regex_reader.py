@@ -63,6 +63,14 @@ class Reader:
             self._cursor.broken("unmatched )")
         return tree
 
+    def particular(self) -> str:
+        """What in the pattern depends on the text beside a match, or on which match is taken, if anything does."""
+        if self._looks:
+            return "an anchor, a word boundary or lookaround in a part of a text"
+        if self._lazy:
+            return "a lazy quantifier in a part of a text"
+        return "a possessive quantifier or an atomic group in a part of a text" if self._twice else ""
+
     # structure
 
     def _alternation(self) -> Tree:

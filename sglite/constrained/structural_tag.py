@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglite.constrained.budget import Budget
-from sglite.constrained.ebnf import read_ebnf
 from sglite.constrained.free_text import Speller, joined, up_to_first, without
 from sglite.constrained.grammar import EMPTY, NOTHING, Grammar, Node, Special, alt, repeat, seq
 from sglite.constrained.grammar_join import Joined
 from sglite.constrained.json_schema.lower import lower_parsed
 from sglite.constrained.json_schema.tagged import STYLES, lower_tagged
+from sglite.constrained.lark import read_grammar
 from sglite.constrained.limits import Limits
 from sglite.constrained.regex import match_expr
 from sglite.constrained.report import KeywordReport, Verdict
@@ -142,7 +142,7 @@ class _Lowering:
         text, at = _text(node, field, pointer), f"{pointer}/{field}"
         try:
             if kind == "grammar":
-                return self.joined.add(read_ebnf(text, self._limits))
+                return self.joined.add(read_grammar(text, self._limits, self._budget))
             found = match_expr(text, self._limits, budget=self._budget)
         except (ConstraintError, ConstraintRefused) as error:
             raise _moved(error, at) from None

@@ -1,0 +1,44 @@
+"""Text that is read from left to right, with errors that name the place."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from sglite.constrained.limits import Limits
+from sglite.constrained.spec import ConstraintError, ConstraintRefused
+
+
+class Source:
+    """A grammar's text and a position in it, for a reader of some notation. ``keyword``: what a refusal names."""
+
+    keyword = ""
+
+    def __init__(self, text: str, limits: Limits) -> None:
+        self._text = text
+        self._at = 0
+        self._depth = 0
+        self._limits = limits
+
+    def _enter(self, start: int) -> None:
+        """One level deeper; who enters leaves by ``_depth``."""
+        self._depth += 1
+        if self._depth > self._limits.max_depth:
+            self._refuse(f"nesting deeper than {self._limits.max_depth}", start)
+
+    def _check_counts(self, low: int, high: int | None, written: str) -> None:
+        """Those of a repetition."""
+        if high is not None and high < low:
+            self._broken(f"the range {written} is the wrong way round")
+        if max(low, high or 0) > self._limits.max_repeat:
+            self._refuse(f"a repetition of {max(low, high or 0)}, more than {self._limits.max_repeat},", self._at)
+
+    def _place(self, at: int | None) -> str:
+        before = self._text[: self._at if at is None else at]
+        return f"line {before.count(chr(10)) + 1} column {len(before) - before.rfind(chr(10))}"
+
+    def _broken(self, what: str, at: int | None = None) -> NoReturn:
+        raise ConstraintError(f"grammar, {self._place(at)}: {what}")
+
+    def _refuse(self, what: str, at: int) -> NoReturn:
+        told = f"grammar, {self._place(at)}: {what} is not enforced; write it another way"
+        raise ConstraintRefused(told, keyword=self.keyword)
