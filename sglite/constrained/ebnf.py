@@ -46,7 +46,7 @@ class _Reader(Source):
         while self._at < len(self._text):
             found = _RULE.match(self._text, self._at)
             if found is None:
-                self._broken("expected 'name ::='")
+                self._broken("expected 'name ::=' (or 'name:', in Lark's notation)")
             name, start = found["name"], self._at
             if name in rules:
                 self._broken(f"the rule {name!r} is defined twice", start)

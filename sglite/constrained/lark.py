@@ -20,13 +20,15 @@ from collections.abc import Mapping, Sequence
 from sglite.constrained import left_recursion
 from sglite.constrained.budget import Budget
 from sglite.constrained.ebnf import read_ebnf
-from sglite.constrained.grammar import Grammar, Node, Ref, alt, repeat, seq
+from sglite.constrained.grammar import Chars, Grammar, Node, Ref, Text, alt, repeat, seq
 from sglite.constrained.lark_reader import Cat, Definition, Many, Name, Reader, Terminal, Tree, is_lark
 from sglite.constrained.left_recursion import LeftRecursion
 from sglite.constrained.limits import Limits
 from sglite.constrained.spec import ConstraintError
 
 _MAX_TEMPLATES = 1024
+_SHORT = 64
+"""Characters of a text that is written out wherever it is handed to a template."""
 _IGNORED, _ROOT = "%ignore", "%start"
 """The rules of what may stand between terminals and of a whole text: no names of Lark's are spelled so."""
 
@@ -41,17 +43,20 @@ def read_lark(text: str, limits: Limits | None = None, budget: Budget | None = N
     limits = limits or Limits()
     reader = Reader(text, limits, budget)
     reader.read()
-    return _Builder(reader).grammar()
+    return _Builder(reader, limits).grammar()
 
 
 class _Builder:
     """Definitions as the rules of a grammar."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, limits: Limits) -> None:
         self._reader = reader
+        self._limits = limits
         self._definitions = reader.definitions
         self._rules: dict[str, Node] = {}
         self._instances: dict[tuple[str, tuple[Node, ...]], str] = {}
+        self._parts = 0
+        self._handed: dict[Node, str] = {}
         self._waiting: list[tuple[str, Definition, Mapping[str, Node]]] = []
 
     def grammar(self) -> Grammar:
@@ -106,14 +111,27 @@ class _Builder:
             wanted = len(definition.parameters)
             self._reader.broken(f"{name!r:.60} takes {wanted} arguments, not {len(tree.arguments)}", tree.at)
         if definition.parameters:
-            return self._instance(tree, definition, [self._node(one, given, inside=False) for one in tree.arguments])
+            arguments = [self._short(self._node(one, given, inside=False)) for one in tree.arguments]
+            return self._instance(tree, definition, arguments)
         return Ref(name) if inside or not _is_terminal(name) else self._followed(Ref(name))
+
+    def _short(self, node: Node) -> Node:
+        """``node``, or a rule in its place: what is handed on from template to template must not grow with it."""
+        if isinstance(node, Ref | Chars) or (isinstance(node, Text) and len(node.text) <= _SHORT):
+            return node
+        if node not in self._handed:
+            self._handed[node] = f"{_ROOT}{{{len(self._handed)}}}"
+            self._rules[self._handed[node]] = node
+        return Ref(self._handed[node])
 
     def _instance(self, tree: Name, definition: Definition, arguments: Sequence[Node]) -> Node:
         key = tree.name, tuple(arguments)
         if key not in self._instances:
             if len(self._instances) >= _MAX_TEMPLATES:
                 self._reader.refuse(f"more than {_MAX_TEMPLATES} uses of templates", tree.at)
+            self._parts += _size(definition.tree)
+            if self._parts > self._limits.max_nodes:
+                self._reader.refuse(f"templates that come to more than {self._limits.max_nodes} parts", tree.at)
             self._instances[key] = f"{tree.name}{{{len(self._instances)}}}"
             given = dict(zip(definition.parameters, arguments, strict=True))
             self._waiting.append((self._instances[key], definition, given))
@@ -147,3 +165,10 @@ def _names(tree: Tree) -> list[str]:
         return [tree.name]
     items = (tree.item,) if isinstance(tree, Many) else tree.items
     return [name for item in items for name in _names(item)]
+
+
+def _size(tree: Tree) -> int:
+    if isinstance(tree, Terminal | Name):
+        return 1 + sum(map(_size, tree.arguments if isinstance(tree, Name) else ()))
+    items = (tree.item,) if isinstance(tree, Many) else tree.items
+    return 1 + sum(map(_size, items))

@@ -103,7 +103,7 @@ class ConstraintSpec:
 
     @classmethod
     def ebnf(cls, grammar: str) -> ConstraintSpec:
-        """Text derived from the rule `root` of a grammar in GBNF notation."""
+        """Text derived from the rule `root` of a grammar in GBNF notation, or from `start` of one in Lark's."""
         return cls("ebnf", grammar)
 
     @classmethod

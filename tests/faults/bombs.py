@@ -193,8 +193,25 @@ def _grammars() -> Iterator[tuple[str, str]]:
         "alternated": 'root ::= ("a" | "aa" | "aaa")*',
         "suffixes": 'root ::= .* "a" ' + ". " * 25, "nothing": 'root ::= ""', "newlines": "root ::= " + "\n" * 5000,
         "comments": "# x\n" * 20_000 + 'root ::= "a"', "two roots": 'root ::= "a"\nroot ::= "b"',
+        **_in_lark(),
         "intersecting": "root ::= " + " | ".join(f'"{"a" * i}" root' for i in range(1, 150)) + ' | ""',
     }.items()  # fmt: skip
+
+
+def _in_lark() -> dict[str, str]:
+    """In Lark's notation."""
+    handed = "\n".join(f"_d{i}{{x}}: _d{i + 1}{{(x x)}} | x" for i in range(900))
+    chain = "\n".join(f"A{i}: A{i + 1} A{i + 1}" for i in range(40))
+    return {
+        "handed on": f'start: _d0{{"a"}}\n{handed}\n_d900{{x}}: x',
+        "doubling terminals": f'start: A0\n{chain}\nA40: "a"',
+        "long templates": "start: " + " ".join(f'_a{{"{i}"}}' for i in range(1000)) + "\n_a{x}: " + "x " * 50_000,
+        "template of itself": 'start: _a{"x"}\n_a{x}: _a{_b{x}}\n_b{x}: x x', "ring": "start: A\nA: B\nB: A",
+        "much ignored": 'start: "a"+\n' + "%ignore /[a-z]+ ?/\n" * 3000,
+        "counted terminals": 'start: A~0..999\nA: (("a"~1..999)~1..999)~1..999',
+        "left in brackets": "start: " + "[" * 40 + 'start "a"' + "]" * 40, "lark's own": "start: " + '"x" | ' * 30_000,
+        "letters of any case": 'start: "' + "ǆ" * 60_000 + '"i',
+    }  # fmt: skip
 
 
 # --- structural tags and choices ----------------------------------------------------------------------------------

@@ -20,12 +20,16 @@ import msgspec
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the model may call. ``parameters``: a JSON Schema of an object; ``None``: any object."""
+    """A function that the model may call. ``parameters``: a JSON Schema of an object; ``None``: any object.
+
+    ``grammar``: the texts of its only parameter, which is then a required string.
+    """
 
     name: str
     parameters: dict[str, Any] | None = None
     description: str = ""
     strict: bool = False
+    grammar: str | None = None
 
 
 class Content(msgspec.Struct, frozen=True):

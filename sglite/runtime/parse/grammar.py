@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from sglite.constrained.spec import ConstraintRefused
 from sglite.runtime.parse.base import Tool
 from sglite.runtime.parse.schemas import argument_schema
 
@@ -42,7 +43,21 @@ def tag(begin: str, content: Format, end: str) -> Format:
 
 def arguments(tool: Tool) -> Format:
     """The arguments of a call as a JSON object."""
-    return {"type": "json_schema", "json_schema": argument_schema(tool)}
+    if tool.grammar is None:
+        return {"type": "json_schema", "json_schema": argument_schema(tool)}
+    (name,) = argument_schema(tool)["properties"]
+    inside = {"type": "grammar", "grammar": tool.grammar, "style": "json"}
+    return sequence(text(f'{{{quoted(name)}: "'), inside, text('"}'))
+
+
+def check_no_grammar(tool: Tool) -> None:
+    """Raises ConstraintRefused for a tool whose text has a grammar: for formats that do not write JSON."""
+    if tool.grammar is not None:
+        reason = (
+            f"the grammar of the tool {tool.name!r:.60} cannot be enforced in this model's format of calls; use a "
+            "grammar with syntax regex"
+        )
+        raise ConstraintRefused(reason, keyword="format")
 
 
 def quoted(name: str) -> str:

@@ -50,6 +50,7 @@ def call_format(tool: Tool) -> grammar.Format:
 
     Raises ``ConstraintRefused`` for a schema that says more than which arguments there are and what each one is.
     """
+    grammar.check_no_grammar(tool)
     schema = argument_schema(tool)
     for keyword in _TOGETHER:
         if keyword in schema:

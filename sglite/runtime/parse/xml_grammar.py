@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from sglite.constrained.spec import ConstraintRefused
 from sglite.runtime.parse.base import Tool
-from sglite.runtime.parse.grammar import Format
+from sglite.runtime.parse.grammar import Format, check_no_grammar
 from sglite.runtime.parse.schemas import argument_schema
 from sglite.runtime.parse.xml_machine import is_tool_name
 
 
 def parameters(tool: Tool, style: str) -> Format:
     """The arguments of a call, each between its tags."""
+    check_no_grammar(tool)
     return {"type": "json_schema", "json_schema": argument_schema(tool), "style": style}
 
 

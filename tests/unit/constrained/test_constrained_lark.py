@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -93,6 +94,27 @@ def test_the_texts_are_those_that_lark_reads(
     expected = parsed(grammar, texts)
     assert expected and is_lark(grammar)
     assert accepted(compiler, grammar, texts) == expected
+
+
+@pytest.mark.parametrize(
+    ("grammar", "alphabet"),
+    [
+        ('root ::= "a\\"" [^b] | "\\n"+ x\nx ::= [a-z\\\\] "é"?', 'a"\\\né\x01'),
+        ('start: /[^a]/ X?\nX: "\\"" | "\\t"', 'a"\t\\'),
+    ],
+)
+def test_inside_a_json_string_the_same_texts_are_escaped(
+    compiler: ConstraintCompiler, grammar: str, alphabet: str
+) -> None:
+    plain = accepted(compiler, grammar, words(alphabet, 4))
+    form = {"format": {"type": "grammar", "grammar": grammar, "style": "json"}}
+    compiled = compiler.compile(ConstraintSpec.structural_tag(form))
+    found = []
+    for text in words(alphabet, 4):
+        matcher, data = compiled.matcher(), list(json.dumps(text, ensure_ascii=False)[1:-1].encode())
+        if matcher.accept_run(data) == len(data) and matcher.accepting:
+            found.append(text)
+    assert found == plain != []
 
 
 CALCULATOR = """
@@ -194,6 +216,7 @@ def test_any_small_grammar_has_larks_texts(
         ('start: "a"\n%declare B', "%declare", "line 2"),
         ("start: a\na: b\nb: a | \"x\"", "left recursion", "line 2"),
         ('start: _a{"x"}\n_a{x}: _a{_b{x}}\n_b{x}: x', "uses of templates", "line 2"),
+        ("start: " + " ".join(f'_a{{"{i}"}}' for i in range(900)) + "\n_a{x}: " + "x " * 900, "parts", "line 1"),
         ('start: "a"~99999', "a repetition of 99999", "column 11"),
         ("start: " + "(" * 60 + '"a"' + ")" * 60, "nesting deeper", "line 1"),
     ],

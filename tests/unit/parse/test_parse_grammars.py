@@ -125,6 +125,30 @@ def test_right_calls_pass_and_wrong_ones_do_not(judge: Judge, form: ToolFormat, 
 
 
 @NAMED
+@pytest.mark.parametrize("grammar", ['start: "a"~1..2 X?\nX: "\\n\\"" | "é"', 'root ::= "a"{1,2} ("\\n\\"" | "é")?'])
+def test_a_text_with_a_grammar_is_a_text_of_it(judge: Judge, form: ToolFormat, grammar: str) -> None:
+    """Where calls are JSON; other formats refuse by name."""
+    schema = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+    tools = [Tool("write", {**schema, "additionalProperties": False}, grammar=grammar), TOOLS[1]]
+    if form.name == "pythonic":
+        with pytest.raises(ConstraintRefused, match="'write' cannot be enforced in this model's format"):
+            form.calls(tools, several=True)
+        return
+    calls, free = form.calls(tools, several=True), form.free(tools, several=True)
+    assert judge.accepts(calls, form.write("", [Call("now")]))
+    for text, right in (("a", True), ("aaé", True), ('aa\n"', True), ("é", False), ("aaa", False), ("a\n", False)):
+        written = form.write("", [Call("write", {"input": text})])
+        assert judge.accepts(calls, written) is right and judge.accepts(free, written) is right
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm45", "deepseekv32"])
+def test_formats_of_tags_refuse_a_text_with_a_grammar(name: str) -> None:
+    schema = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+    with pytest.raises(ConstraintRefused, match="use a grammar with syntax regex"):
+        tool_format(name).calls([Tool("write", schema, grammar='start: "a"')], several=True)
+
+
+@NAMED
 def test_free_text_needs_no_call(judge: Judge, form: ToolFormat) -> None:
     calls, free = form.calls(TOOLS, several=True), form.free(TOOLS, several=True)
     for text in ("Hello, <b>you</b>. [1] {2}\n", "<p>", " x", "é"):

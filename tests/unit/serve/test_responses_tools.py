@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import lark
 import pytest
 from served import start
 from told_model import told_engine
@@ -111,13 +112,42 @@ def test_a_custom_tool_can_be_chosen_and_held_to_an_expression(http: httpx.Clien
     assert len(found["output"]) == 1 and found["output"][0]["input"] in ("ls", "pwd")
 
 
+LARK = r"""
+start: command ("|" command)~0..2
+command: /[a-c]/ QUOTED?
+QUOTED: "\"" /[x\\]/ "\n" "\""
+%ignore " "
+"""
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "custom", "name": "shell"}])
+def test_a_custom_tool_can_be_held_to_a_grammar(http: httpx.Client, choice: Any) -> None:
+    form = {"type": "grammar", "syntax": "lark", "definition": LARK}
+    reads = lark.Lark(LARK, parser="earley", lexer="dynamic_complete")
+    for seed in range(5):
+        body = {"tools": [{**SHELL, "format": form}], "tool_choice": choice, "temperature": 2.0, "seed": seed}
+        found = create(http, **body, on_limit="close", max_output_tokens=60)
+        assert found["output"]
+        for item in found["output"]:
+            assert item["type"] == "custom_tool_call"
+            reads.parse(item["input"])
+
+
+def test_what_is_wrong_with_a_grammar_is_told_with_its_place(http: httpx.Client) -> None:
+    form = {"type": "grammar", "syntax": "lark", "definition": "start: A"}
+    error = create(http, 400, tools=[{**SHELL, "format": form}], tool_choice="required")["error"]
+    assert error["message"] == "tools[0].format.definition: grammar, line 1 column 8: 'A' is not defined"
+    assert error["param"] == "tools[0].format.definition"
+
+
 @pytest.mark.parametrize(
     ("tools", "param"),
     [
         ([{"type": "web_search"}], "tools[0].type"),
         ([{**AGENTS, "tools": [{"type": "web_search"}]}], "tools[0].tools[0].type"),
         ([{**AGENTS, "name": ""}], "tools[0].name"),
-        ([{**SHELL, "format": {"type": "grammar", "syntax": "lark", "definition": "x"}}], "tools[0].format"),
+        ([{**SHELL, "format": {"type": "grammar", "syntax": "gbnf", "definition": "x"}}], "tools[0].format"),
+        ([{**SHELL, "format": {"type": "grammar", "syntax": "lark"}}], "tools[0].format"),
         ([{"type": "custom"}], "tools[0].name"),
         ([AGENTS, {**SPAWN, "name": "agents__spawn"}], "tools"),
     ],

@@ -8,8 +8,8 @@ from sglite.runtime.serve.chat.call import ChatCall
 from sglite.runtime.serve.chat.plan import wanted_tools
 from sglite.runtime.serve.errors import Refused
 
-_PLACE = re.compile(r"(/format\S*?)/json_schema:? ?(/[^\s:]*)?: ")
-_TAG = re.compile(r"/tags/(\d+)/content$")
+_PLACE = re.compile(r"(/format\S*?)/(json_schema|grammar):? ?(/[^\s:]*)?: ")
+_TAG = re.compile(r"/tags/(\d+)/content(?:/elements/\d+)?$")
 
 
 def blamed(call: ChatCall, error: ValueError) -> ValueError | Refused:
@@ -24,8 +24,10 @@ def blamed(call: ChatCall, error: ValueError) -> ValueError | Refused:
     if tag is None or int(tag[1]) >= len(tools):
         field = call.constraint_field
     else:
-        field = f"tools[{call.tools.index(tools[int(tag[1])])}].{call.parameters_field}"
+        inside = call.parameters_field if place[2] == "json_schema" else "format.definition"
+        field = f"tools[{call.tools.index(tools[int(tag[1])])}].{inside}"
     if not field:
         return error
-    what = "" if tag is None else f"invalid {call.parameters_field.rpartition('.')[2]!r} schema: "
-    return Refused(400, f"{field}{place[2] or ''}: {what}{message[place.end() :]}", param=field)
+    of_schema = tag is not None and place[2] == "json_schema"
+    what = f"invalid {call.parameters_field.rpartition('.')[2]!r} schema: " if of_schema else ""
+    return Refused(400, f"{field}{place[3] or ''}: {what}{message[place.end() :]}", param=field)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sglite.runtime.parse.base import Tool
@@ -83,22 +83,31 @@ def _read(tool: dict[str, Any], where: str, namespace: str | None) -> tuple[Tool
     if kind not in ("function", "custom"):
         told = f"{where}.type {str(kind)[:40]!r} is not offered here; give functions, custom tools or namespaces"
         raise Refused(400, told, param=f"{where}.type")
+    grammar = None
     if kind == "custom":
-        tool = {**tool, "parameters": _one_text(tool, where), "strict": None}
+        parameters, grammar = _one_text(tool, where)
+        tool = {**tool, "parameters": parameters, "strict": None}
     declared = Declared(function_tool(tool, where).name, namespace, kind == "custom")
-    return function_tool({**tool, "name": declared.flat}, where), declared
+    return replace(function_tool({**tool, "name": declared.flat}, where), grammar=grammar), declared
 
 
-def _one_text(tool: dict[str, Any], where: str) -> dict[str, Any]:
-    """The parameters of a custom tool."""
+def _one_text(tool: dict[str, Any], where: str) -> tuple[dict[str, Any], str | None]:
+    """The parameters of a custom tool, and the grammar of the text."""
     own = Fields(tool, f"{where}.")
     form = own.object("format") or {"type": "text"}
     text: dict[str, Any] = {"type": "string"}
-    if form.get("type") == "grammar" and form.get("syntax") == "regex" and isinstance(form.get("definition"), str):
-        text["pattern"] = f"^(?:{form['definition']})$"
+    grammar = None
+    definition = form.get("definition")
+    if form.get("type") == "grammar" and form.get("syntax") in ("regex", "lark") and isinstance(definition, str):
+        if form["syntax"] == "regex":
+            text["pattern"] = f"^(?:{definition})$"
+        else:
+            text["description"] = f"a text of this grammar, in Lark's notation:\n{definition}"
+            grammar = definition
     elif form.get("type") != "text":
-        raise own.wrong("format", "must be text, or a grammar with syntax regex: no other grammars are read")
-    return {"type": "object", "properties": {"input": text}, "required": ["input"], "additionalProperties": False}
+        raise own.wrong("format", "must be text, or a grammar with syntax regex or lark and a definition")
+    schema = {"type": "object", "properties": {"input": text}, "required": ["input"], "additionalProperties": False}
+    return schema, grammar
 
 
 def as_template_reads(tool: Tool) -> dict[str, Any]:
