@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Mapping
 
 from sglite.constrained import fsm
+from sglite.constrained.compiler import CompiledConstraint
 from sglite.constrained.grammar import Alt, Chars, JsonString, Node, Ref, Repeat, Seq, Text
+
+
+def accepts(compiled: CompiledConstraint, text: str) -> bool:
+    """Whether a text is one of a constraint's, over a vocabulary whose first 256 tokens are the bytes."""
+    matcher, data = compiled.matcher(), list(text.encode())
+    return matcher.accept_run(data) == len(data) and matcher.accepting
+
+
+def every_word(alphabet: str, most: int) -> list[str]:
+    """The words of an alphabet, shortest first, of at most so many letters."""
+    return ["".join(word) for n in range(most + 1) for word in itertools.product(alphabet, repeat=n)]
 
 
 def reads(root: Node, rules: Mapping[str, Node], text: str) -> bool:

@@ -20,7 +20,6 @@ from sglite.constrained.spec import ConstraintError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _RULE = re.compile(rf"(?P<name>{_NAME.pattern})\s*::=")
-_SPACE = re.compile(r"(?:\s|#[^\n]*)*")
 _COUNTS = re.compile(r"\{\s*(\d{1,9})?\s*(?:(,)\s*(\d{1,9})?\s*)?\}", re.A)
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "b": "\b", "a": "\a", "0": "\0"}
 _HEX = {"x": 2, "u": 4, "U": 8}
@@ -34,6 +33,7 @@ def read_ebnf(text: str, limits: Limits | None = None) -> Grammar:
 
 class _Reader(Source):
     keyword = "ebnf"
+    space = re.compile(r"(?:\s|#[^\n]*)*")
 
     def __init__(self, text: str, limits: Limits) -> None:
         super().__init__(text, limits)
@@ -192,14 +192,3 @@ class _Reader(Source):
             self._broken(f"U+{digits} is past the last character")
         self._at += width
         return chr(int(digits, 16))
-
-    def _space(self) -> None:
-        found = _SPACE.match(self._text, self._at)
-        self._at = found.end() if found else self._at
-
-    def _take(self, text: str) -> bool:
-        if not self._text.startswith(text, self._at):
-            return False
-        self._at += len(text)
-        self._space()
-        return True

@@ -20,7 +20,6 @@ _TERMINAL = r"_?[A-Z][A-Z0-9_]*"
 _NAME = re.compile(rf"{_RULE}|{_TERMINAL}")
 _HEAD = re.compile(rf"(?P<marks>[?!]{{0,2}})(?P<name>{_RULE}|{_TERMINAL})")
 _PRIORITY = re.compile(r"\.[ \t]*[+-]?\d{1,9}")
-_SPACE = re.compile(r"(?:[ \t\f]|\\[ ]*\r?\n)*(?://[^\n]*|#[^\n]*)?")
 _STRING = re.compile(r'"((?:\\.|[^"\\\n])*)"(i?)')
 _DIRECTIVE = re.compile(r"%(\w+)[ \t]*")
 _COMMON = re.compile(r"common[ \t]*(\.?)[ \t]*")
@@ -90,6 +89,7 @@ class Reader(Source):
     """The text as definitions, and what is ignored."""
 
     keyword = "lark"
+    space = re.compile(r"(?:[ \t\f]|\\[ ]*\r?\n)*(?://[^\n]*|#[^\n]*)?")
 
     def __init__(self, text: str, limits: Limits, budget: Budget | None) -> None:
         super().__init__(text, limits)
@@ -347,11 +347,6 @@ class Reader(Source):
 
     # spaces
 
-    def _space(self) -> None:
-        found = _SPACE.match(self._text, self._at)
-        assert found is not None
-        self._at = found.end()
-
     def _lines(self) -> None:
         """To the next thing, in whatever line it is."""
         while True:
@@ -359,13 +354,6 @@ class Reader(Source):
             if self._text[self._at : self._at + 1] not in ("\r", "\n"):
                 return
             self._at += 1
-
-    def _take(self, text: str) -> bool:
-        if not self._text.startswith(text, self._at):
-            return False
-        self._at += len(text)
-        self._space()
-        return True
 
     def broken(self, what: str, at: int) -> NoReturn:
         """Raises the error of something at a place."""

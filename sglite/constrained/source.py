@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NoReturn
 
 from sglite.constrained.limits import Limits
@@ -9,15 +10,30 @@ from sglite.constrained.spec import ConstraintError, ConstraintRefused
 
 
 class Source:
-    """A grammar's text and a position in it, for a reader of some notation. ``keyword``: what a refusal names."""
+    """A grammar's text and a position in it, for a reader of some notation. ``keyword``: what a refusal names;
+    ``space``: what stands between signs and means nothing, possibly empty."""
 
     keyword = ""
+    space = re.compile("")
 
     def __init__(self, text: str, limits: Limits) -> None:
         self._text = text
         self._at = 0
         self._depth = 0
         self._limits = limits
+
+    def _space(self) -> None:
+        """Behind what means nothing."""
+        found = self.space.match(self._text, self._at)
+        self._at = found.end() if found else self._at
+
+    def _take(self, text: str) -> bool:
+        """Whether ``text`` is next; goes behind it and the space there."""
+        if not self._text.startswith(text, self._at):
+            return False
+        self._at += len(text)
+        self._space()
+        return True
 
     def _enter(self, start: int) -> None:
         """One level deeper; who enters leaves by ``_depth``."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from typing import Any
 
 import pytest
+from constrained_texts import accepts, every_word
 
 from sglite.constrained.compiler import ConstraintCompiler
 from sglite.constrained.ebnf import read_ebnf
@@ -26,16 +26,7 @@ def compiler() -> Any:
 
 def accepted(compiler: ConstraintCompiler, grammar: str, texts: list[str]) -> list[str]:
     compiled = compiler.compile(ConstraintSpec.ebnf(grammar))
-    found = []
-    for text in texts:
-        matcher, data = compiled.matcher(), list(text.encode())
-        if matcher.accept_run(data) == len(data) and matcher.accepting:
-            found.append(text)
-    return found
-
-
-def words(alphabet: str, most: int) -> list[str]:
-    return ["".join(word) for n in range(most + 1) for word in itertools.product(alphabet, repeat=n)]
+    return [text for text in texts if accepts(compiled, text)]
 
 
 NOTATION: list[tuple[str, list[str], list[str]]] = [
@@ -71,7 +62,7 @@ LEFT = [
 
 @pytest.mark.parametrize(("left", "right"), LEFT)
 def test_direct_left_recursion_is_a_repetition(compiler: ConstraintCompiler, left: str, right: str) -> None:
-    texts = words("ab+", 5 if '"+"' in left else 7)
+    texts = every_word("ab+", 5 if '"+"' in left else 7)
     found = accepted(compiler, left, texts)
     assert found == accepted(compiler, right, texts) and found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 import time
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 import lark
 import numpy as np
 import pytest
+from constrained_texts import accepts, every_word
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,12 +40,7 @@ def accepted(compiler: ConstraintCompiler, grammar: str, texts: list[str]) -> li
         if "matches nothing" not in str(refused):
             raise
         return []
-    found = []
-    for text in texts:
-        matcher, data = compiled.matcher(), list(text.encode())
-        if matcher.accept_run(data) == len(data) and matcher.accepting:
-            found.append(text)
-    return found
+    return [text for text in texts if accepts(compiled, text)]
 
 
 def parsed(grammar: str, texts: list[str]) -> list[str]:
@@ -59,10 +54,6 @@ def parsed(grammar: str, texts: list[str]) -> list[str]:
             continue
         found.append(text)
     return found
-
-
-def words(alphabet: str, most: int) -> list[str]:
-    return ["".join(word) for n in range(most + 1) for word in itertools.product(alphabet, repeat=n)]
 
 
 GRAMMARS: list[tuple[str, str, int]] = [
@@ -90,7 +81,7 @@ GRAMMARS: list[tuple[str, str, int]] = [
 def test_the_texts_are_those_that_lark_reads(
     compiler: ConstraintCompiler, grammar: str, alphabet: str, most: int
 ) -> None:
-    texts = words(alphabet, most)
+    texts = every_word(alphabet, most)
     expected = parsed(grammar, texts)
     assert expected and is_lark(grammar)
     assert accepted(compiler, grammar, texts) == expected
@@ -106,15 +97,11 @@ def test_the_texts_are_those_that_lark_reads(
 def test_inside_a_json_string_the_same_texts_are_escaped(
     compiler: ConstraintCompiler, grammar: str, alphabet: str
 ) -> None:
-    plain = accepted(compiler, grammar, words(alphabet, 4))
+    plain = accepted(compiler, grammar, every_word(alphabet, 4))
     form = {"format": {"type": "grammar", "grammar": grammar, "style": "json"}}
     compiled = compiler.compile(ConstraintSpec.structural_tag(form))
-    found = []
-    for text in words(alphabet, 4):
-        matcher, data = compiled.matcher(), list(json.dumps(text, ensure_ascii=False)[1:-1].encode())
-        if matcher.accept_run(data) == len(data) and matcher.accepting:
-            found.append(text)
-    assert found == plain != []
+    written = {text: json.dumps(text, ensure_ascii=False)[1:-1] for text in every_word(alphabet, 4)}
+    assert [text for text in written if accepts(compiled, written[text])] == plain != []
 
 
 CALCULATOR = """
@@ -166,7 +153,7 @@ def test_common_terminals_are_larks(compiler: ConstraintCompiler, name: str) -> 
     quoted = name == "ESCAPED_STRING" or "COMMENT" in name
     alphabet = "1+-.e" if numbers else '/*-#"\\\n' if quoted else "1aA_ \t\r\n"
     own = f"start: T\n%import common.{name} -> T"
-    texts = words(alphabet, 4 if name in ("ESCAPED_STRING", "C_COMMENT") else 3)
+    texts = every_word(alphabet, 4 if name in ("ESCAPED_STRING", "C_COMMENT") else 3)
     texts += ["/*a*/", "/***/", "/*/", "/*a*/*/", '"a\\"b"', '"a"b"', "--a"]
     texts += ["1.5e-3", "-12.", ".5", "_a1", "Ab", "\r\n\n"]
     assert accepted(compiler, own, texts) == parsed(own, texts) != []
@@ -189,7 +176,7 @@ def test_any_small_grammar_has_larks_texts(
     rules = (" | ".join(" ".join(branch) for branch in body) for body in bodies)
     named = "\n".join(f"{name}: {rule}" for name, rule in zip(("start", "x", "y"), rules, strict=True))
     grammar = f'{named}\nT: {terminal}\n_t{{z}}: z "b" | z\n{ignored}'
-    texts = words("ab" + {"": "", "/": "c"}.get(ignored[8:9], " "), 4)
+    texts = every_word("ab" + {"": "", "/": "c"}.get(ignored[8:9], " "), 4)
     try:
         expected = parsed(grammar, texts)
     except lark.exceptions.LarkError:  # rules that are defined twice over, by its own lights
