@@ -14,8 +14,8 @@ from told_model import told_engine
 
 from sglite.runtime.parse.base import Call
 from sglite.runtime.parse.hermes import Hermes
+from sglite.runtime.serve.chat.custom import InputText
 from sglite.runtime.serve.responses_api.items import messages_of
-from sglite.runtime.serve.responses_api.tools import InputText
 
 PATH = "/v1/responses"
 TEXT = 'ls -la "x"\n\té\\'

@@ -24,7 +24,8 @@ def blamed(call: ChatCall, error: ValueError) -> ValueError | Refused:
     if tag is None or int(tag[1]) >= len(tools):
         field = call.constraint_field
     else:
-        inside = call.parameters_field if place[2] == "json_schema" else "format.definition"
+        of_text = "format.definition" if call.parameters_field == "parameters" else "custom.format.grammar.definition"
+        inside = call.parameters_field if place[2] == "json_schema" else of_text
         field = f"tools[{call.tools.index(tools[int(tag[1])])}].{inside}"
     if not field:
         return error

@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from sglite.runtime.engine.presenter import Progress
 from sglite.runtime.serve.body import read_object
-from sglite.runtime.serve.chat.call import ChatDelta, ChatTurn
+from sglite.runtime.serve.chat.call import CallDelta, CalledTool, ChatDelta, ChatTurn
+from sglite.runtime.serve.chat.custom import InputText
 from sglite.runtime.serve.chat.run import ChatRun, begin
 from sglite.runtime.serve.fields import Fields, ignored_header, spelled
 from sglite.runtime.serve.openai.chat_ask import Ask, read_chat
@@ -109,6 +110,8 @@ class Answer:
         self._shown: set[int] = set()
         self._held: dict[int, str] = {}
         """Reasoning that is shown when it is whole."""
+        self._inputs: dict[tuple[int, int], InputText] = {}
+        """Of calls of custom tools."""
 
     # --- whole ------------------------------------------------------------------------------------------------
 
@@ -147,11 +150,7 @@ class Answer:
             "reasoning_content": reasoning,
             "reasoning": reasoning,
             "refusal": None,
-            "tool_calls": [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in turn.calls
-            ]
-            or None,
+            "tool_calls": [self._call(call) for call in turn.calls] or None,
         }
         return {
             "index": index,
@@ -161,6 +160,12 @@ class Answer:
             "token_ids": None,
             **self._extras(index, turn),
         }
+
+    def _call(self, call: CalledTool) -> dict[str, Any]:
+        if call.name in self._ask.custom:
+            custom = {"name": call.name, "input": InputText().feed(call.arguments)}
+            return {"id": call.id, "type": "custom", "custom": custom}
+        return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
     def _extras(self, index: int, news: ChatDelta | ChatTurn) -> dict[str, Any]:
         """What OpenAI's shape does not have."""
@@ -238,14 +243,28 @@ class Answer:
         elif not calls and (told or rows or ids or delta.finish is not None):
             found.append(self._chunk(delta.index, told, rows, delta.finish, **extras, **ids))
         for call in delta.calls:
-            entry: dict[str, Any] = {"index": call.index, "function": {"arguments": call.arguments}}
-            if call.name is not None:
-                entry |= {"id": call.id, "type": "function"}
-                entry["function"] = {"name": call.name, "arguments": ""}
-            found.append(self._chunk(delta.index, {"tool_calls": [entry]}))
+            entry = self._call_news(delta.index, call)
+            if entry is not None:
+                found.append(self._chunk(delta.index, {"tool_calls": [entry]}))
         if calls and delta.finish is not None:
             found.append(self._chunk(delta.index, {}, None, delta.finish, **extras))
         return found
+
+    def _call_news(self, index: int, call: CallDelta) -> dict[str, Any] | None:
+        """None: there is nothing new of the text of a custom tool."""
+        place = index, call.index
+        if call.name in self._ask.custom:
+            self._inputs[place] = InputText()
+            return {
+                "index": call.index, "id": call.id, "type": "custom", "custom": {"name": call.name, "input": ""},
+            }  # fmt: skip
+        if place in self._inputs:
+            more = self._inputs[place].feed(call.arguments)
+            return {"index": call.index, "custom": {"input": more}} if more else None
+        if call.name is None:
+            return {"index": call.index, "function": {"arguments": call.arguments}}
+        function = {"name": call.name, "arguments": ""}
+        return {"index": call.index, "function": function, "id": call.id, "type": "function"}
 
     def _reasoning(self, delta: ChatDelta) -> str:
         """What of the reasoning is to be shown now: what is new, or all of it once it has ended."""

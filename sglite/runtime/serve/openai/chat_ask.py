@@ -17,7 +17,7 @@ from sglite.runtime.serve.openai.logprobs import (
     read_logprobs,
     read_prompt_logprobs,
 )
-from sglite.runtime.serve.openai.messages import read_choice, read_input_ids, read_messages, read_tools
+from sglite.runtime.serve.openai.messages import custom_names, read_choice, read_input_ids, read_messages, read_tools
 from sglite.runtime.serve.openai.sampling import (
     IGNORED,
     read_constraint,
@@ -44,7 +44,8 @@ _REFUSED = {
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """A chat request, read. ``name``: what the answer calls the model; ``ignored``: fields without effect."""
+    """A chat request, read. ``name``: what the answer calls the model; ``custom``: names of tools whose input is a
+    text; ``ignored``: fields without effect."""
 
     call: ChatCall
     name: str
@@ -63,6 +64,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     given_logprobs: bool
     prompt_logprobs: int | None
     tokens_as_ids: bool
+    custom: frozenset[str]
     ignored: list[str]
 
 
@@ -73,7 +75,7 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
     name = serving.models.check(fields.raw("model"))
     input_ids = read_input_ids(fields)
     messages = [] if input_ids is not None and not body.get("messages") else read_messages(fields)
-    tools, tool_dicts = read_tools(fields)
+    tools, tool_dicts = read_tools(fields, custom=True)
     choice = read_choice(fields, tools)
     stream, include, always = read_stream(fields)
     logprobs, of_prompt, limit = read_logprobs(fields), read_prompt_logprobs(fields, stream), _max_tokens(fields)
@@ -125,6 +127,7 @@ def read_chat(serving: Serving, body: Mapping[str, Any]) -> Ask:
         given_logprobs=given_ids is not None,
         prompt_logprobs=of_prompt,
         tokens_as_ids=fields.flag("return_tokens_as_token_ids"),
+        custom=custom_names(fields),
         ignored=[*given, *idle, *call.idle_stops, *fields.unread()],
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from sglite.runtime.parse.base import Tool
 from sglite.runtime.serve.chat.call import ToolChoice
+from sglite.runtime.serve.chat.custom import text_arguments, text_parameters
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields
 
@@ -146,6 +148,9 @@ def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
         raise Refused(400, f"{where} must be a list", param=where)
     found = []
     for index, call in enumerate(calls):
+        if isinstance(call, dict) and call.get("type") == "custom":
+            found.append(_custom_call(call, f"{where}[{index}]"))
+            continue
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise Refused(400, f"{where}[{index}] must have a function with a name", param=where)
@@ -156,15 +161,24 @@ def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
     return found
 
 
+def _custom_call(call: dict[str, Any], where: str) -> dict[str, Any]:
+    custom = call.get("custom")
+    name, text = (custom.get("name"), custom.get("input")) if isinstance(custom, dict) else (None, None)
+    if not isinstance(name, str) or not isinstance(text, str):
+        raise Refused(400, f"{where}.custom must have a name and an input, a text", param=f"{where}.custom")
+    others = {key: value for key, value in call.items() if key != "custom"}
+    return {**others, "type": "function", "function": {"name": name, "arguments": text_arguments(text)}}
+
+
 # --- tools ------------------------------------------------------------------------------------------------------
 
 
-def read_tools(fields: Fields) -> tuple[tuple[Tool, ...], list[dict[str, Any]]]:
-    """``tools``: checked, and as templates read them."""
+def read_tools(fields: Fields, *, custom: bool = False) -> tuple[tuple[Tool, ...], list[dict[str, Any]]]:
+    """``tools``: checked, and as templates read them. ``custom``: also such as take a text, as functions of it."""
     found = fields.objects("tools") or []
     if len(found) > MAX_TOOLS:
         raise Refused(400, f"tools has {len(found)} entries; give at most {MAX_TOOLS}", param="tools")
-    tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(found))
+    tools = tuple(_tool(tool, f"tools[{index}]", custom) for index, tool in enumerate(found))
     names = [tool.name for tool in tools]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -172,10 +186,23 @@ def read_tools(fields: Fields) -> tuple[tuple[Tool, ...], list[dict[str, Any]]]:
     return tools, [_as_template_reads(tool) for tool in found]
 
 
-def _tool(tool: dict[str, Any], where: str) -> Tool:
-    if tool.get("type", "function") != "function":
-        kind = str(tool.get("type"))[:40]
-        raise Refused(400, f"{where}.type {kind!r} is not supported; give functions", param=f"{where}.type")
+def custom_names(fields: Fields) -> frozenset[str]:
+    """Names of those among ``tools`` whose input is a text; they have been checked."""
+    return frozenset(tool["custom"]["name"] for tool in fields.objects("tools") or [] if tool.get("type") == "custom")
+
+
+def _tool(tool: dict[str, Any], where: str, with_custom: bool) -> Tool:
+    kind = tool.get("type", "function")
+    if kind == "custom" and with_custom:
+        given = tool.get("custom")
+        own = Fields(given if isinstance(given, dict) else {}, f"{where}.custom.")
+        parameters, grammar = text_parameters(own)
+        named = {"name": own.raw("name"), "description": own.raw("description"), "parameters": parameters}
+        return replace(function_tool(named, f"{where}.custom"), grammar=grammar)
+    if kind != "function":
+        offered = "functions or custom tools" if with_custom else "functions"
+        told = f"{where}.type {str(kind)[:40]!r} is not supported; give {offered}"
+        raise Refused(400, told, param=f"{where}.type")
     function = tool.get("function")
     if not isinstance(function, dict):
         raise Refused(400, f"{where}.function must be an object", param=f"{where}.function")
@@ -203,6 +230,9 @@ def function_tool(function: dict[str, Any], where: str) -> Tool:
 
 def _as_template_reads(tool: dict[str, Any]) -> dict[str, Any]:
     """Templates know type, name, description and parameters; absent ones as they were meant."""
+    if tool.get("type") == "custom":
+        parameters, _ = text_parameters(Fields(tool["custom"]))
+        tool = {"function": {**tool["custom"], "parameters": parameters, "format": None}}
     function = {k: v for k, v in tool["function"].items() if v is not None and k != "strict"}
     function.setdefault("description", "")
     function.setdefault("parameters", {"type": "object", "properties": {}})
@@ -225,8 +255,9 @@ def read_choice(fields: Fields, tools: tuple[Tool, ...]) -> ToolChoice:
 
 
 def named_choice(value: Any, names: list[str], where: str) -> ToolChoice:
-    """``{"type": "function", "function": {"name"}}``, also with the name beside the type; or several to choose from:
-    ``{"type": "allowed_tools", "allowed_tools": {"mode", "tools"}}``, also with these beside the type."""
+    """``{"type": "function", "function": {"name"}}``, or ``custom`` in place of ``function``, also with the name beside
+    the type; or several to choose from: ``{"type": "allowed_tools", "allowed_tools": {"mode", "tools"}}``, also with
+    these beside the type."""
     if not isinstance(value, dict) or value.get("type") != "allowed_tools":
         return ToolChoice("required", _name_in(value, names, where))
     allowed = value.get("allowed_tools", value)
@@ -239,7 +270,7 @@ def named_choice(value: Any, names: list[str], where: str) -> ToolChoice:
 
 
 def _name_in(value: Any, names: list[str], where: str) -> str:
-    function = value.get("function", value) if isinstance(value, dict) else None
+    function = value.get("function", value.get("custom", value)) if isinstance(value, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str):
         raise Refused(400, f"{where} must be none, auto, required or name a function", param=where)

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from sglite.runtime.serve.chat.custom import text_arguments
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.openai.messages import checked
 from sglite.runtime.serve.responses_api.tools import flat_name
@@ -103,7 +104,7 @@ def _custom_call(item: dict[str, Any], where: str) -> dict[str, Any]:
     name, text, call_id = item.get("name"), item.get("input"), item.get("call_id")
     if not isinstance(name, str) or not isinstance(text, str) or not isinstance(call_id, str):
         raise Refused(400, f"{where} must have name, input (text) and call_id", param=where)
-    return _called(item, where, call_id, name, msgspec.json.encode({"input": text}).decode())
+    return _called(item, where, call_id, name, text_arguments(text))
 
 
 def _called(item: dict[str, Any], where: str, call_id: str, name: str, arguments: str) -> dict[str, Any]:

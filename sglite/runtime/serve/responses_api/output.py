@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sglite.runtime.serve.chat.call import CallDelta, ChatDelta
-from sglite.runtime.serve.responses_api.tools import Declared, InputText
+from sglite.runtime.serve.chat.custom import InputText
+from sglite.runtime.serve.responses_api.tools import Declared
 
 Event = dict[str, Any]
 

@@ -7,23 +7,15 @@ namespace n { f, ... }    ->  n__f(...), ...
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sglite.runtime.parse.base import Tool
 from sglite.runtime.serve.chat.call import ToolChoice
+from sglite.runtime.serve.chat.custom import text_parameters
 from sglite.runtime.serve.errors import Refused
 from sglite.runtime.serve.fields import Fields
 from sglite.runtime.serve.openai.messages import NO_PARAMETERS, function_tool, named_choice
-
-_BEFORE = re.compile(r'\s*\{\s*"input"\s*:\s*"')
-_TEXT = re.compile(r'(?:[^"\\]|\\["\\/bfnrt]|\\u[0-9a-f]{4})*', re.I)
-"""The characters of a JSON string, as far as they are whole."""
-_HALF = re.compile(r"(?<!\\)(?:\\\\)*(\\ud[89ab][0-9a-f]{2})$", re.I)
-_ESCAPE_BEGUN = re.compile(r"(?:\\(?:u[0-9a-f]{0,3})?)?", re.I)
-"""The first half of a character that JSON writes in two, and what may become the second."""
 
 
 @dataclass(frozen=True)
@@ -85,29 +77,10 @@ def _read(tool: dict[str, Any], where: str, namespace: str | None) -> tuple[Tool
         raise Refused(400, told, param=f"{where}.type")
     grammar = None
     if kind == "custom":
-        parameters, grammar = _one_text(tool, where)
+        parameters, grammar = text_parameters(Fields(tool, f"{where}."))
         tool = {**tool, "parameters": parameters, "strict": None}
     declared = Declared(function_tool(tool, where).name, namespace, kind == "custom")
     return replace(function_tool({**tool, "name": declared.flat}, where), grammar=grammar), declared
-
-
-def _one_text(tool: dict[str, Any], where: str) -> tuple[dict[str, Any], str | None]:
-    """The parameters of a custom tool, and the grammar of the text."""
-    own = Fields(tool, f"{where}.")
-    form = own.object("format") or {"type": "text"}
-    text: dict[str, Any] = {"type": "string"}
-    grammar = None
-    definition = form.get("definition")
-    if form.get("type") == "grammar" and form.get("syntax") in ("regex", "lark") and isinstance(definition, str):
-        if form["syntax"] == "regex":
-            text["pattern"] = f"^(?:{definition})$"
-        else:
-            text["description"] = f"a text of this grammar, in Lark's notation:\n{definition}"
-            grammar = definition
-    elif form.get("type") != "text":
-        raise own.wrong("format", "must be text, or a grammar with syntax regex or lark and a definition")
-    schema = {"type": "object", "properties": {"input": text}, "required": ["input"], "additionalProperties": False}
-    return schema, grammar
 
 
 def as_template_reads(tool: Tool) -> dict[str, Any]:
@@ -132,27 +105,3 @@ def read_choice(fields: Fields, tools: tuple[Tool, ...]) -> ToolChoice:
     if isinstance(value, str):
         raise fields.wrong("tool_choice", "must be none, auto, required or a function")
     return named_choice(value, names, "tool_choice")
-
-
-class InputText:
-    """The text in the arguments of a custom tool, which come in pieces: ``{"input": "the text"}``."""
-
-    def __init__(self) -> None:
-        self._arguments = ""
-        self._at: int | None = None
-
-    def feed(self, arguments: str) -> str:
-        """More of the text."""
-        self._arguments += arguments
-        if self._at is None:
-            if (before := _BEFORE.match(self._arguments)) is None:
-                return ""
-            self._at = before.end()
-        found = _TEXT.match(self._arguments, self._at)
-        assert found is not None
-        text, end = found.group(), found.end()
-        half = _HALF.search(text)
-        if half is not None and _ESCAPE_BEGUN.fullmatch(self._arguments, end):
-            text, end = text[: half.start(1)], end - len(half.group(1))
-        self._at = end
-        return str(json.loads(f'"{text}"', strict=False)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
