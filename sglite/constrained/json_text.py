@@ -1,11 +1,11 @@
-"""A grammar's texts as they stand inside a JSON string."""
+"""A grammar's texts as they stand inside a JSON string, or in front of a mark that ends them."""
 
 from __future__ import annotations
 
 import json
 
 from sglite.constrained import charset
-from sglite.constrained.grammar import Alt, Chars, Grammar, Node, Ref, Repeat, Seq, Text, alt, repeat, seq
+from sglite.constrained.grammar import Alt, Chars, Grammar, Node, Ref, Repeat, Seq, Text, alt, children, repeat, seq
 from sglite.constrained.spec import ConstraintRefused
 
 _ESCAPED = charset.of('"\\' + "".join(map(chr, range(32))))
@@ -17,6 +17,26 @@ def json_text(grammar: Grammar) -> Grammar:
     Raises ConstraintRefused for what is no grammar of characters: lookaround, and what only JSON Schema asks for.
     """
     return Grammar({name: _spelled(node) for name, node in grammar.rules.items()}, grammar.root)
+
+
+def check_without(grammar: Grammar, text: str) -> None:
+    """Raises ConstraintRefused unless it is plain that no text of the grammar has ``text`` in it: no terminal has its
+    first character."""
+    if any(_may_hold(node, text[0]) for node in grammar.rules.values()):
+        raise ConstraintRefused(
+            f"the texts of the grammar may hold {text[0]!r}, with which their end, {text!r:.60}, begins here; leave "
+            "the character out of its terminals, or use a regex"
+        )
+
+
+def _may_hold(node: Node, char: str) -> bool:
+    if isinstance(node, Text):
+        return char in node.text
+    if isinstance(node, Chars):
+        return charset.contains(node.ranges, ord(char))
+    if isinstance(node, Seq | Alt | Repeat | Ref):
+        return any(_may_hold(item, char) for item in children(node))
+    return True
 
 
 def _spelled(node: Node) -> Node:

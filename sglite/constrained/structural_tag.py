@@ -22,7 +22,7 @@ from sglite.constrained.grammar import EMPTY, NOTHING, Grammar, Node, Special, a
 from sglite.constrained.grammar_join import Joined
 from sglite.constrained.json_schema.lower import lower_parsed
 from sglite.constrained.json_schema.tagged import STYLES, lower_tagged
-from sglite.constrained.json_text import json_text
+from sglite.constrained.json_text import check_without, json_text
 from sglite.constrained.lark import read_grammar
 from sglite.constrained.limits import Limits
 from sglite.constrained.regex import match_expr
@@ -41,7 +41,7 @@ _FIELDS: Mapping[str, Mapping[str, Any]] = {
     "tags_with_separator": {"tags": ..., "separator": ..., "at_least_one": ..., "stop_after_first": ...},
     "json_schema": {"json_schema": ..., "any_order": ..., "style": ..., "max_whitespace_cnt": None, "excludes": []},
     "regex": {"pattern": ...},
-    "grammar": {"grammar": ..., "style": ...},
+    "grammar": {"grammar": ..., "style": ..., "excludes": ...},
 }
 
 
@@ -146,6 +146,8 @@ class _Lowering:
                 grammar = read_grammar(text, self._limits, self._budget)
                 if node.get("style", "text") not in ("text", "json"):
                     raise ConstraintError("a grammar's style is text or json")
+                for text in _excludes(node, pointer):
+                    check_without(grammar, text)
                 return self.joined.add(json_text(grammar) if node.get("style") == "json" else grammar)
             found = match_expr(text, self._limits, budget=self._budget)
         except (ConstraintError, ConstraintRefused) as error:

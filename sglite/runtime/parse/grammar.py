@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from sglite.constrained.spec import ConstraintRefused
 from sglite.runtime.parse.base import Tool
 from sglite.runtime.parse.schemas import argument_schema
 
@@ -45,19 +44,18 @@ def arguments(tool: Tool) -> Format:
     """The arguments of a call as a JSON object."""
     if tool.grammar is None:
         return {"type": "json_schema", "json_schema": argument_schema(tool)}
+    return sequence(text(f"{{{quoted(only_argument(tool))}: "), json_string(tool.grammar), text("}"))
+
+
+def json_string(of_grammar: str) -> Format:
+    """A text of a grammar as a JSON string."""
+    return sequence(text('"'), {"type": "grammar", "grammar": of_grammar, "style": "json"}, text('"'))
+
+
+def only_argument(tool: Tool) -> str:
+    """The name of the text of a tool that has a grammar."""
     (name,) = argument_schema(tool)["properties"]
-    inside = {"type": "grammar", "grammar": tool.grammar, "style": "json"}
-    return sequence(text(f'{{{quoted(name)}: "'), inside, text('"}'))
-
-
-def check_no_grammar(tool: Tool) -> None:
-    """Raises ConstraintRefused for a tool whose text has a grammar: for formats that do not write JSON."""
-    if tool.grammar is not None:
-        reason = (
-            f"the grammar of the tool {tool.name!r:.60} cannot be enforced in this model's format of calls; use a "
-            "grammar with syntax regex"
-        )
-        raise ConstraintRefused(reason, keyword="format")
+    return str(name)
 
 
 def quoted(name: str) -> str:

@@ -50,7 +50,8 @@ def call_format(tool: Tool) -> grammar.Format:
 
     Raises ``ConstraintRefused`` for a schema that says more than which arguments there are and what each one is.
     """
-    grammar.check_no_grammar(tool)
+    if tool.grammar is not None:
+        return grammar.sequence(grammar.text(f"{grammar.only_argument(tool)}="), grammar.json_string(tool.grammar))
     schema = argument_schema(tool)
     for keyword in _TOGETHER:
         if keyword in schema:

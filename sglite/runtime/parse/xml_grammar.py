@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from sglite.constrained.json_schema.tagged import STYLES
 from sglite.constrained.spec import ConstraintRefused
 from sglite.runtime.parse.base import Tool
-from sglite.runtime.parse.grammar import Format, check_no_grammar
+from sglite.runtime.parse.grammar import Format, only_argument, sequence, text
 from sglite.runtime.parse.schemas import argument_schema
 from sglite.runtime.parse.xml_machine import is_tool_name
 
 
 def parameters(tool: Tool, style: str) -> Format:
     """The arguments of a call, each between its tags."""
-    check_no_grammar(tool)
+    if tool.grammar is not None:
+        how = STYLES[style]
+        inside = {"type": "grammar", "grammar": tool.grammar, "excludes": [how.mark]}
+        head = f"{how.head}{only_argument(tool)}{how.string[0]}"
+        return sequence(text(head), inside, text(how.tail + how.after[0]))
     return {"type": "json_schema", "json_schema": argument_schema(tool), "style": style}
 
 

@@ -124,28 +124,28 @@ def test_right_calls_pass_and_wrong_ones_do_not(judge: Judge, form: ToolFormat, 
             assert not judge.accepts(free, form.write(content, [call]))
 
 
-@NAMED
+@pytest.mark.parametrize("name", [*(form.name for form in FORMATS), "qwen3_coder", "glm45", "deepseekv32"])
 @pytest.mark.parametrize("grammar", ['start: "a"~1..2 X?\nX: "\\n\\"" | "é"', 'root ::= "a"{1,2} ("\\n\\"" | "é")?'])
-def test_a_text_with_a_grammar_is_a_text_of_it(judge: Judge, form: ToolFormat, grammar: str) -> None:
-    """Where calls are JSON; other formats refuse by name."""
+def test_a_text_with_a_grammar_is_a_text_of_it(judge: Judge, name: str, grammar: str) -> None:
+    form = tool_format(name)
     schema = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
     tools = [Tool("write", {**schema, "additionalProperties": False}, grammar=grammar), TOOLS[1]]
-    if form.name == "pythonic":
-        with pytest.raises(ConstraintRefused, match="'write' cannot be enforced in this model's format"):
-            form.calls(tools, several=True)
-        return
     calls, free = form.calls(tools, several=True), form.free(tools, several=True)
     assert judge.accepts(calls, form.write("", [Call("now")]))
     for text, right in (("a", True), ("aaé", True), ('aa\n"', True), ("é", False), ("aaa", False), ("a\n", False)):
         written = form.write("", [Call("write", {"input": text})])
-        assert judge.accepts(calls, written) is right and judge.accepts(free, written) is right
+        assert judge.accepts(calls, written) is right and judge.accepts(free, written) is right, (text, written)
+        ((called, _, arguments, _),) = read(form.parser(tools), [written]).calls
+        assert (called, json.loads(arguments)) == ("write", {"input": text})
 
 
 @pytest.mark.parametrize("name", ["qwen3_coder", "glm45", "deepseekv32"])
-def test_formats_of_tags_refuse_a_text_with_a_grammar(name: str) -> None:
+@pytest.mark.parametrize("terminal", ['"a<b"', "/[^a]/", '"!".."~"'])
+def test_a_text_that_may_hold_what_ends_an_argument_is_refused(judge: Judge, name: str, terminal: str) -> None:
     schema = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
-    with pytest.raises(ConstraintRefused, match="use a grammar with syntax regex"):
-        tool_format(name).calls([Tool("write", schema, grammar='start: "a"')], several=True)
+    tools = [Tool("write", schema, grammar=f"start: a+\na: {terminal}")]
+    with pytest.raises(ConstraintRefused, match="may hold '<'"):
+        judge.accepts(tool_format(name).calls(tools, several=True), "x")
 
 
 @NAMED
