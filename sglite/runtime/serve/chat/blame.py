@@ -9,7 +9,7 @@ from sglite.runtime.serve.chat.plan import wanted_tools
 from sglite.runtime.serve.errors import Refused
 
 _PLACE = re.compile(r"(/format\S*?)/(json_schema|grammar):? ?(/[^\s:]*)?: ")
-_TAG = re.compile(r"/tags/(\d+)/content(?:/elements/\d+)?$")
+_TAG = re.compile(r"/tags/(\d+)/content(?:/elements/\d+)*$")
 
 
 def blamed(call: ChatCall, error: ValueError) -> ValueError | Refused:
