@@ -63,6 +63,8 @@ class _Builder:
         """Everything. Terminals are rules too; they are checked not to be of themselves."""
         if "start" not in self._definitions:
             raise ConstraintError("grammar: there is no rule named 'start' to start from")
+        if (first := self._definitions["start"]).parameters:
+            self._reader.broken("the rule 'start' cannot have parameters", first.at)
         ignored = [self._node(tree, {}, inside=True) for tree in self._reader.ignored]
         if ignored:
             self._rules[_IGNORED] = repeat(alt(ignored), 0, None)
@@ -141,16 +143,16 @@ class _Builder:
         """None of them is part of itself."""
         done: set[str] = set()
         for root in filter(_is_terminal, self._definitions):
-            path: list[str] = []
+            path: dict[str, None] = {}
             waiting = [(root, False)]
             while waiting:
                 name, over = waiting.pop()
                 if over:
-                    done.add(path.pop())
+                    done.add(path.popitem()[0])
                 elif name in path:
                     self._reader.broken(f"the terminal {name!r} is part of itself", self._definitions[name].at)
                 elif name not in done:
-                    path.append(name)
+                    path[name] = None
                     waiting += [(name, True), *((used, False) for used in _names(self._definitions[name].tree))]
 
 

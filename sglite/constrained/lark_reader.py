@@ -244,7 +244,9 @@ class Reader(Source):
         return Many(item, *bounds)
 
     def _atom(self) -> Tree:
-        start, char = self._at, self._text[self._at]
+        start, char = self._at, self._text[self._at : self._at + 1]
+        if not char:
+            self._broken("expected a name, a string or a pattern")
         if char in "([":
             self._enter(start)
             self._at += 1

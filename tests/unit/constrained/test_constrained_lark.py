@@ -221,6 +221,8 @@ def test_what_is_not_enforced_is_refused_by_name(grammar: str, error: str, place
         ("start: a", "line 1 column 8: 'a' is not defined"),
         ("start: A\nA: b\nb: \"c\"", "line 2 column 4: a terminal cannot hold the rule 'b'"),
         ("start: A\nA: B\nB: A", "is part of itself"),
+        ('start: x{#"a"}', "line 1 column 15: expected a name, a string or a pattern"),
+        ('start{x}: x', "line 1 column 1: the rule 'start' cannot have parameters"),
         ('start: "a"\nstart: "b"', "line 2 column 1: 'start' is defined twice"),
         ('start: "a\n', 'missing "'),
         ('start: ""', "an empty string is no terminal"),
@@ -275,6 +277,34 @@ def test_a_grammar_of_rules_written_with_two_colons_is_read_as_before() -> None:
     assert list(read_grammar('root ::= "a" | b\nb ::= [x-z]').rules) == ["root", "b"]
 
 
+def spoiled(rng: random.Random, text: str) -> str:
+    """``text`` with a few characters taken out, put in or written twice."""
+    signs = list(text)
+    for _ in range(rng.randrange(1, 5)):
+        at, kind = rng.randrange(len(signs) + 1), rng.random()
+        if kind < 0.4:
+            del signs[at : at + rng.randrange(1, 4)]
+        elif kind < 0.8:
+            signs[at:at] = rng.choice('"/[](){}|*+?~.:%ignoreimport common AaBb12_\n \\->,x#')
+        else:
+            signs[at:at] = signs[at : at + rng.randrange(8)]
+    return "".join(signs)
+
+
+def test_a_spoiled_grammar_is_read_or_refused(compiler: ConstraintCompiler) -> None:
+    rng, read = random.Random(3), 0
+    for _ in range(1500):
+        grammar = spoiled(rng, rng.choice([JSON, CALCULATOR, *(grammar for grammar, _, _ in GRAMMARS)]))
+        try:
+            read_lark(grammar, Limits())
+            if is_lark(grammar):
+                compiler.compile(ConstraintSpec.ebnf(grammar))
+            read += 1
+        except (ConstraintError, ConstraintRefused) as error:
+            assert str(error)
+    assert 50 < read < 1000
+
+
 def test_a_group_may_go_on_over_lines(compiler: ConstraintCompiler) -> None:
     assert accepted(compiler, 'start: "b" (\n  "a"\n  // a comment\n  | "c" )', ["ba", "bc", "b"]) == ["ba", "bc"]
 
@@ -284,6 +314,8 @@ def test_a_long_text_is_read_in_time() -> None:
     began = time.process_time()
     read_lark('start: "a"' + "|/b/" * 60_000, Limits())
     read_lark('start: "a"\n' + "".join(f'a{i}: a{i + 1} "x"\n' for i in range(9_000)) + 'a9000: "y"', Limits())
+    terminals = "".join(f"A{i}: A{i + 1}\n" for i in range(20_000))
+    read_lark(f'start: A0\n{terminals}A20000: "a"', Limits())
     with pytest.raises(ConstraintError, match="line 1 column 1: expected"):
         read_lark("(" * 200_000, Limits())
     assert time.process_time() - began < 20
