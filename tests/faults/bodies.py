@@ -26,6 +26,12 @@ _CALLED = [
     {"role": "tool", "tool_call_id": "c1", "content": "a stone"},
 ]
 _SAMPLING = {"max_new_tokens": 4, "temperature": 0.7, "top_p": 0.9, "top_k": 20, "stop": ["."], "n": 1}
+_LARK = 'start: command ("|" command)~0..2\ncommand: /[a-c]+/ | "\\""\n%import common.WS_INLINE\n%ignore WS_INLINE\n'
+_TYPED: list[Any] = [
+    {"role": "user", "content": "x"},
+    {"role": "assistant", "tool_calls": [{"id": "1", "type": "custom", "custom": {"name": "sh", "input": "a"}}]},
+    {"role": "tool", "tool_call_id": "1", "content": "b"},
+]
 _IMAGE = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": "http://localhost/a.png"}}]
 
 BODIES: dict[str, list[dict[str, Any]]] = {
@@ -39,6 +45,20 @@ BODIES: dict[str, list[dict[str, Any]]] = {
             "max_tokens": 40,
             "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA, "strict": True}},
         },
+        {
+            "messages": _TYPED,
+            "max_tokens": 20,
+            "tools": [
+                {
+                    "type": "custom",
+                    "custom": {
+                        "name": "sh",
+                        "format": {"type": "grammar", "grammar": {"syntax": "lark", "definition": _LARK}},
+                    },
+                }
+            ],
+            "tool_choice": "required",
+        },
         {"messages": [{"role": "user", "content": _IMAGE}], "max_tokens": 2, "structured_outputs": {"regex": "[ab]+"}},
     ],
     "/v1/completions": [
@@ -50,6 +70,14 @@ BODIES: dict[str, list[dict[str, Any]]] = {
         {"model": "default", "input": "Hello", "max_output_tokens": 16, "store": True},
         {"input": [{"role": "user", "content": "Hi"}], "stream": True, "max_output_tokens": 16},
         {"input": "x", "max_output_tokens": 16, "tools": [{"type": "function", "name": "look", "parameters": SCHEMA}]},
+        {
+            "input": "x",
+            "max_output_tokens": 20,
+            "tool_choice": "required",
+            "tools": [
+                {"type": "custom", "name": "sh", "format": {"type": "grammar", "syntax": "lark", "definition": _LARK}}
+            ],
+        },
         {
             "input": "x",
             "max_output_tokens": 40,
