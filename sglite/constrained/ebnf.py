@@ -46,23 +46,23 @@ class _Reader(Source):
         while self._at < len(self._text):
             found = _RULE.match(self._text, self._at)
             if found is None:
-                self._broken("expected 'name ::=' (or 'name:', in Lark's notation)")
+                self.broken("expected 'name ::=' (or 'name:', in Lark's notation)")
             name, start = found["name"], self._at
             if name in rules:
-                self._broken(f"the rule {name!r} is defined twice", start)
+                self.broken(f"the rule {name!r} is defined twice", start)
             self._at = found.end()
             self._space()
             starts[name] = start
             rules[name] = self._alternation()
         for name, at in self._used.items():
             if name not in rules:
-                self._broken(f"the rule {name!r} is not defined", at)
+                self.broken(f"the rule {name!r} is not defined", at)
         if "root" not in rules:
             raise ConstraintError("grammar: there is no rule named 'root' to start from")
         try:
             return Grammar(left_recursion.rewrite(rules), "root")
         except LeftRecursion as error:
-            self._refuse(f"left recursion ({error})", starts[error.cycle[0]])
+            self.refuse(f"left recursion ({error})", starts[error.cycle[0]])
 
     def _alternation(self) -> Node:
         branches = [self._sequence()]
@@ -85,7 +85,7 @@ class _Reader(Source):
         if bounds is None:
             return node
         if self._quantifier() is not None:
-            self._broken("a quantifier follows a quantifier; put the first in parentheses")
+            self.broken("a quantifier follows a quantifier; put the first in parentheses")
         return repeat(node, *bounds)
 
     def _quantifier(self) -> tuple[int, int | None] | None:
@@ -115,11 +115,11 @@ class _Reader(Source):
             return Chars(charset.EVERY)
         found = _NAME.match(self._text, self._at)
         if found is None:
-            self._broken(f"unexpected {char!r}")
+            self.broken(f"unexpected {char!r}")
         self._at = found.end()
         self._space()
         if self._text.startswith("(", self._at) and found[0][0].isupper() and self._at == found.end():
-            self._refuse(f"the extension {found[0]!r}", start)
+            self.refuse(f"the extension {found[0]!r}", start)
         self._used.setdefault(found[0], start)
         return Ref(found[0])
 
@@ -127,10 +127,10 @@ class _Reader(Source):
         self._enter(start)
         self._take("(")
         if self._text.startswith("=", self._at):
-            self._refuse("lookahead", start)
+            self.refuse("lookahead", start)
         node = self._alternation()
         if not self._take(")"):
-            self._broken("missing )", start)
+            self.broken("missing )", start)
         self._depth -= 1
         return node
 
@@ -154,7 +154,7 @@ class _Reader(Source):
                 self._at += 1
                 high = self._char(start, "missing ]")
             if high < low:
-                self._broken(f"the range {low}-{high} is the wrong way round", start)
+                self.broken(f"the range {low}-{high} is the wrong way round", start)
             ranges.append((ord(low), ord(high)))
         self._take("]")
         members: Ranges = charset.make(ranges)
@@ -164,13 +164,13 @@ class _Reader(Source):
         char = self._text[self._at : self._at + 1]
         self._at += 1
         if char in ("", "\n"):
-            self._broken(missing, start)
+            self.broken(missing, start)
         if char == "\\":
             char = self._text[self._at : self._at + 1]
             self._at += 1
             char = self._coded(_HEX[char]) if char in _HEX else _ESCAPES.get(char, char)
         if char == "" or 0xD800 <= ord(char) <= 0xDFFF:
-            self._broken("half a surrogate pair is no character" if char else missing, start)
+            self.broken("half a surrogate pair is no character" if char else missing, start)
         return char
 
     def _coded(self, width: int) -> str:
@@ -181,14 +181,14 @@ class _Reader(Source):
         self._at += 2
         low = self._hex(width)
         if not "\udc00" <= low <= "\udfff":
-            self._broken(f"U+{ord(high):04X} is half a surrogate pair, and no other half follows")
+            self.broken(f"U+{ord(high):04X} is half a surrogate pair, and no other half follows")
         return chr(0x10000 + ((ord(high) - 0xD800) << 10) + (ord(low) - 0xDC00))
 
     def _hex(self, width: int) -> str:
         digits = self._text[self._at : self._at + width]
         if len(digits) != width or not all(d in "0123456789abcdefABCDEF" for d in digits):
-            self._broken(f"{digits!r} is not {width} hexadecimal digits")
+            self.broken(f"{digits!r} is not {width} hexadecimal digits")
         if int(digits, 16) > charset.MAX:
-            self._broken(f"U+{digits} is past the last character")
+            self.broken(f"U+{digits} is past the last character")
         self._at += width
         return chr(int(digits, 16))

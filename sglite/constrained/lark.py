@@ -21,7 +21,7 @@ from sglite.constrained import left_recursion
 from sglite.constrained.budget import Budget
 from sglite.constrained.ebnf import read_ebnf
 from sglite.constrained.grammar import Chars, Grammar, Node, Ref, Text, alt, repeat, seq
-from sglite.constrained.lark_reader import Cat, Definition, Many, Name, Reader, Terminal, Tree, is_lark
+from sglite.constrained.lark_reader import Cat, Definition, Many, Name, Or, Reader, Terminal, Tree, is_lark
 from sglite.constrained.left_recursion import LeftRecursion
 from sglite.constrained.limits import Limits
 from sglite.constrained.spec import ConstraintError
@@ -62,7 +62,9 @@ class _Builder:
     def grammar(self) -> Grammar:
         """Everything. Terminals are rules too; they are checked not to be of themselves."""
         if "start" not in self._definitions:
-            raise ConstraintError("grammar: there is no rule named 'start' to start from")
+            raise ConstraintError(
+                "grammar: there is no rule named 'start' to start from (a rule of GBNF notation is 'name ::=')"
+            )
         if (first := self._definitions["start"]).parameters:
             self._reader.broken("the rule 'start' cannot have parameters", first.at)
         ignored = [self._node(tree, {}, inside=True) for tree in self._reader.ignored]
@@ -160,17 +162,16 @@ def _is_terminal(name: str) -> bool:
     return name.lstrip("_")[:1].isupper()
 
 
+def _inside(tree: Tree) -> tuple[Tree, ...]:
+    if isinstance(tree, Cat | Or):
+        return tree.items
+    return (tree.item,) if isinstance(tree, Many) else tree.arguments if isinstance(tree, Name) else ()
+
+
 def _names(tree: Tree) -> list[str]:
-    if isinstance(tree, Terminal):
-        return []
-    if isinstance(tree, Name):
-        return [tree.name]
-    items = (tree.item,) if isinstance(tree, Many) else tree.items
-    return [name for item in items for name in _names(item)]
+    own = [tree.name] if isinstance(tree, Name) else []
+    return own + [name for item in _inside(tree) for name in _names(item)]
 
 
 def _size(tree: Tree) -> int:
-    if isinstance(tree, Terminal | Name):
-        return 1 + sum(map(_size, tree.arguments if isinstance(tree, Name) else ()))
-    items = (tree.item,) if isinstance(tree, Many) else tree.items
-    return 1 + sum(map(_size, items))
+    return 1 + sum(map(_size, _inside(tree)))

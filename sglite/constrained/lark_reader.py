@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import NoReturn, TypeAlias
+from typing import TypeAlias
 
 from sglite.constrained import charset
 from sglite.constrained.budget import Budget
@@ -106,7 +106,7 @@ class Reader(Source):
             else:
                 self._definition()
             if self._at < len(self._text) and self._text[self._at] not in "\r\n":
-                self._broken(f"unexpected {self._text[self._at]!r}")
+                self.broken(f"unexpected {self._text[self._at]!r}")
             self._lines()
 
     # definitions
@@ -115,7 +115,7 @@ class Reader(Source):
         start = self._at
         found = _HEAD.match(self._text, start)
         if found is None:
-            self._broken("expected 'name:' or a directive")
+            self.broken("expected 'name:' or a directive")
         name = found["name"]
         self._at = found.end()
         self._space()
@@ -124,14 +124,14 @@ class Reader(Source):
             self._at = priority.end()
             self._space()
         if not self._take(":"):
-            self._broken(f"expected ':' after {name!r}")
+            self.broken(f"expected ':' after {name!r}")
         if (found["marks"] or parameters) and name.lstrip("_")[0].isupper():
-            self._broken(f"the terminal {name!r} can have neither ?, ! nor parameters", start)
+            self.broken(f"the terminal {name!r} can have neither ?, ! nor parameters", start)
         self._define(name, self._expansions(lines=True), start, parameters)
 
     def _define(self, name: str, tree: Tree, at: int, parameters: tuple[str, ...] = ()) -> None:
         if name in self.definitions:
-            self._broken(f"{name!r} is defined twice", at)
+            self.broken(f"{name!r} is defined twice", at)
         self.definitions[name] = Definition(tree, at, parameters)
 
     def _parameters(self) -> tuple[str, ...]:
@@ -139,13 +139,13 @@ class Reader(Source):
         while self._take(","):
             names.append(self._name())
         if not self._take("}") or len(set(names)) != len(names):
-            self._broken("parameters are different names with commas between them, in braces")
+            self.broken("parameters are different names with commas between them, in braces")
         return tuple(names)
 
     def _name(self) -> str:
         found = _NAME.match(self._text, self._at)
         if found is None:
-            self._broken("expected a name")
+            self.broken("expected a name")
         self._at = found.end()
         self._space()
         return found[0]
@@ -162,14 +162,14 @@ class Reader(Source):
         elif kind == "import":
             self._import(start)
         elif kind in ("declare", "override", "extend"):
-            self._refuse(f"%{kind}", start)
+            self.refuse(f"%{kind}", start)
         else:
-            self._broken("a directive is %ignore or %import", start)
+            self.broken("a directive is %ignore or %import", start)
 
     def _import(self, start: int) -> None:
         found = _COMMON.match(self._text, self._at)
         if found is None:
-            self._refuse("an import from elsewhere than common", start)
+            self.refuse("an import from elsewhere than common", start)
         self._at = found.end()
         if found[1]:
             name = self._name()
@@ -177,18 +177,18 @@ class Reader(Source):
             self._imported(name, renamed, start)
             return
         if not self._take("("):
-            self._broken("expected 'common.NAME' or 'common (NAME, ...)'")
+            self.broken("expected 'common.NAME' or 'common (NAME, ...)'")
         while True:
             name = self._name()
             self._imported(name, name, start)
             if not self._take(","):
                 break
         if not self._take(")"):
-            self._broken("missing )", start)
+            self.broken("missing )", start)
 
     def _imported(self, name: str, renamed: str, start: int) -> None:
         if name not in COMMON:
-            self._refuse(f"the import of {name!r:.60}, which is not one of {', '.join(sorted(COMMON))},", start)
+            self.refuse(f"the import of {name!r:.60}, which is not one of {', '.join(sorted(COMMON))},", start)
         self._define(renamed, Terminal(terminal_expr(COMMON[name], self._limits)), start)
 
     # expansions
@@ -240,13 +240,13 @@ class Reader(Source):
             return item
         self._space()
         if self._text[self._at : self._at + 1] in ("*", "+", "~"):
-            self._broken("a quantifier follows a quantifier; put the first in parentheses")
+            self.broken("a quantifier follows a quantifier; put the first in parentheses")
         return Many(item, *bounds)
 
     def _atom(self) -> Tree:
         start, char = self._at, self._text[self._at : self._at + 1]
         if not char:
-            self._broken("expected a name, a string or a pattern")
+            self.broken("expected a name, a string or a pattern")
         if char in "([":
             self._enter(start)
             self._at += 1
@@ -254,7 +254,7 @@ class Reader(Source):
             self._lines()
             self._space()
             if not self._take(")" if char == "(" else "]"):
-                self._broken(f"missing {')' if char == '(' else ']'}", start)
+                self.broken(f"missing {')' if char == '(' else ']'}", start)
             self._depth -= 1
             return tree if char == "(" else Many(tree, 0, 1)
         if char == '"':
@@ -262,7 +262,7 @@ class Reader(Source):
         if char == "/":
             return Terminal(self._pattern())
         if _NAME.match(self._text, start) is None:
-            self._broken(f"unexpected {char!r}")
+            self.broken(f"unexpected {char!r}")
         return self._used()
 
     def _used(self) -> Tree:
@@ -274,7 +274,7 @@ class Reader(Source):
         while self._take(","):
             arguments.append(self._atom())
         if not self._take("}"):
-            self._broken("missing }", start)
+            self.broken("missing }", start)
         self._depth -= 1
         return Name(name, start, tuple(arguments))
 
@@ -287,23 +287,23 @@ class Reader(Source):
         if not self._take(".."):
             return terminal_expr(f"(?i:{_META.sub(_quote, low)})", self._limits) if ignore_case else Text(low)
         if not self._text.startswith('"', self._at):
-            self._broken("a range ends with a string")
+            self.broken("a range ends with a string")
         high, ignored = self._quoted()
         if len(low) != 1 or len(high) != 1 or ignore_case or ignored:
-            self._broken("a range is one of single characters", start)
+            self.broken("a range is one of single characters", start)
         if high < low:
-            self._broken(f"the range {low}..{high} is the wrong way round", start)
+            self.broken(f"the range {low}..{high} is the wrong way round", start)
         return Chars(charset.make([(ord(low), ord(high))]))
 
     def _quoted(self) -> tuple[str, str]:
         found = _STRING.match(self._text, self._at)
         if found is None:
-            self._broken('missing ", or something behind it that is no flag')
+            self.broken('missing ", or something behind it that is no flag')
         text = _ESCAPE.sub(self._character, found[1])
         if not text:
-            self._broken("an empty string is no terminal; write [...] or ? around what may be left out")
+            self.broken("an empty string is no terminal; write [...] or ? around what may be left out")
         if any("\ud800" <= char <= "\udfff" for char in text):
-            self._broken("half a surrogate pair is no character")
+            self.broken("half a surrogate pair is no character")
         self._at = found.end()
         self._space()
         return text, found[2]
@@ -311,10 +311,10 @@ class Reader(Source):
     def _pattern(self) -> Node:
         start, found = self._at, _PATTERN.match(self._text, self._at)
         if found is None:
-            self._broken("missing / at the end of a pattern")
+            self.broken("missing / at the end of a pattern")
         flags = "".join(sorted(set(found[2]) - {"u"}))
         if set(flags) & set("lx"):
-            self._refuse(f"the flag {'l' if 'l' in flags else 'x'!r} of a pattern", start)
+            self.refuse(f"the flag {'l' if 'l' in flags else 'x'!r} of a pattern", start)
         written = _ESCAPE.sub(self._in_pattern, found[1])
         try:
             node = terminal_expr(f"(?{flags}:{written})" if flags else written, self._limits, budget=self._budget)
@@ -331,7 +331,7 @@ class Reader(Source):
         if char is None:
             return self._numbered(found)
         if char in "xuU":
-            self._broken(f"\\{char} needs its hexadecimal digits")
+            self.broken(f"\\{char} needs its hexadecimal digits")
         return _CONTROLS.get(char) or (char if char in '"\\' else found[0])
 
     def _in_pattern(self, found: re.Match[str]) -> str:
@@ -344,7 +344,7 @@ class Reader(Source):
     def _numbered(self, found: re.Match[str]) -> str:
         number = int(found[1] or found[2] or found[3], 16)
         if number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
-            self._broken(f"{found[0]} is no character")
+            self.broken(f"{found[0]} is no character")
         return chr(number)
 
     # spaces
@@ -356,14 +356,6 @@ class Reader(Source):
             if self._text[self._at : self._at + 1] not in ("\r", "\n"):
                 return
             self._at += 1
-
-    def broken(self, what: str, at: int) -> NoReturn:
-        """Raises the error of something at a place."""
-        self._broken(what, at)
-
-    def refuse(self, what: str, at: int) -> NoReturn:
-        """Raises the refusal of something at a place."""
-        self._refuse(what, at)
 
 
 def _quote(found: re.Match[str]) -> str:

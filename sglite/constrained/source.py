@@ -39,22 +39,24 @@ class Source:
         """One level deeper; who enters leaves by ``_depth``."""
         self._depth += 1
         if self._depth > self._limits.max_depth:
-            self._refuse(f"nesting deeper than {self._limits.max_depth}", start)
+            self.refuse(f"nesting deeper than {self._limits.max_depth}", start)
 
     def _check_counts(self, low: int, high: int | None, written: str) -> None:
         """Those of a repetition."""
         if high is not None and high < low:
-            self._broken(f"the range {written} is the wrong way round")
+            self.broken(f"the range {written} is the wrong way round")
         if max(low, high or 0) > self._limits.max_repeat:
-            self._refuse(f"a repetition of {max(low, high or 0)}, more than {self._limits.max_repeat},", self._at)
+            self.refuse(f"a repetition of {max(low, high or 0)}, more than {self._limits.max_repeat},", self._at)
 
     def _place(self, at: int | None) -> str:
         before = self._text[: self._at if at is None else at]
         return f"line {before.count(chr(10)) + 1} column {len(before) - before.rfind(chr(10))}"
 
-    def _broken(self, what: str, at: int | None = None) -> NoReturn:
+    def broken(self, what: str, at: int | None = None) -> NoReturn:
+        """Raises the error of something at a place; ``None``: here."""
         raise ConstraintError(f"grammar, {self._place(at)}: {what}")
 
-    def _refuse(self, what: str, at: int) -> NoReturn:
+    def refuse(self, what: str, at: int) -> NoReturn:
+        """Raises the refusal of something at a place."""
         told = f"grammar, {self._place(at)}: {what} is not enforced; write it another way"
         raise ConstraintRefused(told, keyword=self.keyword)

@@ -124,7 +124,7 @@ def test_right_calls_pass_and_wrong_ones_do_not(judge: Judge, form: ToolFormat, 
             assert not judge.accepts(free, form.write(content, [call]))
 
 
-@pytest.mark.parametrize("name", [*(form.name for form in FORMATS), "qwen3_coder", "glm45", "deepseekv32"])
+@pytest.mark.parametrize("name", [form.name for form in TOOL_FORMATS])
 @pytest.mark.parametrize("grammar", ['start: "a"~1..2 X?\nX: "\\n\\"" | "é"', 'root ::= "a"{1,2} ("\\n\\"" | "é")?'])
 def test_a_text_with_a_grammar_is_a_text_of_it(judge: Judge, name: str, grammar: str) -> None:
     form = tool_format(name)
@@ -139,7 +139,7 @@ def test_a_text_with_a_grammar_is_a_text_of_it(judge: Judge, name: str, grammar:
         assert (called, json.loads(arguments)) == ("write", {"input": text})
 
 
-@pytest.mark.parametrize("name", ["qwen3_coder", "glm45", "deepseekv32"])
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm45", "deepseekv32", "deepseekv4", "deepseekv41"])
 @pytest.mark.parametrize("terminal", ['"a<b"', "/[^a]/", '"!".."~"'])
 def test_a_text_that_may_hold_what_ends_an_argument_is_refused(judge: Judge, name: str, terminal: str) -> None:
     schema = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}

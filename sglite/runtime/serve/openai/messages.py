@@ -183,7 +183,7 @@ def read_tools(fields: Fields, *, custom: bool = False) -> tuple[tuple[Tool, ...
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise Refused(400, f"tools has two functions called {twice!r}", param="tools")
-    return tools, [_as_template_reads(tool) for tool in found]
+    return tools, [_as_template_reads(given, tool) for given, tool in zip(found, tools, strict=True)]
 
 
 def custom_names(fields: Fields) -> frozenset[str]:
@@ -228,13 +228,11 @@ def function_tool(function: dict[str, Any], where: str) -> Tool:
     )
 
 
-def _as_template_reads(tool: dict[str, Any]) -> dict[str, Any]:
+def _as_template_reads(given: dict[str, Any], tool: Tool) -> dict[str, Any]:
     """Templates know type, name, description and parameters; absent ones as they were meant."""
-    if tool.get("type") == "custom":
-        parameters, _ = text_parameters(Fields(tool["custom"]))
-        tool = {"function": {**tool["custom"], "parameters": parameters, "format": None}}
-    function = {k: v for k, v in tool["function"].items() if v is not None and k != "strict"}
-    function.setdefault("description", "")
+    said = given["function"] if given.get("type") != "custom" else {"name": tool.name, "parameters": tool.parameters}
+    function = {k: v for k, v in said.items() if v is not None and k != "strict"}
+    function.setdefault("description", tool.description)
     function.setdefault("parameters", {"type": "object", "properties": {}})
     return {"type": "function", "function": function}
 
